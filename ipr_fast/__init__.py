@@ -1,0 +1,29 @@
+"""Iterative Partial Refinement of sequential diffusion samples, for many chains at once."""
+
+from ipr_fast import models, reference
+from ipr_fast.masks import all_patches, fixed_patches, random_patches
+from ipr_fast.models.checkpoints import bundled_models, load_model, save_model
+from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.patches import ActivePatches, PatchGrid
+from ipr_fast.refine import generate_batch, refine_batch
+from ipr_fast.schedule import Schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivePatches",
+    "Denoiser",
+    "PatchGrid",
+    "Prediction",
+    "Schedule",
+    "all_patches",
+    "bundled_models",
+    "fixed_patches",
+    "generate_batch",
+    "load_model",
+    "models",
+    "random_patches",
+    "reference",
+    "refine_batch",
+    "save_model",
+]

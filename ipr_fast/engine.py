@@ -1,0 +1,181 @@
+"""The engine: all chains of a batch at once, on any device.
+
+A regeneration is: take the active patches, replace them by noise, prepare the model, tick T times. Between the first
+tick and the last nothing looks at the data from the host, no shape depends on data and all state lives in buffers
+that are allocated once, so that a tick can be captured and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipr_fast.kernels.advance import advance
+from ipr_fast.kernels.denoise import denoise
+from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE
+from ipr_fast.kernels.renoise import renoise
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.patches import ActivePatches
+from ipr_fast.schedule import Schedule
+from ipr_fast.trace import span
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to denoise: the schedule, eta, tau and the seed."""
+
+    schedule: Schedule
+    stochasticity: float = 0.5
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """The buffers of one regeneration with A slots a chain."""
+
+    active: ActivePatches
+    level: Tensor  # (B, A) float32
+    next_level: Tensor  # (B, A) float32
+    start: Tensor  # (B, A) int32, -1 while waiting
+
+    @classmethod
+    def allocate(cls, batch: int, slots: int, device: torch.device) -> SlotState:
+        def buffer(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        active = ActivePatches(buffer(batch, slots, dtype=torch.int32), buffer(batch, dtype=torch.int32))
+        levels = (buffer(batch, slots, dtype=torch.float32) for _ in range(2))
+        return cls(active, *levels, buffer(batch, slots, dtype=torch.int32))
+
+    def reset(self, mask: Tensor) -> None:
+        """The patches of `mask` (B, N) become active: pure noise, and waiting."""
+        self.active.assign(mask)
+        self.level.copy_(self.active.occupied)
+        self.start.fill_(-1)
+
+
+@dataclass(frozen=True)
+class ChainState:
+    """The buffers of B chains."""
+
+    patches: Tensor  # (B, N, P) float32
+    chain_ids: Tensor  # (B,) int64
+    step: Tensor  # () int64, of the regeneration under way
+    iteration: Tensor  # () int64
+
+    @classmethod
+    def allocate(cls, patches: Tensor, chain_ids: Tensor) -> ChainState:
+        device = patches.device
+        counters = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        return cls(patches.float().contiguous(), chain_ids, *counters)
+
+
+class Engine:
+    """B chains under one model and one way of sampling.
+
+    patches (B, N, P) are copied to float32; chain_ids (B,) int64 name the chains' random numbers. Everything is on one
+    device.
+    """
+
+    def __init__(self, model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
+        self.model, self.sampling = model, sampling
+        self.chains = ChainState.allocate(patches.clone(), chain_ids)
+        self.tables = sampling.schedule.tables(patches.shape[1]).to(patches.device)
+        self._slots: dict[int, SlotState] = {}
+        self._contexts: dict[int, Any] = {}
+
+    @property
+    def patches(self) -> Tensor:
+        """The chains as they are now, (B, N, P) float32: the engine's own buffer."""
+        return self.chains.patches
+
+    @property
+    def iteration(self) -> Tensor:
+        """The iteration's number as a scalar tensor on the device, for mask policies."""
+        return self.chains.iteration
+
+    def begin(self, iteration: int) -> None:
+        """Set the iteration that the next random numbers belong to; 0 is the initial generation."""
+        self.chains.iteration.fill_(iteration)
+
+    @torch.no_grad()
+    def regenerate(
+        self, mask: Tensor, most_active: int, *, initial: bool = False, on_step: Callable[[], object] | None = None
+    ) -> None:
+        """Replace the patches of `mask` (B, N) by noise and denoise them, given the others.
+
+        most_active: a number that no chain's count of active patches exceeds; it sets the slots and the steps.
+        """
+        num_steps = self.sampling.schedule.steps(most_active)
+        if num_steps == 0 or not len(mask):
+            return
+        slots = self._slot_state(most_active)
+        slots.reset(mask)
+        stream = STREAM_INITIAL if initial else STREAM_RENOISE
+        chains = self.chains
+        renoise(
+            chains.patches,
+            slots.active.index,
+            seed=self.sampling.seed,
+            stream=stream,
+            iteration=chains.iteration,
+            chain_ids=chains.chain_ids,
+        )
+        chains.step.zero_()
+        context = self._prepare(slots)
+        for _ in range(num_steps):
+            with span("tick"):
+                self.tick(slots, context)
+            if on_step is not None:
+                on_step()
+
+    def tick(self, slots: SlotState, context: dict[str, Any]) -> None:
+        """One step: a denoiser call, the schedule, the update of the moving patches."""
+        chains, sampling, active = self.chains, self.sampling, slots.active
+        prediction = self.model(chains.patches, slots.level, active, **context)
+        advance(
+            slots.start,
+            slots.next_level,
+            occupied=active.occupied,
+            count=active.count,
+            step=chains.step,
+            log_variance=prediction.log_variance,
+            **self.tables._asdict(),
+        )
+        denoise(
+            chains.patches,
+            index=active.index,
+            level=slots.level,
+            next_level=slots.next_level,
+            velocity=prediction.velocity,
+            variance_mix=prediction.variance_mix,
+            stochasticity=sampling.stochasticity,
+            temperature=sampling.temperature,
+            seed=sampling.seed,
+            step=chains.step,
+            iteration=chains.iteration,
+            chain_ids=chains.chain_ids,
+        )
+        slots.level.copy_(slots.next_level)
+        chains.step.add_(1)
+
+    def _prepare(self, slots: SlotState) -> dict[str, Any]:
+        """What the model computes once an iteration, as keyword arguments of its calls."""
+        if not hasattr(self.model, "prepare"):
+            return {}
+        width = slots.level.shape[1]
+        with span("prepare"):
+            context = self.model.prepare(self.chains.patches, slots.active, out=self._contexts.get(width))
+        self._contexts[width] = context
+        return {"context": context}
+
+    def _slot_state(self, slots: int) -> SlotState:
+        if slots not in self._slots:
+            patches = self.chains.patches
+            self._slots[slots] = SlotState.allocate(len(patches), slots, patches.device)
+        return self._slots[slots]

@@ -1,0 +1,115 @@
+"""Mask policies: which patches an iteration renoises, decided on the device.
+
+`refine_batch` takes these or any callable `mask_fn(x, iteration)`. A policy chooses among each chain's free patches and
+tells in advance how many it can choose at the most, so the engine needs no look at the data.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipr_fast.kernels.renoise import choose_patches
+from ipr_fast.patches import PatchGrid
+
+
+class MaskPolicy(ABC):
+    """A rule made of tensor operations, with no host round trip."""
+
+    @abstractmethod
+    def sizes(self, free: Tensor) -> Tensor:
+        """(B,) int64: how many patches the rule chooses, at most, given the free ones (B, N) bool."""
+
+    @abstractmethod
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        """The mask (B, N) bool of the patches to renoise; `iteration` is a scalar tensor."""
+
+    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> MaskPolicy:
+        """The policy for these samples. Raises ValueError when it does not fit them."""
+        return self
+
+
+@dataclass(frozen=True)
+class RandomPatches(MaskPolicy):
+    """See `random_patches`."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
+
+    def sizes(self, free: Tensor) -> Tensor:
+        num_patches = free.shape[1]
+        table = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, num_patches + 1))]
+        return torch.tensor(table, device=free.device)[free.sum(1)]
+
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        return choose_patches(free, self.sizes(free), seed=seed, iteration=iteration, chain_ids=chain_ids)
+
+
+@dataclass(frozen=True)
+class AllPatches(MaskPolicy):
+    """See `all_patches`."""
+
+    def sizes(self, free: Tensor) -> Tensor:
+        return free.sum(1)
+
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        return free
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPatches(MaskPolicy):
+    """See `fixed_patches`."""
+
+    mask: Tensor
+
+    def sizes(self, free: Tensor) -> Tensor:
+        return (free & self.mask).sum(1)
+
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        return free & self.mask
+
+    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> FixedPatches:
+        n, plane = grid.num_patches, (grid.grid_h, grid.grid_w)
+        if self.mask.dtype != torch.bool:  # patch ids
+            if self.mask.numel() and not 0 <= int(self.mask.min()) <= int(self.mask.max()) < n:
+                raise ValueError(f"fixed_patches: patch ids must lie in 0..{n - 1}, got {self.mask.tolist()}")
+            mask = torch.zeros(n, dtype=torch.bool).index_fill_(0, self.mask.cpu(), True)
+        else:
+            mask = self.mask
+        shapes = ((n,), plane, (batch, n), (batch, *plane))
+        if tuple(mask.shape) not in shapes:
+            raise ValueError(f"fixed_patches: the mask must have one of the shapes {shapes}, got {tuple(mask.shape)}")
+        return FixedPatches(mask.reshape(-1, n).expand(batch, n).to(device))
+
+
+def random_patches(ratio: float = 0.25) -> MaskPolicy:
+    """A fresh random subset of each chain's free patches every iteration, of size max(1, floor(ratio * free)).
+
+    ratio: in (0, 1]; 0.25 is the setting of Kang et al. 2026. The choice depends on seed, chain id and iteration alone.
+    """
+    return RandomPatches(ratio)
+
+
+def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
+    """The same patches every iteration.
+
+    patches: a bool mask (N,), (grid_h, grid_w), (B, N) or (B, grid_h, grid_w), or a sequence of patch ids. Known
+    patches are left out.
+    """
+    mask = patches if isinstance(patches, Tensor) else torch.tensor(list(patches), dtype=torch.int64)
+    if mask.dtype != torch.bool and (mask.ndim != 1 or mask.is_floating_point() or mask.is_complex()):
+        raise ValueError(f"patches must be a bool mask or patch ids, got {tuple(mask.shape)} of {mask.dtype}")
+    return FixedPatches(mask if mask.dtype == torch.bool else mask.long())
+
+
+def all_patches() -> MaskPolicy:
+    """Every free patch: each iteration starts again from noise. The control that tells refinement from mere compute."""
+    return AllPatches()

@@ -1,0 +1,49 @@
+"""What the engine asks of a model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ipr_fast.patches import ActivePatches, PatchGrid
+
+
+class Prediction(NamedTuple):
+    """A denoiser's output for n patches a chain: all N of them, or the A active slots.
+
+    velocity      (B, n, P)  u = eps - x
+    variance_mix  (B, n, P)  v in [0, 1], or None: the posterior's small standard deviation is used
+    log_variance  (B, n)     the model's uncertainty, or None: waiting patches start in the order of their ids
+    """
+
+    velocity: Tensor
+    variance_mix: Tensor | None = None
+    log_variance: Tensor | None = None
+
+    def at(self, active: ActivePatches) -> Prediction:
+        """The predictions of all patches, gathered to the active slots."""
+        return Prediction(*(None if field is None else active.gather(field) for field in self))
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A model of a sequential diffusion process: any callable with a `grid`.
+
+    `model(patches, levels, active=None)` gets patches (B, N, P) float32 and, without `active`, levels (B, N) in [0, 1];
+    it returns the Prediction of all N patches. With `active`, levels are those of the slots (B, A), every other patch
+    is clean context, and the Prediction is that of the slots; what it holds for padding slots does not matter.
+
+    A model may also have
+
+    - `prepare(patches, active, out=None) -> context`, called once per iteration: whatever depends on the clean context
+      alone. It then takes `model(patches, levels, active, context=context)`. `out` is an earlier iteration's context of
+      the same shapes, to be overwritten and returned.
+    - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`), its defaults.
+    """
+
+    grid: PatchGrid
+
+    def __call__(
+        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **context: Any
+    ) -> Prediction: ...

@@ -1,0 +1,255 @@
+"""A transformer over patches with partial attention.
+
+Tokens are patches. A token is either context (clean, given) or active (being regenerated). Context tokens attend to
+context tokens only, active tokens to all. So nothing that an active token does reaches the context: the context's keys
+and values stay the same for a whole iteration. `prepare` computes them once, and each call with that context runs the
+network for the A active tokens only. The model is trained under the same rule, so this is exact.
+
+Each token's level and role enter through LayerNorm's scale, shift and a gate (Peebles & Xie 2023), from one
+projection that all layers share plus a learned table for each layer (Chen et al. 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ipr_fast.models.denoiser import Prediction
+from ipr_fast.patches import ActivePatches, PatchGrid
+from ipr_fast.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class PatchTransformerConfig:
+    """The shape of a PatchTransformer. `box_size` > 0 adds an embedding of the box that a patch lies in (Sudoku)."""
+
+    channels: int
+    image_size: int
+    patch_size: int
+    width: int = 96
+    depth: int = 5
+    num_heads: int = 6
+    mlp_ratio: int = 4
+    box_size: int = 0
+    level_features: int = 64
+    generate_schedule: tuple[int, float] = (3, 0.0)
+    refine_schedule: tuple[int, float] = (10, 0.8)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "num_heads", "mlp_ratio", "level_features"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if self.width % self.num_heads or self.level_features % 2:
+            raise ValueError(
+                f"num_heads must divide width and level_features be even, got {self.num_heads}, {self.width} and "
+                f"{self.level_features}"
+            )
+        size = self.box_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size and self.grid_size % size):
+            raise ValueError(f"box_size must be 0 or divide the grid's {self.grid_size} patches, got {self.box_size!r}")
+        for name in ("generate_schedule", "refine_schedule"):  # JSON brings lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def grid_size(self) -> int:
+        return self.image_size // self.patch_size
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class ContextCache(NamedTuple):
+    """Keys and values of every layer, (depth, B * N + 1, width) each; the last row is spare, for padding slots."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class PatchTransformer(nn.Module):
+    """A Denoiser for patches (B, N, P) of `config`'s grid; see the module's text for its attention rule."""
+
+    def __init__(self, config: PatchTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
+        self.generate_schedule = Schedule(*config.generate_schedule)
+        self.refine_schedule = Schedule(*config.refine_schedule)
+        width, numel = config.width, self.grid.patch_numel
+        self.patch_in = nn.Linear(numel, width)
+        self.position = PositionEmbedding(self.grid, width, config.box_size)
+        self.role = nn.Embedding(2, width)  # 0 context, 1 active
+        self.condition = LevelEmbedding(config.level_features, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.layers = nn.ModuleList(Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
+        for layer in (self.modulation, self.modulation_out, self.patch_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        patches: Tensor,
+        levels: Tensor,
+        active: ActivePatches | None = None,
+        *,
+        context: ContextCache | None = None,
+    ) -> Prediction:
+        """Predict all patches (levels (B, N), every one active), or the active slots (levels (B, A)).
+
+        With `context` from `prepare` only the slots' tokens are computed; without it, all tokens are: the same numbers
+        to rounding, and slower.
+        """
+        if active is None:
+            return self.predict(patches, levels, torch.ones_like(levels, dtype=torch.bool))
+        if context is not None:
+            return self._predict_slots(patches, levels, active, context)
+        num_patches = patches.shape[1]
+        is_active = active.scatter(active.occupied, num_patches, fill=False)
+        levels = active.scatter(levels, num_patches)
+        return self.predict(patches, levels, is_active).at(active)
+
+    def predict(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> Prediction:
+        """Predict all N patches, given every token's level (B, N) and role (B, N) bool; the form used in training.
+
+        A context token's level must be 0. Its prediction is computed and means nothing.
+        """
+        position = torch.arange(patches.shape[1], device=patches.device)
+        h, condition = self._embed(patches, levels, position, is_active.long())
+        shared = self.modulation(condition)
+        may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
+        for layer in self.layers:
+            steps = layer.modulate(shared)
+            q, k, v = layer.project(h, steps)
+            h = layer.finish(h, steps, layer.attend(q, k, v, may_attend))
+        return self._read_out(h, condition)
+
+    def prepare(self, patches: Tensor, active: ActivePatches, out: ContextCache | None = None) -> ContextCache:
+        """The context's keys and values; rows of active patches hold nothing of use until a call overwrites them."""
+        batch, num_patches, _ = patches.shape
+        if out is None:
+            shape = (self.config.depth, batch * num_patches + 1, self.config.width)
+            out = ContextCache(patches.new_zeros(shape), patches.new_zeros(shape))
+        is_active = active.scatter(active.occupied, num_patches, fill=False)
+        # A chain without context lets its tokens attend to each other, since a softmax over nothing is NaN.
+        may_attend = (~is_active | is_active.all(1, keepdim=True))[:, None, None, :]
+        position = torch.arange(num_patches, device=patches.device)
+        zero = torch.zeros_like(is_active)
+        h, condition = self._embed(patches, zero.to(patches.dtype), position, zero.long())
+        shared = self.modulation(condition)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            steps = layer.modulate(shared)
+            q, k, v = layer.project(h, steps)
+            out.keys[i, :-1].view_as(k).copy_(k)
+            out.values[i, :-1].view_as(v).copy_(v)
+            if i < last:  # nothing reads the context's last output
+                h = layer.finish(h, steps, layer.attend(q, k, v, may_attend))
+        return out
+
+    def _predict_slots(
+        self, patches: Tensor, levels: Tensor, active: ActivePatches, context: ContextCache
+    ) -> Prediction:
+        batch, num_patches = patches.shape[:2]
+        rows = active.rows(num_patches).flatten()
+        h, condition = self._embed(
+            active.gather(patches), levels, active.index.clamp(min=0), torch.ones_like(active.index)
+        )
+        shared = self.modulation(condition)
+        for layer, keys, values in zip(self.layers, context.keys, context.values, strict=True):
+            steps = layer.modulate(shared)
+            q, k, v = layer.project(h, steps)
+            keys.index_copy_(0, rows, k.flatten(0, 1))
+            values.index_copy_(0, rows, v.flatten(0, 1))
+            k, v = (cache[:-1].view(batch, num_patches, -1) for cache in (keys, values))
+            h = layer.finish(h, steps, layer.attend(q, k, v))
+        return self._read_out(h, condition)
+
+    def _embed(self, patches: Tensor, levels: Tensor, position: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
+        role_embedding = self.role(role)
+        h = self.patch_in(patches) + self.position(position) + role_embedding
+        return h, F.silu(self.condition(levels) + role_embedding)
+
+    def _read_out(self, h: Tensor, condition: Tensor) -> Prediction:
+        scale, shift = self.modulation_out(condition).chunk(2, dim=-1)
+        out = self.patch_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        numel = self.grid.patch_numel
+        velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
+        return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each with modulated norm and gate; split so that keys and values can come from a cache."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_in = nn.Linear(width, mlp_ratio * width)
+        self.mlp_out = nn.Linear(mlp_ratio * width, width)
+        self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
+
+    def modulate(self, shared: Tensor) -> tuple[Tensor, ...]:
+        """This layer's (scale, shift, gate) for attention and for the MLP."""
+        return (shared + self.table).chunk(6, dim=-1)
+
+    def project(self, h: Tensor, steps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        scale, shift, *_ = steps
+        return self.qkv(torch.addcmul(shift, self.norm(h), 1 + scale)).chunk(3, dim=-1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None = None) -> Tensor:
+        """Attention of tokens (B, n, width) over keys and values (B, m, width)."""
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
+
+    def finish(self, h: Tensor, steps: tuple[Tensor, ...], attended: Tensor) -> Tensor:
+        _, _, gate, mlp_scale, mlp_shift, mlp_gate = steps
+        h = torch.addcmul(h, gate, self.attention_out(attended))
+        hidden = F.gelu(self.mlp_in(torch.addcmul(mlp_shift, self.norm(h), 1 + mlp_scale)), approximate="tanh")
+        return torch.addcmul(h, mlp_gate, self.mlp_out(hidden))
+
+
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of a patch's row, column and, where there are boxes, its box."""
+
+    def __init__(self, grid: PatchGrid, width: int, box_size: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(grid.grid_h, width) * 0.5)
+        self.columns = nn.Parameter(torch.randn(grid.grid_w, width) * 0.5)
+        row, column = torch.arange(grid.num_patches) // grid.grid_w, torch.arange(grid.num_patches) % grid.grid_w
+        self.register_buffer("row", row, persistent=False)
+        self.register_buffer("column", column, persistent=False)
+        self.boxes = None
+        if box_size:
+            across = grid.grid_w // box_size
+            self.boxes = nn.Parameter(torch.randn(across * (grid.grid_h // box_size), width) * 0.5)
+            self.register_buffer("box", (row // box_size) * across + column // box_size, persistent=False)
+
+    def forward(self, position: Tensor) -> Tensor:
+        table = self.rows[self.row] + self.columns[self.column]
+        if self.boxes is not None:
+            table = table + self.boxes[self.box]
+        return F.embedding(position, table)
+
+
+class LevelEmbedding(nn.Module):
+    """Sinusoidal features of a level in [0, 1], then a small MLP."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        frequencies = 1000.0 * torch.exp(-math.log(10000.0) * torch.arange(features // 2) / (features // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, levels: Tensor) -> Tensor:
+        angle = levels[..., None] * self.frequencies
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))

@@ -1,0 +1,119 @@
+"""The algorithm as it is defined, for one chain, slowly: the specification that tests compare the engine with.
+
+Nothing here is shared with the engine but the model, the schedule's integers and the definition of the random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ipr_fast import flow
+from ipr_fast.engine import Sampling
+from ipr_fast.kernels import philox
+from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.patches import ActivePatches
+from ipr_fast.schedule import Schedule
+
+
+@torch.no_grad()
+def regenerate(
+    model: Denoiser,
+    patches: Tensor,
+    unknown: Tensor,
+    schedule: Schedule,
+    *,
+    stochasticity: float,
+    temperature: float = 1.0,
+    noise: Callable[[int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Denoise the unknown patches of one chain from pure noise, given the others.
+
+    patches (N, P): the unknown ones hold noise already. unknown (N,) bool. noise(step) -> (N, P), the posterior noise.
+    Returns the patches (N, P) and the levels (T + 1, N) before the first and after each step.
+    """
+    patches = patches.clone()
+    num_active = int(unknown.sum())
+    num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)
+    level = unknown.to(patches.dtype)
+    started_at: dict[int, int] = {}
+    waiting = unknown.nonzero().flatten().tolist()
+    levels = [level]
+
+    for step in range(num_steps):
+        velocity, mix, log_variance = _predict(model, patches, level, unknown)
+
+        for _ in range(starts.count(step)):
+            certain = waiting[0] if log_variance is None else min(waiting, key=lambda n: float(log_variance[n]))
+            waiting.remove(certain)
+            started_at[certain] = step
+
+        next_level = level.clone()
+        for n, start in started_at.items():
+            next_level[n] = torch.tensor(block - (step + 1 - start), dtype=level.dtype) / block
+        next_level = next_level.clamp(0, 1) if step + 1 < num_steps else torch.zeros_like(level)
+
+        patches = flow.posterior_step(
+            patches,
+            velocity,
+            mix,
+            level[:, None],
+            next_level[:, None],
+            noise(step),
+            eta=stochasticity,
+            tau=temperature,
+        )
+        level = next_level
+        levels.append(level)
+    return patches, torch.stack(levels)
+
+
+def _predict(model: Denoiser, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
+    """The model's prediction for one chain, spread over all N patches; 0 where the patch is not active."""
+    active = ActivePatches.from_mask(unknown[None])
+    prediction = model(patches[None], active.gather(level[None]), active)
+    fields = (None if field is None else active.scatter(field.float(), len(unknown))[0] for field in prediction)
+    return Prediction(*fields)
+
+
+class ReferenceEngine:
+    """Chains one after another through `regenerate`, with the engine's random numbers; slow, for comparison."""
+
+    def __init__(self, model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
+        self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
+        self.patches = patches.float()
+        self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
+
+    def begin(self, iteration: int) -> None:
+        self.iteration.fill_(iteration)
+
+    def regenerate(
+        self, mask: Tensor, most_active: int, *, initial: bool = False, on_step: Callable[[], object] | None = None
+    ) -> None:
+        stream = philox.STREAM_INITIAL if initial else philox.STREAM_RENOISE
+        refined = [self._regenerate_chain(chain, mask[chain], stream) for chain in range(len(mask))]
+        self.patches = torch.stack(refined) if refined else self.patches
+        for _ in range(self.sampling.schedule.steps(most_active) if on_step is not None else 0):
+            on_step()
+
+    def _regenerate_chain(self, chain: int, unknown: Tensor, stream: int) -> Tensor:
+        patches, sampling = self.patches[chain], self.sampling
+
+        def normals(stream: int, step: int) -> Tensor:
+            ids = torch.arange(len(patches), device=patches.device)[None]
+            chain_id, numel = self.chain_ids[chain : chain + 1], patches.shape[-1]
+            return philox.patch_normals(sampling.seed, stream, step, self.iteration, chain_id, ids, numel)[0]
+
+        noised = torch.where(unknown[:, None], normals(stream, 0), patches)
+        refined, _ = regenerate(
+            self.model,
+            noised,
+            unknown,
+            sampling.schedule,
+            stochasticity=sampling.stochasticity,
+            temperature=sampling.temperature,
+            noise=lambda step: normals(philox.STREAM_POSTERIOR, step),
+        )
+        return refined

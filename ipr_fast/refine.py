@@ -1,0 +1,260 @@
+"""The public calls: check the input, pick model and backend, run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ipr_fast import checks
+from ipr_fast.engine import Engine, Sampling
+from ipr_fast.masks import MaskPolicy
+from ipr_fast.models.checkpoints import bundled_model_for, load_model
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.patches import PatchGrid
+from ipr_fast.reference import ReferenceEngine
+from ipr_fast.schedule import Schedule
+from ipr_fast.trace import span
+
+MaskFn = Callable[[Tensor, int], Tensor]
+Callback = Callable[[int, Tensor], "Tensor | None"]
+
+BACKENDS = {"auto": Engine, "torch": Engine, "reference": ReferenceEngine}
+DEFAULT_MODEL = "digit-sudoku-4x4"
+DEFAULT_REFINE_SCHEDULE = Schedule(10, 0.8)
+DEFAULT_GENERATE_SCHEDULE = Schedule(3, 0.0)
+
+
+def refine_batch(
+    x: Tensor,
+    mask_fn: MaskPolicy | MaskFn,
+    iters: int = 50,
+    *,
+    model: Denoiser | None = None,
+    known: Tensor | None = None,
+    schedule: Schedule | None = None,
+    stochasticity: float = 0.5,
+    temperature: float = 1.0,
+    seed: int = 0,
+    chain_ids: Tensor | None = None,
+    first_iteration: int = 1,
+    callback: Callback | None = None,
+    progress: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Refine finished samples: `iters` times renoise some patches of each and regenerate them given the rest.
+
+    x: float images (B, C, H, W) in [-1, 1]; left alone.
+    mask_fn: a policy such as `random_patches(0.25)`, or a callable `mask_fn(x, iteration)` that returns a bool mask
+        (B, N) or (B, grid_h, grid_w), True = renoise. It is intersected with the free patches; a chain with nothing
+        selected keeps its values for that iteration.
+    iters: iterations, >= 0. They are numbered `first_iteration`, `first_iteration + 1`, ...
+    model: a Denoiser on the device of x; by default the bundled one whose sample shape fits x.
+    known: bool (B, N) or (B, grid_h, grid_w), patches that are never renoised nor written.
+    schedule: by default the model's `refine_schedule`, else Schedule(10, 0.8).
+    stochasticity: eta in [0, 1]. temperature: tau >= 0, a factor on the posterior noise.
+    seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
+        seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50.
+    callback: called as callback(iteration, x) after each iteration; where it returns a bool (B,) tensor, the chains
+        that are True are frozen for the rest of the call.
+    progress: show a progress bar.
+    backend: "auto" and "torch" run the batched engine, "reference" the slow definition, one chain at a time.
+
+    Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
+    Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected. When
+    mask_fn or callback raises, a RuntimeError names it, with the original as its cause.
+    Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
+    """
+    checks.images("x", x)
+    model, grid = _resolve_model(model, x)
+    checks.images("x", x, grid.sample_shape)
+    checks.integer("iters", iters, 0)
+    checks.integer("first_iteration", first_iteration, 1)
+    if schedule is None:
+        schedule = getattr(model, "refine_schedule", DEFAULT_REFINE_SCHEDULE)
+    sampling = _sampling(schedule, stochasticity, temperature, seed)
+    checks.counters(grid, sampling.schedule, first_iteration, iters)
+    free = _free_patches(known, len(x), grid, x.device)
+    ids = checks.chain_ids(chain_ids, len(x), x.device)
+    engine_type = _backend(backend)
+    select = _Selector(mask_fn, grid, free)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback must be callable, got {type(callback).__name__}")
+    if not len(x) or not iters:
+        return x.clone()
+
+    given = grid.to_patches(x)
+    touched = torch.zeros_like(free)
+    engine = engine_type(model, given, ids, sampling)
+
+    def images() -> Tensor:
+        return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), given))
+
+    iterations = range(first_iteration, first_iteration + iters)
+    with span("refine_batch"):
+        for iteration in tqdm(iterations, desc="refine", unit="iteration", disable=not progress):
+            with span("iteration"):
+                engine.begin(iteration)
+                mask, most_active = select(engine, images, ids, sampling.seed, iteration)
+                engine.regenerate(mask, most_active)
+                touched |= mask
+            if callback is not None and select.freeze(_call_back(callback, iteration, images())):
+                break
+    return images()
+
+
+def generate_batch(
+    batch_size: int,
+    *,
+    model: Denoiser | None = None,
+    known: Tensor | None = None,
+    known_values: Tensor | None = None,
+    schedule: Schedule | None = None,
+    stochasticity: float = 0.5,
+    temperature: float = 1.0,
+    seed: int = 0,
+    chain_ids: Tensor | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Generate samples from noise in one pass, given the known patches: iteration 0 of the chains to be refined.
+
+    batch_size: B >= 0. model: by default the bundled 4x4 boards of handwritten digits, on `device` or that of `known`.
+    known: bool (B, N) or (B, grid_h, grid_w), True where a patch is given; known_values: float images (B, C, H, W) that
+        hold the values of those patches. Both or neither.
+    schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0).
+    device: where to generate; by default where the model is.
+    The other arguments, and the errors, are those of `refine_batch`.
+
+    Returns float32 images (B, C, H, W); known patches hold the given values bit for bit.
+    """
+    checks.integer("batch_size", batch_size, 0)
+    if (known is None) != (known_values is None):
+        raise ValueError("known and known_values must be given together")
+    if model is None:
+        default = known.device if isinstance(known, Tensor) else "cpu"
+        model = load_model(DEFAULT_MODEL, device=default if device is None else device)
+    grid = checks.denoiser(model)
+    device = _resolve_device(device, model)
+    checks.model_device(model, device)
+    if schedule is None:
+        schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
+    sampling = _sampling(schedule, stochasticity, temperature, seed)
+    checks.counters(grid, sampling.schedule, 0, 1)
+    free = _free_patches(known, batch_size, grid, device)
+    given = torch.zeros(batch_size, *grid.sample_shape, device=device)
+    if known_values is not None:
+        checks.images("known_values", known_values, grid.sample_shape)
+        checks.same_device("known_values", known_values, device)
+        if len(known_values) != batch_size:
+            raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
+        given = known_values.float()
+    ids = checks.chain_ids(chain_ids, batch_size, device)
+    engine = _backend(backend)(model, grid.to_patches(given), ids, sampling)
+    if not batch_size:
+        return given
+
+    most_active = int(free.sum(1).max())
+    engine.begin(0)
+    steps = sampling.schedule.steps(most_active)
+    with span("generate_batch"), tqdm(total=steps, desc="generate", unit="step", disable=not progress) as bar:
+        engine.regenerate(free, most_active, initial=True, on_step=bar.update if progress else None)
+    return grid.to_images(engine.patches)
+
+
+class _Selector:
+    """The mask of each iteration, and the number that no chain's selection exceeds."""
+
+    def __init__(self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor) -> None:
+        if isinstance(mask_fn, MaskPolicy):
+            mask_fn = mask_fn.bind(grid, len(free), free.device)
+            self.most_active = int(mask_fn.sizes(free).max()) if len(free) else 0
+        elif not callable(mask_fn):
+            raise ValueError(
+                f"mask_fn must be a mask policy or a callable mask_fn(x, iteration), got {type(mask_fn).__name__}"
+            )
+        self.mask_fn, self.grid, self.free = mask_fn, grid, free
+
+    def __call__(
+        self, engine: Engine, images: Callable[[], Tensor], chain_ids: Tensor, seed: int, iteration: int
+    ) -> tuple[Tensor, int]:
+        if isinstance(self.mask_fn, MaskPolicy):
+            mask = self.mask_fn.choose(self.free, seed=seed, iteration=engine.iteration, chain_ids=chain_ids)
+            return mask, self.most_active
+        name = f"mask_fn {_name_of(self.mask_fn)}"
+        mask = _guarded(name, iteration, self.mask_fn, images(), iteration)
+        mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
+        return mask, slot_bucket(int(mask.sum(1).max()), self.grid.num_patches)
+
+    def freeze(self, chains: Tensor | None) -> bool:
+        """Take the patches of frozen chains out of the free ones; True when no chain is left."""
+        if chains is None:
+            return False
+        self.free = self.free & ~chains.to(self.free.device)[:, None]
+        return not bool(self.free.any())
+
+
+def slot_bucket(most_active: int, num_patches: int) -> int:
+    """A number of slots that holds `most_active`, out of at most nine: a varying mask must not vary the buffers."""
+    width = max(1, num_patches // 8)
+    return min(num_patches, -(-most_active // width) * width)
+
+
+def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
+    name = f"callback {_name_of(callback)}"
+    frozen = _guarded(name, iteration, callback, iteration, x)
+    if frozen is None:
+        return None
+    if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
+        came = f"{tuple(frozen.shape)} of {frozen.dtype}" if isinstance(frozen, Tensor) else type(frozen).__name__
+        raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
+    return frozen
+
+
+def _guarded(name: str, iteration: int, function: Callable, *args: object) -> object:
+    try:
+        return function(*args)
+    except Exception as error:
+        raise RuntimeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
+
+
+def _name_of(function: Callable) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:
+    if model is None:
+        model = load_model(bundled_model_for(tuple(x.shape[1:])), device=x.device)
+    grid = checks.denoiser(model)
+    checks.model_device(model, x.device)
+    return model, grid
+
+
+def _resolve_device(device: torch.device | str | None, model: Denoiser) -> torch.device:
+    if device is not None:
+        return torch.empty(0, device=device).device  # "cuda" as "cuda:0"
+    return checks.device_of(model) or torch.device("cpu")
+
+
+def _sampling(schedule: object, stochasticity: float, temperature: float, seed: int) -> Sampling:
+    return Sampling(
+        checks.schedule(schedule),
+        checks.number("stochasticity", stochasticity, 0, 1),
+        checks.number("temperature", temperature, 0),
+        checks.integer("seed", seed, 0, 2**64 - 1),
+    )
+
+
+def _free_patches(known: Tensor | None, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+    if known is None:
+        return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
+    return ~checks.patch_mask("known", known, batch, grid, device)
+
+
+def _backend(name: str) -> type[Engine] | type[ReferenceEngine]:
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
+    return BACKENDS[name]

@@ -1,0 +1,86 @@
+"""How the denoising of the active patches is staggered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ScheduleTables(NamedTuple):
+    """A schedule's integers for every number of active patches n = 0..N, all int32.
+
+    steps  (N + 1,)    T, denoiser calls of one regeneration
+    block  (N + 1,)    L, steps from a patch's start to level 0
+    starts (N + 1, N)  S_k, the step at which the k-th patch starts; entries k >= n are never reached (2**31 - 1)
+    """
+
+    steps: Tensor
+    block: Tensor
+    starts: Tensor
+
+    def to(self, device: torch.device | str) -> ScheduleTables:
+        return ScheduleTables(*(table.to(device) for table in self))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps a patch takes, and how far neighbours in time overlap.
+
+    steps_per_patch: denoiser calls to bring one patch from noise to clean, an int >= 1.
+    overlap: the share of a patch's steps that it spends together with the next one, in [0, 1]. 0 regenerates one patch
+        after another; 1 all at once, which is ordinary parallel diffusion.
+
+    Source: Wewer et al. 2025, Spatial Reasoning Models; the settings of Kang et al. 2026 are (3, 0.0) to generate and
+    (10, 0.8) to refine Sudoku boards.
+    """
+
+    steps_per_patch: int
+    overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        p, o = self.steps_per_patch, self.overlap
+        if isinstance(p, bool) or not isinstance(p, int) or p < 1:
+            raise ValueError(f"steps_per_patch must be an int >= 1, got {p!r}")
+        if isinstance(o, bool) or not isinstance(o, (int, float)) or not 0.0 <= o <= 1.0:
+            raise ValueError(f"overlap must be a number in [0, 1], got {o!r}")
+
+    def steps(self, num_active: int) -> int:
+        """T, the denoiser calls of one regeneration of `num_active` patches; 0 for none."""
+        if num_active == 0:
+            return 0
+        p = self.steps_per_patch
+        return math.ceil(p + (num_active - 1) * (1 - self.overlap) * p)
+
+    def block(self, num_active: int) -> int:
+        """L, the steps from a patch's start to level 0."""
+        return math.ceil(self._ideal_block(num_active)) if num_active else 0
+
+    def starts(self, num_active: int) -> list[int]:
+        """S_k for k = 0..num_active-1, ascending."""
+        if num_active == 0:
+            return []
+        # float32 in this very order: it decides ties, and the published code's ties are the definition.
+        ideal = torch.tensor(self._ideal_block(num_active), dtype=torch.float32)
+        starts = torch.arange(num_active, dtype=torch.float32) * ideal * (1 - self.overlap)
+        return starts.floor().to(torch.int64).tolist()
+
+    def tables(self, num_patches: int) -> ScheduleTables:
+        """The schedule for every number of active patches from 0 to `num_patches`."""
+        never = torch.iinfo(torch.int32).max
+        starts = torch.full((num_patches + 1, num_patches), never, dtype=torch.int32)
+        for n in range(1, num_patches + 1):
+            starts[n, :n] = torch.tensor(self.starts(n), dtype=torch.int32)
+        counts = range(num_patches + 1)
+        return ScheduleTables(
+            steps=torch.tensor([self.steps(n) for n in counts], dtype=torch.int32),
+            block=torch.tensor([self.block(n) for n in counts], dtype=torch.int32),
+            starts=starts,
+        )
+
+    def _ideal_block(self, num_active: int) -> float:
+        span = (num_active - 1) * (1 - self.overlap) + 1
+        return float(torch.tensor(self.steps(num_active), dtype=torch.float32) / span)

@@ -1,0 +1,296 @@
+"""Training a PatchTransformer as a sequential diffusion model.
+
+Everything random in step k comes from a generator seeded by (seed, k). So a run that was killed and resumed is the
+run that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ipr_fast.models.checkpoints import replace_durably, save_model
+from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.tasks.base import Task
+
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.safetensors"
+LOG = "log.jsonl"
+ETA = 0.5  # the stochasticity whose posterior the variance mix is fitted to
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. `save_every` steps are the most that a killed run can lose."""
+
+    steps: int = 10_000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    clip_norm: float = 1.0
+    save_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn
+
+
+def sample_roles(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
+    """Roles (B, N) bool, True = active: a third of the samples wholly active, in the others uniformly 1..N patches."""
+    count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator)
+    count[torch.rand(batch, 1, generator=generator) < 1 / 3] = num_patches
+    return _random_ranks(batch, num_patches, generator) < count
+
+
+def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
+    """Levels (B, N) in [0, 1], 0 for the context.
+
+    Half of the samples stand somewhere on a staircase as schedules make them (a random order, overlap and progress);
+    the others have independent levels (logit-normal) around a centre that is uniform in [0, 1], from nearly equal
+    ones to nearly only 0 and 1. Both contain patches that are exactly clean and exactly noise.
+    """
+    batch, num_patches = is_active.shape
+    levels = torch.where(
+        torch.rand(batch, 1, generator=generator) < 0.5,
+        _staircase_levels(is_active, generator),
+        _scattered_levels(batch, num_patches, generator),
+    )
+    return levels * is_active
+
+
+def _staircase_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
+    batch, num_patches = is_active.shape
+    count = is_active.sum(1, keepdim=True)
+    stagger = torch.rand(batch, 1, generator=generator)  # 1 - overlap
+    stagger[torch.rand(batch, 1, generator=generator) < 0.25] = 1.0
+    keys = torch.rand(batch, num_patches, generator=generator) + 2.0 * ~is_active  # active patches first
+    rank = keys.argsort(1).argsort(1)
+    progress = torch.rand(batch, 1, generator=generator) * ((count - 1) * stagger + 1)
+    return (1 - (progress - rank * stagger)).clamp(0, 1)
+
+
+def _scattered_levels(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
+    centre = torch.rand(batch, 1, generator=generator).clamp(1e-3, 1 - 1e-3).logit()
+    spread = torch.exp(math.log(0.2) + torch.rand(batch, 1, generator=generator) * math.log(8.0 / 0.2))
+    level = (centre + spread * torch.randn(batch, num_patches, generator=generator)).sigmoid()
+    return (1.1 * level - 0.05).clamp(0, 1)  # stretched, so that both ends are reached
+
+
+def _random_ranks(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, num_patches, generator=generator).argsort(1).argsort(1)
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+
+
+@dataclass(frozen=True)
+class Losses:
+    """velocity: mean squared error. log_variance: Gaussian log-likelihood. mix: squared distance from the best mix."""
+
+    velocity: Tensor
+    log_variance: Tensor
+    mix: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.velocity + 0.1 * self.log_variance + 0.1 * self.mix
+
+
+def compute_losses(model: PatchTransformer, clean: Tensor, generator: torch.Generator) -> Losses:
+    """The losses for one batch of clean patches (B, N, P)."""
+    batch, num_patches, _ = clean.shape
+    is_active = sample_roles(batch, num_patches, generator).to(clean.device)
+    levels = sample_levels(is_active.cpu(), generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    t = levels[..., None]
+    prediction = model.predict((1 - t) * clean + t * noise, levels, is_active)
+    square = (prediction.velocity - (noise - clean)).square()
+    noisy = (levels > 0).float()  # nothing can be learned of the noise of a clean patch
+    patch_error = square.mean(-1).detach()
+    log_likelihood = 0.5 * (patch_error * torch.exp(-prediction.log_variance) + prediction.log_variance)
+    target, weight = best_mix(levels, patch_error, torch.rand(levels.shape, generator=generator).to(clean.device))
+    mix_error = (prediction.variance_mix - target[..., None]).square().mean(-1)
+    return Losses(
+        velocity=_weighted_mean(square.mean(-1), noisy),
+        log_variance=_weighted_mean(log_likelihood, noisy),
+        mix=_weighted_mean(mix_error, weight * noisy),
+    )
+
+
+def best_mix(t: Tensor, velocity_error: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance mix that fits a step from level t to a random t' (u in [0, 1) chooses it), and its weight 0 or 1.
+
+    A step's mean errs by `(gamma (1-t) - (1-t') t)` times the velocity's error. The variance that makes up for it is
+    small**2 plus the square of that, and the mix v is its place between log small and log large, cut to [0, 1].
+    """
+    step = 0.05 + 0.35 * u
+    s = t - step  # t'
+    weight = (s > 0.02).float()
+    s = s.clamp_min(0.02)
+    t = t.clamp_min(0.03)
+    r = ((1 - t) * s / ((1 - s) * t)).square().clamp(max=0.999)
+    gamma = s * torch.sqrt(1 - ETA**2 * (1 - r))
+    small = (ETA * s * torch.sqrt(1 - r)).square()
+    error = velocity_error * (gamma * (1 - t) - (1 - s) * t).square()
+    mix = torch.log1p(error / small) / (2 * torch.log(t / s).clamp_min(1e-3))
+    return mix.clamp(0, 1), weight
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+class Trainer:
+    """Model, optimiser and moving average of one run, at a step; saved and restored whole."""
+
+    def __init__(self, task: Task, settings: TrainSettings, device: torch.device | str = "cpu") -> None:
+        self.task, self.settings, self.device = task, settings, torch.device(device)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.model = PatchTransformer(task.config).to(self.device)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        self.step = 0
+
+    def train_step(self) -> Losses:
+        generator = self._generator()
+        clean = self.model.grid.to_patches(self.task.sample(self.settings.batch_size, generator)).to(self.device)
+        losses = compute_losses(self.model, clean, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self._rate()
+        self.optimizer.step()
+        self.step += 1
+        self._update_ema()
+        return losses
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a crash at any moment leaves the previous one or this one, whole."""
+        state = {
+            "step": self.step,
+            "task": self.task.name,
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = path.with_name(path.name + ".partial")
+        torch.save(state, partial)
+        replace_durably(partial, path)
+
+    def restore(self, path: Path) -> None:
+        """Go on where the checkpoint stands. Raises ValueError when it is of another task or other settings."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            step, task, settings = state["step"], state["task"], state["settings"]
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+        mine = asdict(self.settings)
+        other = [name for name in mine if name != "save_every" and settings.get(name) != mine[name]]
+        if task != self.task.name or other:
+            described = ", ".join(f"{name} {settings.get(name)} (now {mine[name]})" for name in other)
+            raise ValueError(f"{path}: a run of other settings: task {task} (now {self.task.name}) {described}")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = step
+
+    def _generator(self) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.settings.seed}:{self.step}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+    def _rate(self) -> float:
+        """The share of the learning rate: linear warm-up, constant, then a cosine to 0 over the last half."""
+        warm = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
+        late = max(0.0, 2 * self.step / self.settings.steps - 1)
+        return warm * 0.5 * (1 + math.cos(math.pi * late))
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+
+
+def train(
+    task: Task,
+    settings: TrainSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Train a model of `task` in the folder `out` and return the path of its weights (the moving average).
+
+    `out` gets checkpoint.pt every `save_every` steps, log.jsonl and, in the end, model.safetensors. A folder that holds
+    a checkpoint is gone on with when `resume` is true, else a ValueError.
+    """
+    out = Path(out)
+    trainer = Trainer(task, settings, device)
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists():
+        if not resume:
+            raise ValueError(f"out: {checkpoint} exists; resume that run or choose another folder")
+        trainer.restore(checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=settings.steps, initial=trainer.step, disable=not progress, unit="step", smoothing=0.05)
+    with bar, (out / LOG).open("a") as log:
+        for entry in _run(trainer, checkpoint, bar):
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+    description = {"task": task.name, "training": json.dumps(asdict(settings))}
+    save_model(trainer.ema, out / MODEL, **description)
+    return out / MODEL
+
+
+def _run(trainer: Trainer, checkpoint: Path, bar: tqdm) -> Iterator[dict]:
+    """Train to the end, saving on the way; yields the mean losses of every 50 steps."""
+    settings, begun, recent = trainer.settings, time.monotonic(), []
+    while trainer.step < settings.steps:
+        losses = trainer.train_step()
+        recent.append(torch.stack([losses.velocity, losses.log_variance, losses.mix]).detach())
+        bar.update()
+        if trainer.step % 50 == 0 or trainer.step == settings.steps:
+            velocity, log_variance, mix = torch.stack(recent).mean(0).tolist()
+            if not math.isfinite(velocity + log_variance + mix):
+                raise FloatingPointError(f"the loss is not finite at step {trainer.step}")
+            recent.clear()
+            bar.set_postfix(velocity=f"{velocity:.4f}", log_variance=f"{log_variance:.3f}", mix=f"{mix:.3f}")
+            yield {
+                "step": trainer.step,
+                "velocity": velocity,
+                "log_variance": log_variance,
+                "mix": mix,
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+        if trainer.step % settings.save_every == 0 or trainer.step == settings.steps:
+            trainer.save(checkpoint)

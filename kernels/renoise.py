@@ -1,0 +1,49 @@
+"""Choosing the patches of an iteration, and replacing them by noise.
+
+    key(b, n)  = word 0 of Philox(stream 3, patch n, iteration, chain b)
+    mask(b, n) = free(b, n) and fewer than size(b) free patches have a smaller (key, id)
+    z(b, n)    = normals(stream, step 0, patch n, iteration, chain b)   for the active patches
+
+Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index (B, A) int32, padded with -1.
+Bytes that must move: 4 B A P written, plus 4 B A of index.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ipr_fast.kernels.philox import MAX_PATCHES, patch_keys, patch_normals
+
+
+def choose_patches(free: Tensor, size: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+    """A uniformly random subset of `size` (B,) of each chain's free patches, as a mask (B, N)."""
+    num_patches = free.shape[1]
+    ids = torch.arange(num_patches, device=free.device)
+    keys = patch_keys(seed, iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by patch id
+    rank = keys.masked_fill_(~free, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
+    return (rank < size[:, None]) & free
+
+
+def renoise(patches: Tensor, index: Tensor, *, seed: int, stream: int, iteration: Tensor, chain_ids: Tensor) -> None:
+    """Replace the active patches by standard normals, in place; every other patch keeps its bits."""
+    batch, num_patches, numel = patches.shape
+    occupied = index >= 0
+    noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), numel)
+    rows = index.clamp(min=0) + torch.arange(batch, device=index.device)[:, None] * num_patches
+    write_rows(patches, rows, noise, occupied)
+
+
+def write_rows(patches: Tensor, rows: Tensor, values: Tensor, occupied: Tensor) -> None:
+    """Write values (B, A, P) to rows (B, A) of patches (B, N, P), seen as (B * N, P); padding slots change nothing.
+
+    There is no row to spare for padding. It repeats its chain's slot 0 instead, row and values, so that whichever write
+    comes last writes the same bits; in a chain with no active patch that is patch 0 as it was.
+    """
+    if rows.shape[1] == 0:
+        return
+    flat = patches.view(-1, patches.shape[-1])
+    first = torch.where(occupied[:, :1, None], values[:, :1], patches[:, :1])
+    rows = torch.where(occupied, rows, rows[:, :1])
+    values = torch.where(occupied[..., None], values, first)
+    flat.index_copy_(0, rows.flatten(), values.flatten(0, 1))
