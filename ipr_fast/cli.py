@@ -1,0 +1,296 @@
+"""The command line: ipr-fast demo | generate | refine | train | info."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ipr_fast import checks, files
+from ipr_fast.demo import DemoSettings, run_demo
+from ipr_fast.errors import MissingExtra
+from ipr_fast.masks import random_patches
+from ipr_fast.models.checkpoints import bundled_model_for, bundled_models, load_model, model_info
+from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
+from ipr_fast.schedule import Schedule
+from ipr_fast.tasks.sudoku import SIDES, DigitSudoku
+from ipr_fast.train import TrainSettings, train
+
+TASKS = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the command failed, 2 wrong usage, 130 interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, MissingExtra, OSError, torch.OutOfMemoryError) as error:
+        print(f"ipr-fast {arguments.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"ipr-fast {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipr-fast", description="Refine samples of sequential diffusion models by Iterative Partial Refinement."
+    )
+    parser.add_argument("--version", action="version", version=f"ipr-fast {importlib.metadata.version('ipr-fast')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_generate, _add_refine, _add_train, _add_info):
+        add(commands)
+    return parser
+
+
+# ----------------------------------------------------------------------------------------------------------- demo
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands, "demo", _demo, "generate boards of handwritten digits, refine them, count and picture it"
+    )
+    parser.add_argument("--boards", type=_count, default=512, help="boards to generate (default 512)")
+    parser.add_argument("--iters", type=_count, default=20, help="iterations of refinement (default 20)")
+    parser.add_argument("--ratio", type=float, default=0.25, help="share of patches renoised (default 0.25)")
+    parser.add_argument(
+        "--clues", type=int, nargs=2, default=(0, 0), metavar=("LOW", "HIGH"), help="clue cells a board (default 0 0)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and numbers (default demo)")
+    _add_model(parser, f"default {DEFAULT_MODEL}")
+    _add_run_options(parser)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    files.check_writable(arguments.out)
+    policy = random_patches(arguments.ratio)
+    model = load_model(arguments.model or DEFAULT_MODEL, device=_device(arguments))
+    sides = {side: DigitSudoku(side) for side in SIDES}
+    fitting = [task for task in sides.values() if task.config.image_size == model.grid.width]
+    if not fitting:
+        raise ValueError(f"model: the demo draws boards of {SIDES} cells a side, got samples {model.grid.sample_shape}")
+    settings = DemoSettings(arguments.boards, arguments.iters, policy.ratio, tuple(arguments.clues), arguments.seed)
+    run_demo(fitting[0], model, settings, arguments.out, say=print, progress=not arguments.quiet)
+
+
+# ------------------------------------------------------------------------------------------- generate and refine
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "generate", _generate, "generate samples from noise in one pass")
+    parser.add_argument("--count", type=_count, default=64, help="samples to generate (default 64)")
+    parser.add_argument("--out", type=Path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
+    parser.add_argument("--known-values", type=Path, help="samples that hold the values of the known patches")
+    _add_sampling(parser, "default the model's schedule to generate")
+    _add_model(parser, f"default {DEFAULT_MODEL}")
+    _add_run_options(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    files.check_writable(arguments.out)
+    device = _device(arguments)
+    values = None if arguments.known_values is None else files.read_samples(arguments.known_values).images.to(device)
+    x = generate_batch(
+        arguments.count,
+        model=load_model(arguments.model or DEFAULT_MODEL, device=device),
+        known_values=values,
+        **_sampling(arguments, device),
+    )
+    files.write_samples(arguments.out, files.Samples(x))
+    print(f"wrote {len(x)} samples to {arguments.out}")
+
+
+def _add_refine(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "refine", _refine, "refine samples that a model has made")
+    parser.add_argument("input", type=Path, help=".npy, .npz, .pt (images (B, C, H, W)), or a folder of PNG files")
+    parser.add_argument("--out", type=Path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
+    parser.add_argument("--iters", type=_count_or_zero, default=50, help="iterations (default 50)")
+    parser.add_argument("--first-iteration", type=_count, default=1, help="number of the first one (default 1)")
+    parser.add_argument("--ratio", type=float, default=0.25, help="share of patches renoised (default 0.25)")
+    _add_sampling(parser, "default the model's schedule to refine")
+    _add_model(parser, "default the bundled model whose sample shape fits")
+    _add_run_options(parser)
+
+
+def _refine(arguments: argparse.Namespace) -> None:
+    files.check_writable(arguments.out)
+    device, samples = _device(arguments), files.read_samples(arguments.input)
+    source = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
+    x = refine_batch(
+        samples.images.to(device),
+        random_patches(arguments.ratio),
+        arguments.iters,
+        model=load_model(source, device=device),
+        first_iteration=arguments.first_iteration,
+        **_sampling(arguments, device),
+    )
+    files.write_samples(arguments.out, files.Samples(x, samples.names))
+    print(f"wrote {len(x)} refined samples to {arguments.out}")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
+    parser.add_argument("--known", type=Path, help="bool mask (B, N) or (B, grid_h, grid_w) of given patches")
+    parser.add_argument("--schedule", nargs=2, metavar=("STEPS_PER_PATCH", "OVERLAP"), help=schedule)
+    parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
+    parser.add_argument("--backend", choices=sorted(BACKENDS), default="auto", help="default auto")
+
+
+def _sampling(arguments: argparse.Namespace, device: torch.device) -> dict:
+    known = None if arguments.known is None else files.read_array(arguments.known, "known").to(device)
+    schedule = None
+    if arguments.schedule is not None:
+        steps, overlap = arguments.schedule
+        try:
+            schedule = Schedule(int(steps), float(overlap))
+        except ValueError as error:
+            raise ValueError(f"--schedule: {error}") from error
+    return {
+        "known": known,
+        "schedule": schedule,
+        "stochasticity": arguments.stochasticity,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+        "progress": not arguments.quiet,
+        "backend": arguments.backend,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- train
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "train", _train, "train a model of digit boards; a killed run can be resumed")
+    defaults = TrainSettings()
+    parser.add_argument("--task", choices=sorted(TASKS), default="digit-sudoku-4x4", help="default digit-sudoku-4x4")
+    parser.add_argument("--mnist", help="folder of MNIST's original files: 28x28 cells in place of 8x8")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoint.pt, log.jsonl, model.safetensors"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    for name, parse in (
+        ("steps", _count),
+        ("batch_size", _count),
+        ("learning_rate", float),
+        ("warmup", _count_or_zero),
+        ("ema_decay", float),
+        ("save_every", _count),
+    ):
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=parse, default=default, help=f"default {default:g}")
+    _add_run_options(parser)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    names = ("steps", "batch_size", "learning_rate", "warmup", "ema_decay", "save_every", "seed")
+    settings = TrainSettings(**{name: getattr(arguments, name) for name in names})
+    task = DigitSudoku(TASKS[arguments.task], arguments.mnist)
+    path = train(
+        task,
+        settings,
+        arguments.out,
+        resume=arguments.resume,
+        device=_device(arguments),
+        progress=not arguments.quiet,
+    )
+    print(f"wrote {path}")
+
+
+# ----------------------------------------------------------------------------------------------------------- info
+
+
+def _add_info(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
+    parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
+    parser.add_argument("model", nargs="?", help="a bundled model's name or a .safetensors file")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    if arguments.model is not None:
+        for key, value in _model_lines(arguments.model):
+            print(f"{key:13} {value}")
+        return
+    print(f"ipr-fast     {importlib.metadata.version('ipr-fast')}")
+    print(f"python       {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "triton", "numpy", "nvtx", "safetensors", "scikit-learn", "matplotlib", "pillow"):
+        print(f"{package:12} {_version(package)}")
+    print(f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} threads for torch")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        print(f"cuda:{i}       {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("cuda         no device: everything runs on the CPU")
+    print("bundled models")
+    for name in bundled_models():
+        info = model_info(name)
+        print(f"  {name}  {info['architecture']}, samples {info['sample_shape']}, {info['parameters']:,} parameters")
+
+
+def _model_lines(source: str) -> list[tuple[str, object]]:
+    info = model_info(source)
+    metadata = info.pop("metadata")
+    return [*info.items(), *((key, value) for key, value in sorted(metadata.items()) if key not in ("format",))]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# --------------------------------------------------------------------------------------------------------- shared
+
+
+def _command(commands: argparse._SubParsersAction, name: str, run, description: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--model", help=f"a bundled model's name or a .safetensors file ({default})")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument(
+        "--device", default="cpu" if not torch.cuda.is_available() else "cuda", help="default %(default)s"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    checks.integer("--seed", arguments.seed, 0, 2**64 - 1)
+    try:
+        device = torch.device(arguments.device)
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: {arguments.device!r} cannot be used ({reason})") from error
+
+
+def _count(text: str) -> int:
+    return _integer_from(text, 1)
+
+
+def _count_or_zero(text: str) -> int:
+    return _integer_from(text, 0)
+
+
+def _integer_from(text: str, low: int) -> int:
+    if not text.lstrip("-").isdigit() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"must be an integer >= {low}, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Samples on disk: .npy, .npz, .pt, or a folder of PNG files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipr_fast.errors import MissingExtra
+
+SUFFIXES = (".npy", ".npz", ".pt")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (B, C, H, W) and, where they came from a folder, the names of its files."""
+
+    images: Tensor
+    names: tuple[str, ...] | None = None
+
+
+def read_samples(path: str | os.PathLike) -> Samples:
+    """Read images as (B, C, H, W) floats in [-1, 1].
+
+    An array may be (B, C, H, W), or (B, H, W) for one channel; bytes 0..255 become [-1, 1], floats stay as they are. An
+    .npz file must hold an array `x` or only one. Raises ValueError, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder")
+    return Samples(_as_images(path, read_array(path, "x")))
+
+
+def read_array(path: str | os.PathLike, key: str) -> Tensor:
+    """One tensor from an .npy, .npz (under `key`, or the only one) or .pt file."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder of PNG files")
+    try:
+        loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            names = loaded.files
+            if key not in names and len(names) != 1:
+                raise ValueError(f"holds the arrays {names}, none of them {key!r}")
+            loaded = loaded[key if key in names else names[0]]
+        return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))
+    except Exception as error:  # a foreign file makes these loaders raise almost anything
+        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({error})") from error
+
+
+def write_samples(path: str | os.PathLike, samples: Samples) -> None:
+    """Write images in the form that the path's ending names; a path without one is a folder of PNG files."""
+    path, images = Path(path), samples.images.detach().cpu()
+    check_writable(path)
+    if path.suffix not in SUFFIXES:
+        _write_folder(path, images, samples.names)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        if path.suffix == ".pt":
+            torch.save(images, file)
+        elif path.suffix == ".npz":
+            np.savez(file, x=_as_array(images))
+        else:
+            np.save(file, _as_array(images))
+    os.replace(partial, path)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise ValueError when `write_samples` could not write there: better before the work than after it."""
+    path = Path(path)
+    if path.suffix in SUFFIXES:
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder")
+    elif path.suffix or path.is_file():
+        raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
+
+
+def _as_images(path: Path, array: Tensor) -> Tensor:
+    if array.ndim == 3:
+        array = array[:, None]
+    if array.ndim != 4:
+        raise ValueError(f"{path}: must hold images (B, C, H, W) or (B, H, W), got shape {tuple(array.shape)}")
+    if array.dtype == torch.uint8:
+        return array.float() / 127.5 - 1
+    if not array.is_floating_point():
+        raise ValueError(f"{path}: must hold floats in [-1, 1] or bytes, got {array.dtype}")
+    return array
+
+
+def _as_array(images: Tensor) -> np.ndarray:
+    return (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+
+
+def _read_folder(path: Path) -> Samples:
+    image_module = _pillow()
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".png")
+    if not files:
+        raise ValueError(f"{path}: no PNG files in this folder")
+    images = []
+    for file in files:
+        try:
+            with image_module.open(file) as image:
+                grey = image.mode in ("1", "L", "LA", "I", "I;16")
+                pixels = np.array(image.convert("L" if grey else "RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{file}: not a readable PNG file ({error})") from error
+        images.append(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).float() / 127.5 - 1)
+        if images[-1].shape != images[0].shape:
+            found, first = tuple(images[-1].shape), tuple(images[0].shape)
+            raise ValueError(f"{file}: has the shape {found}, the folder's first image {first}")
+    return Samples(torch.stack(images), tuple(file.name for file in files))
+
+
+def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None) -> None:
+    image_module = _pillow()
+    path.mkdir(parents=True, exist_ok=True)
+    digits = max(4, len(str(len(images))))
+    names = names or tuple(f"{i:0{digits}d}.png" for i in range(len(images)))
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for name, image in zip(names, pixels, strict=True):
+        image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path / name)
+
+
+def _pillow():
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("pillow", "plots", "PNG files") from error
+    return Image

@@ -1,0 +1,96 @@
+"""Pictures of what refinement does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ipr_fast import intervals
+from ipr_fast.errors import MissingExtra
+
+PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
+
+
+def plot_boards(
+    path: str | Path, images: Tensor, violating: Tensor, iterations: Sequence[int], chosen: Sequence[int]
+) -> None:
+    """One row a board of `chosen`, one column an iteration of `iterations`; violating cells are tinted red.
+
+    images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R.
+    """
+    pyplot = _pyplot()
+    rows, columns, side = len(chosen), len(iterations), violating.shape[-1]
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.35 * columns + 0.3, 1.35 * rows + 0.55), squeeze=False, layout="constrained"
+    )
+    for row, board in enumerate(chosen):
+        for column, iteration in enumerate(iterations):
+            axis = axes[row][column]
+            wrong = violating[iteration, board]
+            axis.imshow(_tinted(images[iteration, board, 0], wrong), interpolation="nearest", extent=(0, side, side, 0))
+            _draw_grid(axis, side, GREEN if not wrong.any() else INK)
+            if row == 0:
+                axis.set_title("one pass" if iteration == 0 else f"{iteration}", fontsize=9, color=INK)
+    figure.supxlabel("iterations of refinement; red: breaks a rule, green frame: a valid board", fontsize=8, color=GREY)
+    _save(figure, path)
+
+
+def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
+    """The share of valid boards against the iteration, with its 95 % interval; valid (R + 1, B) bool."""
+    pyplot = _pyplot()
+    shares = [intervals.share(v) for v in valid]
+    value, low, high = ([100 * s[i] for s in shares] for i in range(3))
+    steps = range(len(shares))
+    figure, axis = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
+    axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0, label="95 % interval")
+    axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label="valid boards")
+    axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
+    axis.annotate(
+        f"{value[-1]:.1f} %", (steps[-1], value[-1]), xytext=(0, -14), textcoords="offset points", ha="center"
+    )
+    axis.set(xlabel="iteration", ylabel="valid boards (%)", xlim=(0, max(1, steps[-1]) * 1.04))
+    axis.set_ylim(max(0, min(low) - 5), 100.5)
+    axis.set_title(title, fontsize=10, color=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def _tinted(image: Tensor, wrong: Tensor) -> Tensor:
+    """A board (H, W) in [-1, 1] as dark ink on paper (H, W, 3), the cells `wrong` (n, n) tinted red."""
+    ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
+    cell = image.shape[0] // wrong.shape[0]
+    mask = wrong.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None]
+    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
+    colour = torch.where(mask, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
+    return paper * (1 - ink) + colour * ink
+
+
+def _draw_grid(axis, side: int, frame: str) -> None:
+    box = {4: 2, 9: 3}.get(side, side)
+    for line in range(1, side):
+        width = 1.2 if line % box == 0 else 0.35
+        axis.axhline(line, color=GREY, linewidth=width)
+        axis.axvline(line, color=GREY, linewidth=width)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color=frame, linewidth=2.2 if frame == GREEN else 1.2)
+
+
+def _save(figure, path: str | Path) -> None:
+    figure.savefig(path, dpi=150, facecolor=PAPER)
+    _pyplot().close(figure)
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plots", "pictures") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
