@@ -54,9 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    parser = _command(
-        commands, "demo", _demo, "generate boards of handwritten digits, refine them, count and picture it"
-    )
+    parser = _command(commands, "demo", _demo, "generate boards of handwritten digits, refine them, count and picture")
     parser.add_argument("--boards", type=_count, default=512, help="boards to generate (default 512)")
     parser.add_argument("--iters", type=_count, default=20, help="iterations of refinement (default 20)")
     parser.add_argument("--ratio", type=float, default=0.25, help="share of patches renoised (default 0.25)")
@@ -171,9 +169,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     defaults = TrainSettings()
     parser.add_argument("--task", choices=sorted(TASKS), default="digit-sudoku-4x4", help="default digit-sudoku-4x4")
     parser.add_argument("--mnist", help="folder of MNIST's original files: 28x28 cells in place of 8x8")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoint.pt, log.jsonl, model.safetensors"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the model")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     for name, parse in (
         ("steps", _count),
@@ -262,9 +258,8 @@ def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument(
-        "--device", default="cpu" if not torch.cuda.is_available() else "cuda", help="default %(default)s"
-    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help=f"default {default}")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

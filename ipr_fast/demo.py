@@ -47,7 +47,7 @@ class Trajectory:
 def draw_clues(
     task: DigitSudoku, boards: int, clues: tuple[int, int], seed: int
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """(known (B, N), known_values (B, 1, H, W)) from random valid boards in held-out digits; None where none are asked."""
+    """Clues (known (B, N), known_values (B, 1, H, W)) of random valid boards in held-out digits; None for none."""
     if clues == (0, 0):
         return None, None
     generator = torch.Generator().manual_seed(seed)
@@ -107,13 +107,14 @@ def summarise(trajectory: Trajectory) -> dict:
 
 def describe(results: dict, iters: int) -> list[str]:
     """The results as lines for a person."""
-    n = results["boards"]
+    n, before, after = results["boards"], results["valid_before"], results["valid_after"]
+    fixed, broken, seconds = results["fixed"], results["broken"], results["seconds"]
     return [
         "",
-        f"  after one pass        {results['valid_before']:5d} of {n} valid   {results['share_before'].percent()}",
-        f"  after {iters:2d} iterations   {results['valid_after']:5d} of {n} valid   {results['share_after'].percent()}",
-        f"  gain                  {results['gain'].points()}   (paired; all intervals 95 %)",
-        f"  boards fixed {results['fixed']}, broken {results['broken']}; {results['seconds']} s of generating and refining",
+        f"  after one pass       {before:5d} of {n} valid   {results['share_before'].percent()}",
+        f"  after {iters:2d} iterations  {after:5d} of {n} valid   {results['share_after'].percent()}",
+        f"  gain                 {results['gain'].points()}   (paired; intervals are 95 %)",
+        f"  {fixed} boards fixed, {broken} broken; {seconds} s of generating and refining",
         f"  judged by a reader that reads {100 * results['reader_accuracy']:.1f} % of held-out digits right",
         "",
     ]

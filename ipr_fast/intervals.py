@@ -36,10 +36,14 @@ def share(successes: Tensor) -> Estimate:
 
 
 def paired_gain(before: Tensor, after: Tensor) -> Estimate:
-    """The mean of after - before over the same samples, bool tensors (B,), by the normal approximation."""
+    """The gain in the share of True over the same samples, bool tensors (B,), with the interval of Agresti & Min 2005.
+
+    That is Wald's interval after half a sample is added to each of the four outcomes, so it holds for few samples too.
+    """
     n = before.numel()
-    if n < 2:
+    if n == 0:
         return Estimate(math.nan, -1.0, 1.0)
-    difference = after.double() - before.double()
-    mean, half = difference.mean().item(), Z * difference.std().item() / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half)
+    fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
+    centre = (fixed - broken) / (n + 2)
+    half = Z * math.sqrt(fixed + broken + 1 - (fixed - broken) ** 2 / (n + 2)) / (n + 2)
+    return Estimate((fixed - broken) / n, max(-1.0, centre - half), min(1.0, centre + half))

@@ -48,9 +48,8 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0, label="95 % interval")
     axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label="valid boards")
     axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
-    axis.annotate(
-        f"{value[-1]:.1f} %", (steps[-1], value[-1]), xytext=(0, -14), textcoords="offset points", ha="center"
-    )
+    end = (steps[-1], value[-1])
+    axis.annotate(f"{value[-1]:.1f} %", end, xytext=(0, -14), textcoords="offset points", ha="center")
     axis.set(xlabel="iteration", ylabel="valid boards (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.set_ylim(max(0, min(low) - 5), 100.5)
     axis.set_title(title, fontsize=10, color=INK)
