@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.kernels import philox
+from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import PatchGrid
 from ipr_fast.schedule import Schedule
 
@@ -104,6 +105,19 @@ def denoiser(model: object) -> PatchGrid:
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
     return grid
+
+
+def prediction(value: object, shape: tuple[int, int, int]) -> None:
+    """What a model returned for slots of shape (B, A, P): a Prediction of these shapes."""
+    if not isinstance(value, Prediction):
+        raise ValueError(f"model must return a Prediction, got {type(value).__name__}")
+    wanted = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}
+    for name, field in value._asdict().items():
+        if field is None and name != "velocity":
+            continue
+        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name]:
+            came = tuple(field.shape) if isinstance(field, Tensor) else type(field).__name__
+            raise ValueError(f"model must return a {name} of shape {wanted[name]}, got {came}")
 
 
 def schedule(value: object) -> Schedule:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE
@@ -138,6 +139,7 @@ class Engine:
         """One step: a denoiser call, the schedule, the update of the moving patches."""
         chains, sampling, active = self.chains, self.sampling, slots.active
         prediction = self.model(chains.patches, slots.level, active, **context)
+        checks.prediction(prediction, (*slots.level.shape, chains.patches.shape[-1]))
         advance(
             slots.start,
             slots.next_level,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ipr_fast.patches import PatchGrid
 
 
 class MaskPolicy(ABC):
-    """A rule made of tensor operations, with no host round trip."""
+    """A rule made of tensor operations, with no host round trip; `bind` comes before the other two."""
 
     @abstractmethod
     def sizes(self, free: Tensor) -> Tensor:
@@ -39,15 +39,18 @@ class RandomPatches(MaskPolicy):
     """See `random_patches`."""
 
     ratio: float
+    size_of: Tensor | None = None  # (N + 1,) how many of n free patches are chosen; on the device, made by `bind`
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
 
+    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:
+        sizes = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, grid.num_patches + 1))]
+        return replace(self, size_of=torch.tensor(sizes, device=device))
+
     def sizes(self, free: Tensor) -> Tensor:
-        num_patches = free.shape[1]
-        table = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, num_patches + 1))]
-        return torch.tensor(table, device=free.device)[free.sum(1)]
+        return self.size_of[free.sum(1)]
 
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
         return choose_patches(free, self.sizes(free), seed=seed, iteration=iteration, chain_ids=chain_ids)

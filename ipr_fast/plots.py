@@ -51,6 +51,7 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     end = (steps[-1], value[-1])
     axis.annotate(f"{value[-1]:.1f} %", end, xytext=(0, -14), textcoords="offset points", ha="center")
     axis.set(xlabel="iteration", ylabel="valid boards (%)", xlim=(0, max(1, steps[-1]) * 1.04))
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(max(0, min(low) - 5), 100.5)
     axis.set_title(title, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
@@ -59,9 +60,14 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
 
 
 def _tinted(image: Tensor, wrong: Tensor) -> Tensor:
-    """A board (H, W) in [-1, 1] as dark ink on paper (H, W, 3), the cells `wrong` (n, n) tinted red."""
+    """A board (H, W) in [-1, 1] as dark ink on paper (H', W', 3), with margins between cells; `wrong` (n, n) red."""
+    side = wrong.shape[0]
+    margin = max(1, image.shape[0] // side // 8)
+    cells = image.unflatten(1, (side, -1)).unflatten(0, (side, -1)).permute(0, 2, 1, 3)
+    cells = torch.nn.functional.pad(cells.float(), (margin,) * 4, value=-1.0)
+    cell = cells.shape[-1]
+    image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
-    cell = image.shape[0] // wrong.shape[0]
     mask = wrong.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None]
     paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
     colour = torch.where(mask, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))

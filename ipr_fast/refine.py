@@ -67,7 +67,7 @@ def refine_batch(
     mask_fn or callback raises, a RuntimeError names it, with the original as its cause.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
-    checks.images("x", x)
+    x = checks.images("x", x).detach()
     model, grid = _resolve_model(model, x)
     checks.images("x", x, grid.sample_shape)
     checks.integer("iters", iters, 0)

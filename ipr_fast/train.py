@@ -33,7 +33,7 @@ ETA = 0.5  # the stochasticity whose posterior the variance mix is fitted to
 class TrainSettings:
     """How to train. `save_every` steps are the most that a killed run can lose."""
 
-    steps: int = 10_000
+    steps: int = 8_000
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup: int = 200

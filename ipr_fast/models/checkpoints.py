@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 
@@ -78,7 +78,7 @@ def save_model(model: PatchTransformer, path: str | os.PathLike, **metadata: str
     description = {"architecture": type(model).__name__, "config": json.dumps(model.config.to_dict())}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt", **description, **metadata})
+    partial.write_bytes(save(tensors, metadata={"format": "pt", **description, **metadata}))
     replace_durably(partial, path)
 
 

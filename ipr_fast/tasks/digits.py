@@ -88,8 +88,8 @@ def _read_idx(root: Path, name: str, rank: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise ValueError(f"{path}: not a readable gzip file ({error})") from error
-    header = np.frombuffer(data[: 4 * (1 + rank)], dtype=">u4")
-    if len(header) != 1 + rank or header[0] != 0x0800 + rank:
+    header = np.frombuffer(data[: 4 * (1 + rank)].ljust(4 * (1 + rank), b"\0"), dtype=">u4")
+    if header[0] != 0x0800 + rank:
         raise ValueError(f"{path}: not an IDX file of {rank}-dimensional bytes")
     shape = tuple(int(n) for n in header[1:])
     if len(data) - 4 * (1 + rank) != math.prod(shape):

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from ipr_fast import Schedule
+from ipr_fast.kernels.advance import advance
+
+
+def run_schedule(schedule, counts, log_variance, slots):
+    """All steps of chains with `counts` active slots; returns starts (B, A) and levels (T + 1, B, A)."""
+    count = torch.tensor(counts, dtype=torch.int32)
+    occupied = torch.arange(slots) < count[:, None]
+    start = torch.full((len(counts), slots), -1, dtype=torch.int32)
+    levels = [occupied.float()]
+    for step in range(schedule.steps(max(counts))):
+        next_level = torch.full((len(counts), slots), float("nan"))
+        advance(
+            start,
+            next_level,
+            occupied=occupied,
+            count=count,
+            step=torch.tensor(step),
+            log_variance=None if log_variance is None else log_variance[step],
+            **schedule.tables(slots)._asdict(),
+        )
+        levels.append(next_level)
+    return start, torch.stack(levels)
+
+
+def expected_levels(schedule, starts, slots):
+    """The levels of one chain whose slots started at `starts`, by the definition."""
+    n, block, steps = len(starts), schedule.block(len(starts)), schedule.steps(len(starts))
+    rows = [torch.tensor([1.0] * n + [0.0] * (slots - n))]
+    for step in range(steps):
+        left = torch.tensor(
+            [float(block - (step + 1 - s)) if step >= s else block for s in starts] + [0.0] * (slots - n)
+        )
+        rows.append((left / max(block, 1)).clamp(0, 1) if step + 1 < steps else torch.zeros(slots))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(3, 0.0), Schedule(10, 0.8), Schedule(4, 0.9), Schedule(6, 1.0)])
+@pytest.mark.parametrize("slots", [1, 4, 9])
+def test_ragged_chains_follow_their_own_schedule(schedule, slots):
+    counts = list(range(slots + 1))
+    generator = torch.Generator().manual_seed(0)
+    log_variance = torch.randn(schedule.steps(slots), len(counts), slots, generator=generator)
+    start, levels = run_schedule(schedule, counts, log_variance, slots)
+    assert not levels.isnan().any()
+    for b, n in enumerate(counts):
+        waiting, starts = set(range(n)), [None] * n
+        for k, step in enumerate(schedule.starts(n)):
+            chosen = min(waiting, key=lambda slot: float(log_variance[step, b, slot]))
+            waiting.remove(chosen)
+            starts[chosen] = step
+            assert k < n
+        assert start[b, :n].tolist() == starts
+        expected = expected_levels(schedule, starts, slots)
+        assert torch.equal(levels[: len(expected), b], expected)
+        assert (levels[len(expected) :, b] == 0).all()  # chains that are done wait at level 0
+
+
+def test_equal_log_variances_start_in_the_order_of_slots():
+    schedule = Schedule(2, 0.0)
+    start, _ = run_schedule(schedule, [4], torch.zeros(8, 1, 4), 4)
+    assert start.tolist() == [[0, 2, 4, 6]]
+    assert run_schedule(schedule, [4], None, 4)[0].tolist() == [[0, 2, 4, 6]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_undefined_uncertainty_keeps_nobody_waiting(value):
+    schedule = Schedule(2, 0.0)
+    start, _ = run_schedule(schedule, [2, 4], torch.full((8, 2, 4), value), 4)
+    assert start.tolist() == [[0, 2, -1, -1], [0, 2, 4, 6]]
+
+
+def test_ties_of_a_large_overlap_start_together_lowest_uncertainty_first():
+    schedule = Schedule(2, 0.9)
+    starts = schedule.starts(6)
+    assert len(set(starts)) < 6
+    log_variance = torch.tensor([5.0, 3.0, 4.0, 0.0, 1.0, 2.0]).repeat(schedule.steps(6), 1, 1)
+    start, _ = run_schedule(schedule, [6], log_variance, 6)
+    order = [3, 4, 5, 1, 2, 0]
+    assert start[0, order].tolist() == starts

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from ipr_fast import ActivePatches, flow
+from ipr_fast.kernels.denoise import denoise
+from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals
+
+BATCH, PATCHES = 8, 9
+
+
+def make_step(numel, generator, *, mix):
+    mask = torch.rand(BATCH, PATCHES, generator=generator) < 0.6
+    mask[0], mask[1] = False, True
+    active = ActivePatches.from_mask(mask, slots=PATCHES)
+    shape = active.index.shape
+    level = torch.randint(1, 11, shape, generator=generator) / 10
+    next_level = (level - torch.randint(0, 3, shape, generator=generator) / 10).clamp(min=0)
+    level[:, 0], next_level[:, 0] = 1.0, 1.0  # waiting
+    level[:, 1], next_level[:, 1] = 0.0, 0.0  # done
+    level[:, 2], next_level[:, 2] = 1.0, 0.0  # all at once
+    return {
+        "patches": torch.randn(BATCH, PATCHES, numel, generator=generator),
+        "index": active.index,
+        "level": level * active.occupied,
+        "next_level": next_level * active.occupied,
+        "velocity": torch.randn(*shape, numel, generator=generator),
+        "variance_mix": torch.rand(*shape, numel, generator=generator) if mix else None,
+        "chain_ids": torch.randperm(BATCH, generator=generator) + 50,
+    }, active
+
+
+@pytest.mark.parametrize("numel", [1, 5, 64])
+@pytest.mark.parametrize("mix", [True, False])
+@pytest.mark.parametrize(("eta", "tau"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.5), (0.5, 0.0)])
+def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, generator):
+    inputs, active = make_step(numel, generator, mix=mix)
+    before = inputs["patches"].clone()
+    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
+    denoise(**inputs, **counters, stochasticity=eta, temperature=tau)
+
+    every = torch.arange(PATCHES).repeat(BATCH, 1)
+    xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], every, numel)
+    fields = ("velocity", "variance_mix", "level", "next_level")
+    velocity, v, t, s = (None if inputs[f] is None else active.scatter(inputs[f], PATCHES) for f in fields)
+    expected = flow.posterior_step(before, velocity, v, t[..., None], s[..., None], xi, eta=eta, tau=tau)
+    # Values below 8 and some thirty roundings, in another order than the definition's.
+    torch.testing.assert_close(inputs["patches"], expected, atol=30 * 8 * 2**-24, rtol=0)
+
+    moving = active.scatter((inputs["level"] != inputs["next_level"]) & active.occupied, PATCHES, fill=False)
+    assert torch.equal(inputs["patches"][~moving], before[~moving])
+    assert (inputs["patches"][moving] != before[moving]).any(1).all()
+
+
+def test_idle_slots_with_undefined_predictions_harm_nothing(generator):
+    inputs, active = make_step(8, generator, mix=True)
+    idle = (inputs["level"] == inputs["next_level"]) | ~active.occupied
+    inputs["velocity"][idle] = float("nan")
+    inputs["variance_mix"][idle] = float("inf")
+    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
+    denoise(**inputs, **counters, stochasticity=0.5, temperature=1.0)
+    assert torch.isfinite(inputs["patches"]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_predictions_meet_a_float32_state(dtype, generator):
+    inputs, _ = make_step(8, generator, mix=True)
+    rounded = dict(inputs, patches=inputs["patches"].clone())
+    for name in ("velocity", "variance_mix"):
+        low = inputs[name].to(dtype)
+        inputs[name], rounded[name] = low, low.float()
+    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
+    for run in (inputs, rounded):
+        denoise(**run, **counters, stochasticity=0.5, temperature=1.0)
+    assert torch.equal(inputs["patches"], rounded["patches"])
+
+
+def test_no_slots_and_no_chains():
+    for batch, slots in ((0, 3), (2, 0)):
+        patches = torch.ones(batch, 4, 8)
+        denoise(
+            patches,
+            index=torch.full((batch, slots), -1, dtype=torch.int32),
+            level=torch.zeros(batch, slots),
+            next_level=torch.zeros(batch, slots),
+            velocity=torch.zeros(batch, slots, 8),
+            variance_mix=None,
+            chain_ids=torch.arange(batch),
+            seed=0,
+            step=torch.tensor(0),
+            iteration=torch.tensor(1),
+            stochasticity=0.5,
+            temperature=1.0,
+        )
+        assert (patches == 1).all()

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ipr_fast
+from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
+
+MOST_BYTES = 4_000_000
+
+
+def test_a_saved_model_comes_back(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(model, path, note="for a test")
+    again = load_model(path)
+    assert again.config == model.config
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    assert model_info(path)["metadata"]["note"] == "for a test"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_dtype_and_explicit_configuration(model, tmp_path):
+    path = tmp_path / "bare.safetensors"
+    save_file(dict(model.state_dict()), path)
+    again = load_model(str(path), config=model.config, dtype=torch.float64)
+    assert {p.dtype for p in again.parameters()} == {torch.float64}
+
+
+def test_bundled_models_load_are_small_and_have_a_card():
+    for name in ipr_fast.bundled_models():
+        model, info = load_model(name), model_info(name)
+        assert model.grid.sample_shape == info["sample_shape"]
+        assert bundled_model_for(info["sample_shape"]) == name
+        path = info["path"]
+        with open(path, "rb") as file:
+            assert len(file.read()) <= MOST_BYTES
+        with open(path.replace(".safetensors", ".md")) as card:
+            text = card.read()
+        for word in ("Data", "Command", "Seed", "valid"):
+            assert word in text
+    assert "digit-sudoku-4x4" in ipr_fast.bundled_models()
+
+
+def bad_files(model):
+    config = json.dumps(model.config.to_dict())
+    good = {"architecture": "PatchTransformer", "config": config}
+    tensors = {name: t.clone() for name, t in model.state_dict().items()}
+    missing = {k: v for k, v in tensors.items() if k != "patch_in.bias"}
+    return {
+        "no metadata": (tensors, None, "hold no configuration"),
+        "foreign": (tensors, good | {"architecture": "ResNet"}, "hold no configuration"),
+        "no JSON": (tensors, good | {"config": "{"}, "its configuration is not one of PatchTransformer"),
+        "wrong field": (tensors, good | {"config": '{"colour": 3}'}, "its configuration is not one of"),
+        "missing": (missing, good, r"no weight 'patch_in.bias', expected shape \(32,\)"),
+        "extra": (tensors | {"more": torch.zeros(2)}, good, r"unexpected weight 'more' of shape \(2,\)"),
+        "shape": (
+            tensors | {"patch_in.bias": torch.zeros(3)},
+            good,
+            r"has shape \(3,\), expected \(32,\)",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["no metadata", "foreign", "no JSON", "wrong field", "missing", "extra", "shape"])
+def test_a_bad_file_is_named_with_what_is_wrong(model, tmp_path, case):
+    tensors, metadata, message = bad_files(model)[case]
+    path = tmp_path / "bad.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=rf"bad\.safetensors: .*{message}"):
+        load_model(path)
+
+
+def test_truncated_files_are_refused(model, tmp_path):
+    save_model(model, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for length in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.safetensors: not a readable safetensors file"):
+            load_model(cut)
+
+
+def test_an_unknown_name_lists_what_is_bundled():
+    with pytest.raises(ValueError, match=r"digit-sudoku-4x4.*got 'nothing'"):
+        load_model("nothing")
+
+
+def test_wrong_config_and_dtype_are_refused(model, tmp_path):
+    save_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="config must be one of"):
+        load_model(tmp_path / "model.safetensors", config={"width": 3})
+    with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+        load_model(tmp_path / "model.safetensors", dtype=torch.int8)

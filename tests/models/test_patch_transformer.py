@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from ipr_fast import ActivePatches
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+
+
+def make_case(generator):
+    patches = torch.randn(10, 16, 16, generator=generator)
+    mask = torch.rand(10, 16, generator=generator) < torch.rand(10, 1, generator=generator)
+    mask[0], mask[1] = False, True
+    active = ActivePatches.from_mask(mask, slots=16)
+    return patches, active, torch.rand(10, 16, generator=generator) * active.occupied
+
+
+def assert_same_slots(ours, theirs, active):
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine[active.occupied], other[active.occupied], atol=1e-5, rtol=1e-5)
+
+
+def test_cached_and_uncached_execution_agree(model, generator):
+    patches, active, levels = make_case(generator)
+    with torch.no_grad():
+        uncached = model(patches, levels, active)
+        cached = model(patches, levels, active, context=model.prepare(patches, active))
+    assert_same_slots(cached, uncached, active)
+
+
+def test_a_context_serves_every_step_of_an_iteration_and_its_buffers_the_next(model, generator):
+    patches, active, levels = make_case(generator)
+    with torch.no_grad():
+        context = model.prepare(patches, active)
+        for _ in range(3):
+            moved = torch.where(active.scatter(active.occupied, 16, fill=False)[..., None], patches + 1, patches)
+            patches, levels = moved, levels / 2
+            cached = model(patches, levels, active, context=context)
+            assert_same_slots(cached, model(patches, levels, active), active)
+        patches, active, levels = make_case(generator)
+        for buffer in context:
+            buffer.fill_(float("nan"))  # whatever the last iteration left
+        again = model.prepare(patches, active, out=context)
+        assert [b.data_ptr() for b in again] == [b.data_ptr() for b in context]
+        cached = model(patches, levels, active, context=again)
+        assert_same_slots(cached, model(patches, levels, active), active)
+
+
+def test_the_context_does_not_see_the_active_patches(model, generator):
+    patches, _, _ = make_case(generator)
+    is_active = torch.zeros(10, 16, dtype=torch.bool)
+    is_active[:, 5:9] = True
+    levels, changed = is_active * 0.5, patches.clone()
+    changed[:, 6] += 1
+    first, second = (model.predict(p, levels, is_active).velocity for p in (patches, changed))
+    difference = (first - second).abs().amax(-1)
+    assert (difference[:, :5] == 0).all()
+    assert (difference[:, 9:] == 0).all()
+    assert (difference[:, 5:9] > 1e-6).all()
+
+
+def test_the_active_patches_see_everything(model, generator):
+    patches, _, _ = make_case(generator)
+    is_active = torch.zeros(10, 16, dtype=torch.bool)
+    is_active[:, 5:9] = True
+    base = model.predict(patches, is_active * 0.5, is_active).velocity
+    for n in range(16):
+        changed = patches.clone()
+        changed[:, n] += 1
+        moved = model.predict(changed, is_active * 0.5, is_active).velocity - base
+        assert (moved[:, 5:9].abs().amax(-1) > 1e-6).all()
+
+
+def test_levels_roles_and_positions_matter(model, generator):
+    patches, _, _ = make_case(generator)
+    none, one = torch.zeros(10, 16), torch.zeros(10, 16, dtype=torch.bool)
+    one[:, 4] = True
+    base = model.predict(patches, none, one)
+    assert not torch.allclose(base.velocity[:, 4], model.predict(patches, none + one * 0.3, one).velocity[:, 4])
+    assert not torch.allclose(base.velocity[:, 4], model.predict(patches, none, ~one).velocity[:, 4])
+    same = model.predict(patches[:, :1].expand(-1, 16, -1), none, torch.ones_like(one)).velocity
+    assert torch.unique(same[0].round(decimals=4), dim=0).shape[0] == 16
+
+
+def test_without_active_patches_all_are_active(model, generator):
+    patches, _, _ = make_case(generator)
+    levels = torch.rand(10, 16, generator=generator)
+    every = ActivePatches.from_mask(torch.ones(10, 16, dtype=torch.bool))
+    with torch.no_grad():
+        for ours, theirs in zip(model(patches, levels), model(patches, levels, every), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_outputs_have_their_shapes_and_ranges(model, generator):
+    patches, active, levels = make_case(generator)
+    prediction = model(patches, levels, active)
+    assert prediction.velocity.shape == prediction.variance_mix.shape == (10, 16, 16)
+    assert prediction.log_variance.shape == (10, 16)
+    assert (prediction.variance_mix >= 0).all()
+    assert (prediction.variance_mix <= 1).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"width": 33},
+        {"depth": 0},
+        {"num_heads": 2.0},
+        {"box_size": 3},
+        {"box_size": -2},
+        {"level_features": 7},
+        {"patch_size": 5},
+        {"refine_schedule": (0, 0.5)},
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match="must"):
+        PatchTransformer(PatchTransformerConfig(**({"channels": 1, "image_size": 16, "patch_size": 4} | bad)))

@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from ipr_fast import PatchGrid, all_patches, fixed_patches, random_patches
+
+GRID = PatchGrid(1, 16, 16, 4)
+CPU = torch.device("cpu")
+
+
+def choose(policy, free, iteration=1, seed=0):
+    policy = policy.bind(GRID, len(free), CPU)
+    ids = torch.arange(len(free))
+    return policy.choose(free, seed=seed, iteration=torch.tensor(iteration), chain_ids=ids), policy.sizes(free)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.25, 0.29, 0.5, 1.0])
+def test_random_patches_are_as_many_as_the_paper_says_and_free(ratio, ragged_known):
+    free = ~ragged_known
+    mask, sizes = choose(random_patches(ratio), free)
+    assert not (mask & ~free).any()
+    expected = [max(1, math.floor(ratio * n)) if n else 0 for n in free.sum(1).tolist()]
+    assert mask.sum(1).tolist() == expected == sizes.tolist()
+
+
+def test_random_patches_change_with_iteration_and_seed_only():
+    free = torch.ones(64, 16, dtype=torch.bool)
+    first = choose(random_patches(), free)[0]
+    assert torch.equal(first, choose(random_patches(), free)[0])
+    assert not torch.equal(first, choose(random_patches(), free, iteration=2)[0])
+    assert not torch.equal(first, choose(random_patches(), free, seed=1)[0])
+
+
+def test_all_patches_are_the_free_ones(ragged_known):
+    mask, sizes = choose(all_patches(), ~ragged_known)
+    assert torch.equal(mask, ~ragged_known)
+    assert torch.equal(sizes, (~ragged_known).sum(1))
+
+
+@pytest.mark.parametrize("form", ["ids", "ids tensor", "mask", "plane", "batch", "batch plane"])
+def test_fixed_patches_take_every_form(form, ragged_known):
+    wanted = torch.zeros(16, dtype=torch.bool)
+    wanted[[2, 3, 15]] = True
+    argument = {
+        "ids": [2, 3, 15],
+        "ids tensor": torch.tensor([15, 2, 3]),
+        "mask": wanted,
+        "plane": wanted.reshape(4, 4),
+        "batch": wanted.expand(12, 16),
+        "batch plane": wanted.expand(12, 16).reshape(12, 4, 4),
+    }[form]
+    mask, sizes = choose(fixed_patches(argument), ~ragged_known)
+    assert torch.equal(mask, wanted & ~ragged_known)
+    assert torch.equal(sizes, mask.sum(1))
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan"), "0.5", True, None])
+def test_a_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ValueError, match=r"ratio must be a number in \(0, 1\]"):
+        random_patches(ratio)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ([16], "patch ids must lie in 0..15"),
+        ([-1], "patch ids must lie in 0..15"),
+        (torch.zeros(15, dtype=torch.bool), "got \\(15,\\)"),
+        (torch.zeros(3, 16, dtype=torch.bool), "got \\(3, 16\\)"),
+    ],
+)
+def test_fixed_patches_that_do_not_fit_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        fixed_patches(argument).bind(GRID, 12, CPU)
+
+
+def test_fixed_patches_of_floats_are_refused():
+    with pytest.raises(ValueError, match="bool mask or patch ids"):
+        fixed_patches(torch.zeros(16))

@@ -1,0 +1,206 @@
+"""refine_batch and generate_batch as their users know them."""
+
+import pytest
+import torch
+
+import ipr_fast
+from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
+from ipr_fast.refine import slot_bucket
+
+
+def refine(model, x, mask_fn=None, iters=3, **options):
+    return ipr_fast.refine_batch(x, mask_fn or random_patches(), iters, model=model, **options)
+
+
+def test_the_input_is_left_alone_and_the_output_is_like_it(model, finished):
+    before = finished.clone()
+    out = refine(model, finished)
+    assert torch.equal(finished, before)
+    assert (out.shape, out.dtype, out.device) == (finished.shape, finished.dtype, finished.device)
+    assert not out.requires_grad
+    assert not torch.equal(out, finished)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_unselected_patches_keep_their_bits_in_every_dtype(model, finished, dtype):
+    x = (finished.double() + 1e-9).to(dtype)  # in float64 not representable in float32
+    out = refine(model, x, fixed_patches([1, 6, 9]))
+    assert out.dtype == dtype
+    kept = [n for n in range(16) if n not in (1, 6, 9)]
+    was, now = model.grid.to_patches(x), model.grid.to_patches(out)
+    assert torch.equal(now[:, kept], was[:, kept])
+    assert (now[:, [1, 6, 9]] != was[:, [1, 6, 9]]).any(-1).all()
+
+
+def test_known_patches_are_never_written_whatever_the_mask_says(model, finished, ragged_known):
+    everything = torch.ones(12, 16, dtype=torch.bool)
+    for mask_fn in (all_patches(), random_patches(0.9), lambda x, i: everything):
+        out = refine(model, finished, mask_fn, known=ragged_known)
+        was, now = model.grid.to_patches(finished), model.grid.to_patches(out)
+        assert torch.equal(now[ragged_known], was[ragged_known])
+        assert (now != was).any(-1)[~ragged_known].any()
+
+
+def test_each_iteration_changes_the_chosen_patches_only(model, finished):
+    seen, masks = [finished], []
+
+    def mask_fn(x, iteration):
+        generator = torch.Generator().manual_seed(iteration)
+        masks.append(torch.rand(12, 4, 4, generator=generator) < 0.3)
+        return masks[-1]
+
+    refine(model, finished, mask_fn, iters=4, callback=lambda i, x: seen.append(x))
+    for mask, before, after in zip(masks, seen[:-1], seen[1:], strict=True):
+        changed = (model.grid.to_patches(before) != model.grid.to_patches(after)).any(-1)
+        assert torch.equal(changed, mask.reshape(12, 16))
+
+
+def test_generated_samples_hold_the_known_values(model, finished, ragged_known):
+    x = ipr_fast.generate_batch(12, model=model, known=ragged_known.reshape(12, 4, 4), known_values=finished)
+    assert x.shape == finished.shape
+    assert x.dtype == torch.float32
+    was, now = model.grid.to_patches(finished), model.grid.to_patches(x)
+    assert torch.equal(now[ragged_known], was[ragged_known])
+    assert (now[~ragged_known] != was[~ragged_known]).any(-1).all()
+
+
+def test_a_chain_does_not_depend_on_its_batch(model, generator):
+    """Whole, in halves, permuted: the same masks and noise to the last bit, the same samples to rounding."""
+    x = torch.randn(64, 1, 16, 16, generator=generator).clamp(-1, 1)
+    known = torch.rand(64, 16, generator=generator) < 0.3
+    ids = torch.arange(64) * 7 + 3
+    order = torch.randperm(64, generator=generator)
+
+    def run(rows):
+        masks = []
+        policy = random_patches().bind(model.grid, len(rows), x.device)
+
+        def recorded(images, iteration):  # the policy's choice, seen from outside
+            mask = policy.choose(~known[rows], seed=11, iteration=torch.tensor(iteration), chain_ids=ids[rows])
+            masks.append(mask)
+            return mask
+
+        options = {"known": known[rows], "chain_ids": ids[rows], "seed": 11}
+        return refine(model, x[rows], **options), refine(model, x[rows], recorded, **options), masks
+
+    whole, whole_recorded, masks = run(torch.arange(64))
+    halves = [run(torch.arange(32)), run(torch.arange(32, 64))]
+    permuted, _, permuted_masks = run(order)
+    assert torch.equal(torch.stack(masks), torch.cat([torch.stack(h[2]) for h in halves], dim=1))
+    assert torch.equal(torch.stack(masks)[:, order], torch.stack(permuted_masks))
+    torch.testing.assert_close(whole, torch.cat([h[0] for h in halves]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole[order], permuted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, whole_recorded, atol=1e-5, rtol=0)  # in buckets of another size
+
+
+def test_two_calls_equal_one(model, finished):
+    once = refine(model, finished, iters=6)
+    twice = refine(model, refine(model, finished, iters=3), iters=3, first_iteration=4)
+    torch.testing.assert_close(once, twice, atol=1e-5, rtol=0)
+
+
+def test_seeds_and_chain_ids_decide(model, finished):
+    assert torch.equal(refine(model, finished, seed=4), refine(model, finished, seed=4))
+    assert not torch.equal(refine(model, finished, seed=4), refine(model, finished, seed=5))
+    twins = refine(model, finished[:1].repeat(2, 1, 1, 1), chain_ids=torch.tensor([9, 9]))
+    torch.testing.assert_close(twins[0], twins[1], atol=1e-5, rtol=0)
+
+
+def test_generation_and_refinement_share_no_counter(model, finished):
+    """Iteration 0 is the generation; refining everything with the same seed must not repeat it."""
+    x = ipr_fast.generate_batch(4, model=model, schedule=Schedule(10, 0.8))
+    again = refine(model, x, all_patches(), iters=1, schedule=Schedule(10, 0.8))
+    assert not torch.allclose(x, again, atol=0.1)
+
+
+def test_nothing_to_do_is_legal(model, finished):
+    assert torch.equal(refine(model, finished, iters=0), finished)
+    assert refine(model, finished[:0]).shape == (0, 1, 16, 16)
+    everything = torch.ones(12, 16, dtype=torch.bool)
+    assert torch.equal(refine(model, finished, known=everything), finished)
+    assert torch.equal(refine(model, finished, lambda x, i: ~everything), finished)
+    assert ipr_fast.generate_batch(0, model=model).shape == (0, 1, 16, 16)
+    kept = ipr_fast.generate_batch(12, model=model, known=everything, known_values=finished)
+    assert torch.equal(kept, finished)
+
+
+def test_a_chain_with_nothing_selected_keeps_its_values(model, finished):
+    mask = torch.zeros(12, 16, dtype=torch.bool)
+    mask[3, 5] = True
+    out = refine(model, finished, lambda x, i: mask)
+    changed = (out != finished).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [3]
+
+
+def test_mask_fn_and_callback_get_numbers_images_and_their_own_copy(model, finished):
+    calls = []
+
+    def mask_fn(x, iteration):
+        calls.append(("mask", iteration, x.shape))
+        x.fill_(float("nan"))
+        return torch.ones(12, 16, dtype=torch.bool)
+
+    def callback(iteration, x):
+        calls.append(("callback", iteration, x.shape))
+        x.fill_(float("nan"))
+
+    out = refine(model, finished, mask_fn, iters=2, first_iteration=25, callback=callback)
+    shape = finished.shape
+    assert calls == [(name, i, shape) for i in (25, 26) for name in ("mask", "callback")]
+    assert out.isfinite().all()
+
+
+def test_a_callback_freezes_chains_for_good(model, finished):
+    seen = []
+
+    def callback(iteration, x):
+        seen.append(x.clone())
+        frozen = torch.zeros(12, dtype=torch.bool)
+        if iteration == 2:
+            frozen[[0, 5]] = True
+        return frozen
+
+    out = refine(model, finished, iters=5, callback=callback)
+    assert torch.equal(out[[0, 5]], seen[1][[0, 5]])
+    assert (seen[4][1] != seen[1][1]).any()
+    free = refine(model, finished, iters=5)
+    rest = [b for b in range(12) if b not in (0, 5)]
+    torch.testing.assert_close(out[rest], free[rest], atol=1e-5, rtol=0)  # the others do not notice
+
+
+def test_a_call_ends_when_every_chain_is_frozen(model, finished):
+    calls = []
+    refine(model, finished, iters=50, callback=lambda i, x: (calls.append(i), torch.ones(12, dtype=torch.bool))[1])
+    assert calls == [1]
+
+
+def test_non_contiguous_and_gradient_carrying_input(model, finished):
+    strided = finished.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    out = refine(model, strided)
+    assert not out.requires_grad
+    assert torch.equal(out, refine(model, finished))
+
+
+def test_the_bundled_model_is_found_by_its_sample_shape():
+    x = ipr_fast.generate_batch(2, schedule=Schedule(1, 1.0))
+    assert x.shape == (2, 1, 32, 32)
+    assert ipr_fast.refine_batch(x, random_patches(), 1, schedule=Schedule(1, 1.0)).shape == x.shape
+    with pytest.raises(ValueError, match=r"digit-sudoku-4x4 \(1, 32, 32\)"):
+        ipr_fast.refine_batch(torch.zeros(1, 3, 32, 32), random_patches())
+
+
+def test_progress_bars_go_to_stderr(model, finished, capsys):
+    refine(model, finished, iters=2, progress=True)
+    ipr_fast.generate_batch(2, model=model, progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "refine" in captured.err
+    assert "2/2" in captured.err
+    assert "48/48" in captured.err
+
+
+@pytest.mark.parametrize("num_patches", [1, 4, 16, 81, 256])
+def test_slot_buckets_are_few_and_hold_the_count(num_patches):
+    buckets = {slot_bucket(n, num_patches) for n in range(num_patches + 1)}
+    assert len(buckets) <= 10
+    assert all(n <= slot_bucket(n, num_patches) <= num_patches for n in range(num_patches + 1))

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ipr_fast import Schedule
+
+DATA = Path(__file__).parent / "data"
+RECORDED = [
+    ("tiny_gray.clued", "init", Schedule(3, 0.0)),
+    ("tiny_gray.clued", "iter0", Schedule(10, 0.8)),
+    ("tiny_gray.clued", "iter1", Schedule(10, 0.8)),
+    ("tiny_rgb.free", "init", Schedule(10, 0.9)),
+    ("tiny_rgb.free", "iter0", Schedule(10, 0.9)),
+]
+
+
+def levels_over_time(schedule: Schedule, n: int) -> torch.Tensor:
+    """(T + 1, n): the levels of n patches that start in the order of their ids."""
+    steps, block, starts = schedule.steps(n), schedule.block(n), torch.tensor(schedule.starts(n))
+    after = torch.arange(1, steps + 1)[:, None]  # s + 1
+    levels = ((block - (after - starts)).float() / block).clamp(0, 1)
+    levels = torch.where(after > starts, levels, 1.0)
+    levels[-1] = 0.0
+    return torch.cat([torch.ones(1, n), levels])
+
+
+@pytest.mark.parametrize(("file", "run", "schedule"), RECORDED)
+def test_levels_equal_the_published_implementations(file, run, schedule):
+    with safe_open(DATA / f"{file}.safetensors", framework="pt") as recording:
+        recorded = recording.get_tensor(f"{run}.schedule")
+    active = recorded[0] == 1
+    expected = recorded[:, active].sort(dim=1).values  # the recorded patches start in the model's order
+    assert torch.equal(levels_over_time(schedule, int(active.sum())).sort(dim=1).values, expected)
+
+
+@pytest.mark.parametrize("steps_per_patch", [1, 2, 3, 10, 30])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8, 0.9, 1.0])
+def test_every_patch_starts_and_ends_in_time(steps_per_patch, overlap):
+    schedule = Schedule(steps_per_patch, overlap)
+    for n in (*range(1, 26), 50, 81):
+        starts = schedule.starts(n)
+        assert starts[0] == 0
+        assert starts == sorted(starts)
+        assert starts[-1] < schedule.steps(n)
+        assert 1 <= schedule.block(n) <= schedule.steps(n)
+        levels = levels_over_time(schedule, n)
+        assert (levels.diff(dim=0) <= 0).all()
+
+
+def test_overlap_one_is_parallel_diffusion():
+    schedule = Schedule(10, 1.0)
+    assert (schedule.steps(50), schedule.block(50), schedule.starts(50)) == (10, 10, [0] * 50)
+
+
+def test_paper_settings_make_the_known_number_of_steps():
+    assert Schedule(3, 0.0).steps(81) == 243
+    assert Schedule(10, 0.8).steps(20) == 48
+    assert Schedule(10, 0.8).steps(0) == 0
+
+
+def test_tables_hold_the_same_numbers():
+    schedule, n = Schedule(7, 0.65), 20
+    tables = schedule.tables(n)
+    assert all(table.dtype == torch.int32 for table in tables)
+    for k in range(n + 1):
+        assert tables.steps[k] == schedule.steps(k)
+        assert tables.block[k] == schedule.block(k)
+        assert tables.starts[k, :k].tolist() == schedule.starts(k)
+        assert (tables.starts[k, k:] == 2**31 - 1).all()
+
+
+@pytest.mark.parametrize("bad", [(0, 0.0), (-1, 0.0), (1.5, 0.0), (True, 0.0), ("3", 0.0)])
+def test_steps_per_patch_out_of_range(bad):
+    with pytest.raises(ValueError, match="steps_per_patch must be an int >= 1"):
+        Schedule(*bad)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), "0.5", None])
+def test_overlap_out_of_range(bad):
+    with pytest.raises(ValueError, match=r"overlap must be a number in \[0, 1\]"):
+        Schedule(3, bad)
