@@ -1,5 +1,11 @@
 """Iterative Partial Refinement of sequential diffusion samples, for many chains at once."""
 
+from pathlib import Path
+
+# In a clone, `kernels` stands beside this folder instead of in it: `import ipr_fast` must find it there as well.
+if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
+    __path__.append(str(Path(__file__).parent.parent))
+
 from ipr_fast import models, reference
 from ipr_fast.masks import all_patches, fixed_patches, random_patches
 from ipr_fast.models.checkpoints import bundled_models, load_model, save_model

@@ -67,7 +67,8 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    files.check_writable(arguments.out)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out: {arguments.out} is not a folder")
     policy = random_patches(arguments.ratio)
     model = load_model(arguments.model or DEFAULT_MODEL, device=_device(arguments))
     sides = {side: DigitSudoku(side) for side in SIDES}

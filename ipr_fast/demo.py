@@ -63,6 +63,7 @@ def run_demo(
     known, values = draw_clues(task, settings.boards, settings.clues, settings.seed)
     clues = "no clues" if known is None else f"{settings.clues[0]} to {settings.clues[1]} clues"
     say(f"{settings.boards} boards of handwritten digits, {task.side}x{task.side} cells, {clues}, seed {settings.seed}")
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the user a run
     begun = time.monotonic()
     x = generate_batch(
         settings.boards, model=model, known=known, known_values=values, seed=settings.seed, progress=progress
@@ -122,7 +123,6 @@ def describe(results: dict, iters: int) -> list[str]:
 
 def write_out(out: Path, trajectory: Trajectory, results: dict, settings: DemoSettings) -> list[Path]:
     """Write the pictures and the numbers; returns the files."""
-    out.mkdir(parents=True, exist_ok=True)
     boards, validity, numbers = out / "boards.png", out / "validity.png", out / "results.json"
     invalid_first = (~trajectory.valid[0]).nonzero().flatten().tolist()
     chosen = (invalid_first + trajectory.valid[0].nonzero().flatten().tolist())[:6]

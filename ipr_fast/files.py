@@ -76,6 +76,11 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
 def check_writable(path: str | os.PathLike) -> None:
     """Raise ValueError when `write_samples` could not write there: better before the work than after it."""
     path = Path(path)
+    standing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not os.access(standing, os.W_OK):
+        raise ValueError(f"{path}: no permission to write in {standing}")
+    if standing.is_file() and standing != path.absolute():
+        raise ValueError(f"{path}: {standing} is a file, not a folder")
     if path.suffix in SUFFIXES:
         if path.is_dir():
             raise ValueError(f"{path}: is a folder")

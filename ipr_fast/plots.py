@@ -30,7 +30,8 @@ def plot_boards(
         for column, iteration in enumerate(iterations):
             axis = axes[row][column]
             wrong = violating[iteration, board]
-            axis.imshow(_tinted(images[iteration, board, 0], wrong), interpolation="nearest", extent=(0, side, side, 0))
+            picture = _tinted(images[iteration, board, 0], wrong).numpy()
+            axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
             _draw_grid(axis, side, GREEN if not wrong.any() else INK)
             if row == 0:
                 axis.set_title("one pass" if iteration == 0 else f"{iteration}", fontsize=9, color=INK)

@@ -1,0 +1,169 @@
+"""The command line, run in this process: what it writes, what it says, how it ends."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ipr_fast
+from ipr_fast.cli import main
+from ipr_fast.files import read_samples
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A small model of 16x16 samples, as a file."""
+    from conftest import TINY, randomise
+
+    path = tmp_path / "tiny.safetensors"
+    ipr_fast.save_model(randomise(ipr_fast.models.PatchTransformer(TINY), seed=0), path)
+    return str(path)
+
+
+def test_generate_and_refine_are_the_library_calls(tmp_path, weights, capsys):
+    generated, refined = tmp_path / "a.npy", tmp_path / "b.npz"
+    assert main(["generate", "--model", weights, "--count", "5", "--seed", "3", "--out", str(generated)]) == 0
+    options = ["--iters", "2", "--ratio", "0.5", "--schedule", "4", "0.5", "--seed", "3", "--quiet"]
+    assert main(["refine", str(generated), "--model", weights, "--out", str(refined), *options]) == 0
+    model = ipr_fast.load_model(weights)
+    x = ipr_fast.generate_batch(5, model=model, seed=3)
+    assert torch.equal(read_samples(generated).images, x)
+    schedule, policy = ipr_fast.Schedule(4, 0.5), ipr_fast.random_patches(0.5)
+    assert torch.equal(
+        read_samples(refined).images, ipr_fast.refine_batch(x, policy, 2, model=model, schedule=schedule, seed=3)
+    )
+    captured = capsys.readouterr()
+    assert "wrote 5 samples" in captured.out
+    assert "generate" in captured.err  # the bar
+    assert "refine" not in captured.err  # --quiet
+
+
+def test_known_patches_stay(tmp_path, weights):
+    known, values = np.zeros((2, 4, 4), dtype=bool), np.random.default_rng(0).normal(size=(2, 1, 16, 16))
+    known[:, 1, 2] = True
+    np.save(tmp_path / "known.npy", known)
+    np.save(tmp_path / "values.npy", values.astype(np.float32))
+    arguments = ["--known", str(tmp_path / "known.npy"), "--model", weights, "--quiet"]
+    out, again = tmp_path / "out.pt", tmp_path / "again.pt"
+    command = ["generate", "--count", "2", "--known-values", str(tmp_path / "values.npy"), "--out", str(out)]
+    assert main([*command, *arguments]) == 0
+    assert main(["refine", str(out), "--iters", "2", "--out", str(again), *arguments]) == 0
+    for path in (out, again):
+        cell = read_samples(path).images[:, :, 4:8, 8:12]
+        assert np.array_equal(cell.numpy(), values.astype(np.float32)[:, :, 4:8, 8:12])
+
+
+def test_folders_of_png(tmp_path, weights):
+    pictures, refined = tmp_path / "pictures", tmp_path / "refined"
+    assert main(["generate", "--model", weights, "--count", "3", "--out", str(pictures), "--quiet"]) == 0
+    assert main(["refine", str(pictures), "--model", weights, "--iters", "1", "--out", str(refined), "--quiet"]) == 0
+    assert sorted(p.name for p in refined.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+
+
+@pytest.mark.parametrize("clues", [(0, 0), (2, 8)])
+def test_the_demo_counts_pictures_and_tells(tmp_path, capsys, clues):
+    out = tmp_path / "demo"
+    arguments = [
+        "--boards",
+        "12",
+        "--iters",
+        "3",
+        "--clues",
+        str(clues[0]),
+        str(clues[1]),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert main(["demo", *arguments]) == 0
+    results = json.loads((out / "results.json").read_text())
+    said = capsys.readouterr().out
+    assert results["boards"] == 12
+    assert results["valid_after"] - results["valid_before"] == results["fixed"] - results["broken"]
+    assert results["valid_by_iteration"][0] == results["valid_before"]
+    assert len(results["valid_by_iteration"]) == 4
+    assert results["valid_after"] >= 6  # the bundled model makes about eight valid boards of ten
+    for words in ("of 12 valid", "boards fixed", "held-out digits", "boards.png", "validity.png"):
+        assert words in said
+    for picture in ("boards.png", "validity.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_tells_versions_and_models(capsys, weights):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert torch.__version__ in said
+    assert "digit-sudoku-4x4  PatchTransformer, samples (1, 32, 32)" in said
+    assert main(["info", weights]) == 0
+    assert "sample_shape  (1, 16, 16)" in capsys.readouterr().out
+
+
+FAILURES = [
+    (["refine", "absent.npy", "--out", "b.npy"], "absent.npy: no such file or folder"),
+    (["refine", "absent.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
+    (["refine", "rgb.npy", "--out", "b.npy"], "none is bundled for samples (C, H, W) = (3, 8, 8)"),
+    (["refine", "nan.npy", "--out", "b.npy"], "x must be finite"),
+    (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
+    (["refine", "gray.npy", "--out", "b.npy", "--schedule", "2.5", "0"], "--schedule: "),
+    (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
+    (["generate", "--out", "b.npy", "--model", "nothing"], "source must be a bundled model (digit-sudoku-4x4)"),
+    (["generate", "--out", "b.npy", "--seed", "-1"], "--seed must be an int in 0.."),
+    (["generate", "--out", "b.npy", "--device", "gpu"], "--device: 'gpu' cannot be used"),
+    (["generate", "--out", "b.npy", "--device", "cuda:99"], "--device: 'cuda:99' cannot be used"),
+    (["generate", "--out", "b.npy", "--stochasticity", "2"], "stochasticity must be a finite number in [0, 1]"),
+    (["demo", "--clues", "5", "2", "--out", "d"], "clues must satisfy"),
+    (["demo", "--ratio", "2", "--out", "d"], "ratio must be a number"),
+    (["demo", "--out", "gray.npy"], "--out: gray.npy is not a folder"),
+    (["generate", "--out", "gray.npy/b.npy"], "gray.npy is a file, not a folder"),
+    (["train", "--out", "t", "--learning-rate", "-1"], "learning_rate must be positive"),
+    (["train", "--out", "t", "--mnist", "absent"], "no MNIST file"),
+    (["info", "absent.safetensors"], "source must be a bundled model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_user_errors_end_in_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("rgb.npy", np.zeros((1, 3, 8, 8), dtype=np.float32))
+    np.save("gray.npy", np.zeros((1, 1, 32, 32), dtype=np.float32))
+    np.save("nan.npy", np.full((1, 1, 32, 32), np.nan, dtype=np.float32))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert main([*arguments, *([] if arguments[0] == "info" else ["--quiet"])]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"ipr-fast {arguments[0]}: error: ")
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before  # nothing was begun
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--boards", "0"], ["refine"], ["demo", "--iters", "x"]])
+def test_wrong_usage_ends_with_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: ipr-fast" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipr_fast.cli.run_demo", interrupted)
+    assert main(["demo", "--quiet"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
+    import builtins
+
+    real = builtins.__import__
+
+    def without_pillow(name, *args, **kwargs):
+        if name.startswith("PIL"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pillow)
+    assert main(["generate", "--count", "1", "--out", "somewhere", "--quiet", "--schedule", "1", "1"]) == 1
+    assert "pip install 'ipr-fast[plots]'" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_samples
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_arrays_come_back_bit_for_bit(tmp_path, suffix, dtype):
+    images, path = torch.randn(3, 2, 8, 8).to(dtype), tmp_path / "new" / f"x{suffix}"
+    write_samples(path, Samples(images))
+    again = read_samples(path).images
+    assert again.dtype == dtype
+    assert torch.equal(again, images)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_of_png_keep_pixels_and_names(tmp_path, channels):
+    images = torch.randint(0, 256, (4, channels, 8, 8)).float() / 127.5 - 1
+    names = ("b.png", "d.png", "a.png", "c.png")
+    write_samples(tmp_path / "pictures", Samples(images, names))
+    again = read_samples(tmp_path / "pictures")
+    assert again.names == ("a.png", "b.png", "c.png", "d.png")
+    torch.testing.assert_close(again.images, images[[2, 0, 3, 1]], atol=1e-6, rtol=0)
+
+
+def test_samples_outside_of_the_range_are_cut_in_pictures(tmp_path):
+    write_samples(tmp_path / "pictures", Samples(torch.tensor([[[[-3.0, 3.0]]]])))
+    assert read_samples(tmp_path / "pictures").images.flatten().tolist() == [-1.0, 1.0]
+
+
+def test_bytes_and_missing_channel(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[[0, 255], [51, 204]]], dtype=np.uint8))
+    images = read_samples(tmp_path / "x.npy").images
+    assert images.shape == (1, 1, 2, 2)
+    torch.testing.assert_close(images.flatten(), torch.tensor([-1.0, 1.0, -0.6, 0.6]))
+
+
+def test_npz_by_key_or_alone(tmp_path):
+    np.savez(tmp_path / "two.npz", known=np.ones(3, bool), other=np.zeros(2))
+    assert read_array(tmp_path / "two.npz", "known").tolist() == [True] * 3
+    with pytest.raises(ValueError, match=r"two\.npz: .*holds the arrays .*none of them 'x'"):
+        read_array(tmp_path / "two.npz", "x")
+    np.savez(tmp_path / "one.npz", anything=np.zeros(2))
+    assert read_array(tmp_path / "one.npz", "x").shape == (2,)
+
+
+def test_bad_files_are_named(tmp_path):
+    def refused(path, message):
+        with pytest.raises(ValueError, match=rf"(?s){path.name}: .*{message}"):
+            read_samples(path)
+
+    refused(tmp_path / "absent.npy", "no such file")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no PNG files")
+    (tmp_path / "x.jpg").write_bytes(b"")
+    refused(tmp_path / "x.jpg", "must end in one of .npy, .npz, .pt")
+    for suffix in (".npy", ".npz", ".pt"):
+        path = tmp_path / f"garbage{suffix}"
+        path.write_bytes(b"not an array")
+        refused(path, "not a readable")
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}]), allow_pickle=True)
+    refused(tmp_path / "objects.npy", "not a readable .npy file")
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    refused(tmp_path / "flat.npy", r"got shape \(5,\)")
+    np.save(tmp_path / "ints.npy", np.zeros((1, 1, 4, 4), dtype=np.int64))
+    refused(tmp_path / "ints.npy", "got torch.int64")
+    (tmp_path / "empty" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable PNG file"):
+        read_samples(tmp_path / "empty")
+
+
+def test_pictures_of_different_sizes_are_refused(tmp_path):
+    write_samples(tmp_path / "p", Samples(torch.zeros(1, 1, 4, 4), ("a.png",)))
+    write_samples(tmp_path / "p", Samples(torch.zeros(1, 1, 4, 5), ("b.png",)))
+    with pytest.raises(ValueError, match=r"b\.png: has the shape \(1, 4, 5\), the folder's first image \(1, 4, 4\)"):
+        read_samples(tmp_path / "p")
+
+
+def test_where_it_cannot_write_it_says_so_beforehand(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("folder.npy", "file", "x.jpg"):
+        with pytest.raises(ValueError, match=name):
+            check_writable(tmp_path / name)
