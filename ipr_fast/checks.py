@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -15,17 +16,19 @@ from ipr_fast.schedule import Schedule
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     """An int in low..high."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+    fits = (
+        isinstance(value, Integral) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+    )
     if not fits:
         wanted = f"an int >= {low}" if high is None else f"an int in {low}..{high}"
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: object, low: float, high: float | None = None) -> float:
     """A finite number in [low, high]."""
     fits = (
-        isinstance(value, (int, float))
+        isinstance(value, Real)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and low <= value

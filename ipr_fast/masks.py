@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class RandomPatches(MaskPolicy):
     size_of: Tensor | None = None  # (N + 1,) how many of n free patches are chosen; on the device, made by `bind`
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, Real) or not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:

@@ -70,8 +70,8 @@ def refine_batch(
     x = checks.images("x", x).detach()
     model, grid = _resolve_model(model, x)
     checks.images("x", x, grid.sample_shape)
-    checks.integer("iters", iters, 0)
-    checks.integer("first_iteration", first_iteration, 1)
+    iters = checks.integer("iters", iters, 0)
+    first_iteration = checks.integer("first_iteration", first_iteration, 1)
     if schedule is None:
         schedule = getattr(model, "refine_schedule", DEFAULT_REFINE_SCHEDULE)
     sampling = _sampling(schedule, stochasticity, temperature, seed)
@@ -79,7 +79,7 @@ def refine_batch(
     free = _free_patches(known, len(x), grid, x.device)
     ids = checks.chain_ids(chain_ids, len(x), x.device)
     engine_type = _backend(backend)
-    select = _Selector(mask_fn, grid, free)
+    select = _Selector(mask_fn, grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
     if not len(x) or not iters:
@@ -97,7 +97,7 @@ def refine_batch(
         for iteration in tqdm(iterations, desc="refine", unit="iteration", disable=not progress):
             with span("iteration"):
                 engine.begin(iteration)
-                mask, most_active = select(engine, images, ids, sampling.seed, iteration)
+                mask, most_active = select(iteration, engine.iteration, images)
                 engine.regenerate(mask, most_active)
                 touched |= mask
             if callback is not None and select.freeze(_call_back(callback, iteration, images())):
@@ -131,7 +131,7 @@ def generate_batch(
 
     Returns float32 images (B, C, H, W); known patches hold the given values bit for bit.
     """
-    checks.integer("batch_size", batch_size, 0)
+    batch_size = checks.integer("batch_size", batch_size, 0)
     if (known is None) != (known_values is None):
         raise ValueError("known and known_values must be given together")
     if model is None:
@@ -168,7 +168,9 @@ def generate_batch(
 class _Selector:
     """The mask of each iteration, and the number that no chain's selection exceeds."""
 
-    def __init__(self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor) -> None:
+    def __init__(
+        self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
+    ) -> None:
         if isinstance(mask_fn, MaskPolicy):
             mask_fn = mask_fn.bind(grid, len(free), free.device)
             self.most_active = int(mask_fn.sizes(free).max()) if len(free) else 0
@@ -177,13 +179,12 @@ class _Selector:
                 f"mask_fn must be a mask policy or a callable mask_fn(x, iteration), got {type(mask_fn).__name__}"
             )
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
+        self.counters = {"chain_ids": chain_ids, "seed": seed}
 
-    def __call__(
-        self, engine: Engine, images: Callable[[], Tensor], chain_ids: Tensor, seed: int, iteration: int
-    ) -> tuple[Tensor, int]:
+    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> tuple[Tensor, int]:
+        """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
         if isinstance(self.mask_fn, MaskPolicy):
-            mask = self.mask_fn.choose(self.free, seed=seed, iteration=engine.iteration, chain_ids=chain_ids)
-            return mask, self.most_active
+            return self.mask_fn.choose(self.free, iteration=on_device, **self.counters), self.most_active
         name = f"mask_fn {_name_of(self.mask_fn)}"
         mask = _guarded(name, iteration, self.mask_fn, images(), iteration)
         mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -43,10 +44,12 @@ class Schedule:
 
     def __post_init__(self) -> None:
         p, o = self.steps_per_patch, self.overlap
-        if isinstance(p, bool) or not isinstance(p, int) or p < 1:
+        if isinstance(p, bool) or not isinstance(p, Integral) or p < 1:
             raise ValueError(f"steps_per_patch must be an int >= 1, got {p!r}")
-        if isinstance(o, bool) or not isinstance(o, (int, float)) or not 0.0 <= o <= 1.0:
+        if isinstance(o, bool) or not isinstance(o, Real) or not 0.0 <= o <= 1.0:
             raise ValueError(f"overlap must be a number in [0, 1], got {o!r}")
+        object.__setattr__(self, "steps_per_patch", int(p))
+        object.__setattr__(self, "overlap", float(o))
 
     def steps(self, num_active: int) -> int:
         """T, the denoiser calls of one regeneration of `num_active` patches; 0 for none."""
@@ -63,23 +66,24 @@ class Schedule:
         """S_k for k = 0..num_active-1, ascending."""
         if num_active == 0:
             return []
-        # float32 in this very order: it decides ties, and the published code's ties are the definition.
-        ideal = torch.tensor(self._ideal_block(num_active), dtype=torch.float32)
-        starts = torch.arange(num_active, dtype=torch.float32) * ideal * (1 - self.overlap)
-        return starts.floor().to(torch.int64).tolist()
+        ideal = torch.tensor(self._ideal_block(num_active))
+        return self._starts(torch.arange(num_active), ideal).to(torch.int64).tolist()
 
     def tables(self, num_patches: int) -> ScheduleTables:
         """The schedule for every number of active patches from 0 to `num_patches`."""
         never = torch.iinfo(torch.int32).max
-        starts = torch.full((num_patches + 1, num_patches), never, dtype=torch.int32)
-        for n in range(1, num_patches + 1):
-            starts[n, :n] = torch.tensor(self.starts(n), dtype=torch.int32)
-        counts = range(num_patches + 1)
+        counts, k = torch.arange(num_patches + 1), torch.arange(num_patches)
+        ideal = torch.tensor([0.0, *(self._ideal_block(n) for n in range(1, num_patches + 1))])
+        starts = self._starts(k, ideal[:, None]).to(torch.int32)
         return ScheduleTables(
-            steps=torch.tensor([self.steps(n) for n in counts], dtype=torch.int32),
-            block=torch.tensor([self.block(n) for n in counts], dtype=torch.int32),
-            starts=starts,
+            steps=torch.tensor([self.steps(n) for n in counts.tolist()], dtype=torch.int32),
+            block=ideal.ceil().to(torch.int32),
+            starts=starts.masked_fill(k >= counts[:, None], never),
         )
+
+    def _starts(self, k: Tensor, ideal_block: Tensor) -> Tensor:
+        # float32 in this very order: it decides ties, and the published code's ties are the definition.
+        return (k.float() * ideal_block * (1 - self.overlap)).floor()
 
     def _ideal_block(self, num_active: int) -> float:
         span = (num_active - 1) * (1 - self.overlap) + 1

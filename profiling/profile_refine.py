@@ -54,9 +54,8 @@ def main() -> None:
         times[kind_of(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(times.values())
     ticks = arguments.iters * model.refine_schedule.steps(max(1, model.grid.num_patches // 4))
-    print(
-        f"{arguments.boards} boards, {arguments.iters} iterations on {arguments.device}: {total / 1e3 / ticks:.2f} ms a tick"
-    )
+    run = f"{arguments.boards} boards, {arguments.iters} iterations on {arguments.device}"
+    print(f"{run}: {total / 1e3 / ticks:.2f} ms a tick")
     for kind, time in sorted(times.items(), key=lambda item: -item[1]):
         print(f"  {kind:24} {100 * time / total:5.1f} %")
     if arguments.trace is not None:

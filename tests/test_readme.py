@@ -1,0 +1,90 @@
+"""The README says what is so: its code runs, its figures are those of the committed measurements."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ipr_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_its_python_runs_as_it_stands():
+    namespace = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    x, refined, known = (namespace[name] for name in ("x", "refined", "known"))
+    assert x.shape == refined.shape == (64, 1, 32, 32)
+    assert torch.equal(refined[:, :, :8, :8], x[:, :, :8, :8])  # the first cell of every board is known
+    assert known[:, 0].all()
+
+    class Network(torch.nn.Module):
+        def forward(self, images, level_map):
+            return torch.cat([images * level_map, images, level_map], dim=1)
+
+    grid = ipr_fast.PatchGrid(3, 16, 16, 4)
+    model = namespace["ImageDenoiser"](Network(), grid)
+    assert isinstance(model, ipr_fast.Denoiser)
+    runs = [
+        ipr_fast.refine_batch(torch.zeros(2, 3, 16, 16), ipr_fast.random_patches(), 2, model=model, backend=backend)
+        for backend in ("torch", "reference")
+    ]
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
+
+
+def test_its_results_are_the_committed_ones(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import quality
+
+    measured = json.loads((ROOT / "bench/results/quality-digit-sudoku-4x4.json").read_text())
+    table = quality.report(measured)
+    assert table in README
+    assert measured["boards"] >= 2048
+    card = (ROOT / "ipr_fast/models/weights/digit-sudoku-4x4.md").read_text()
+    rows = {row["name"]: row for row in measured["arms"]}
+    for name in ("one pass", "IPR, alpha 0.25, 20 iterations"):
+        assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
+
+
+def test_refinement_is_worth_it_in_the_committed_measurement():
+    measured = json.loads((ROOT / "bench/results/quality-digit-sudoku-4x4.json").read_text())
+    rows = {row["name"]: row for row in measured["arms"]}
+    value, low, _ = rows["IPR, alpha 0.25, 20 iterations"]["gain"]
+    assert value >= 0.10
+    assert low > 0.05
+    curve = measured["valid_by_iteration"][:21]
+    assert curve[0] < curve[5] < curve[20]
+    assert all(later > max(curve[:r]) - 0.01 * measured["boards"] for r, later in enumerate(curve) if r)
+
+
+def test_ci_runs_its_test_command():
+    test_command = next(block for block in blocks("bash") if "pytest" in block).strip()
+    assert test_command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_its_files_and_links_exist():
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:ipr_fast|bench|profiling)/[\w/.]+)`", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the command line's help wraps by the terminal's width")
+def test_its_commands_are_those_of_the_command_line():
+    from ipr_fast.cli import build_parser
+
+    listing = next(block for block in blocks("text") if "ipr-fast train" in block)
+    choices = build_parser()._subparsers._group_actions[0].choices
+    assert re.findall(r"^ipr-fast (\w+)", listing, flags=re.MULTILINE) == list(choices)
+    for line in listing.splitlines():
+        name, options = line.split()[1], re.findall(r"--[\w-]+", line)
+        assert all(option in choices[name]._option_string_actions for option in options)
