@@ -27,14 +27,8 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
 
 def number(name: str, value: object, low: float, high: float | None = None) -> float:
     """A finite number in [low, high]."""
-    fits = (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value
-        and (high is None or value <= high)
-    )
-    if not fits:
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < low or (high is not None and value > high):
         wanted = f">= {low:g}" if high is None else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number {wanted}, got {value!r}")
     return float(value)

@@ -106,32 +106,40 @@ class Engine:
 
     @torch.no_grad()
     def regenerate(
-        self, mask: Tensor, most_active: int, *, initial: bool = False, on_step: Callable[[], object] | None = None
+        self,
+        mask: Tensor,
+        most_active: int,
+        *,
+        slots: int | None = None,
+        initial: bool = False,
+        on_step: Callable[[], object] | None = None,
     ) -> None:
         """Replace the patches of `mask` (B, N) by noise and denoise them, given the others.
 
-        most_active: a number that no chain's count of active patches exceeds; it sets the slots and the steps.
+        most_active: a number that no chain's count of active patches exceeds; it sets the steps. slots: the slots to
+        hold them, at least as many (the default), where counts vary and buffers should not. initial: draw the initial
+        noise in place of an iteration's. on_step: called after each step.
         """
         num_steps = self.sampling.schedule.steps(most_active)
         if num_steps == 0 or not len(mask):
             return
-        slots = self._slot_state(most_active)
-        slots.reset(mask)
+        state = self._slot_state(slots or most_active)
+        state.reset(mask)
         stream = STREAM_INITIAL if initial else STREAM_RENOISE
         chains = self.chains
         renoise(
             chains.patches,
-            slots.active.index,
+            state.active.index,
             seed=self.sampling.seed,
             stream=stream,
             iteration=chains.iteration,
             chain_ids=chains.chain_ids,
         )
         chains.step.zero_()
-        context = self._prepare(slots)
+        context = self._prepare(state)
         for _ in range(num_steps):
             with span("tick"):
-                self.tick(slots, context)
+                self.tick(state, context)
             if on_step is not None:
                 on_step()
 

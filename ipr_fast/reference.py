@@ -90,7 +90,13 @@ class ReferenceEngine:
         self.iteration.fill_(iteration)
 
     def regenerate(
-        self, mask: Tensor, most_active: int, *, initial: bool = False, on_step: Callable[[], object] | None = None
+        self,
+        mask: Tensor,
+        most_active: int,
+        *,
+        slots: int | None = None,
+        initial: bool = False,
+        on_step: Callable[[], object] | None = None,
     ) -> None:
         stream = philox.STREAM_INITIAL if initial else philox.STREAM_RENOISE
         refined = [self._regenerate_chain(chain, mask[chain], stream) for chain in range(len(mask))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,9 +98,9 @@ def refine_batch(
         for iteration in tqdm(iterations, desc="refine", unit="iteration", disable=not progress):
             with span("iteration"):
                 engine.begin(iteration)
-                mask, most_active = select(iteration, engine.iteration, images)
-                engine.regenerate(mask, most_active)
-                touched |= mask
+                selected = select(iteration, engine.iteration, images)
+                engine.regenerate(selected.mask, selected.most_active, slots=selected.slots)
+                touched |= selected.mask
             if callback is not None and select.freeze(_call_back(callback, iteration, images())):
                 break
     return images()
@@ -165,8 +166,16 @@ def generate_batch(
     return grid.to_images(engine.patches)
 
 
+class _Selection(NamedTuple):
+    """The patches (B, N) of one iteration, a number that no chain's count exceeds, and the slots to hold them."""
+
+    mask: Tensor
+    most_active: int
+    slots: int
+
+
 class _Selector:
-    """The mask of each iteration, and the number that no chain's selection exceeds."""
+    """What each iteration renoises: a policy's choice, or that of a Python mask_fn, among the free patches."""
 
     def __init__(
         self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
@@ -181,14 +190,16 @@ class _Selector:
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
         self.counters = {"chain_ids": chain_ids, "seed": seed}
 
-    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> _Selection:
         """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
         if isinstance(self.mask_fn, MaskPolicy):
-            return self.mask_fn.choose(self.free, iteration=on_device, **self.counters), self.most_active
+            mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters)
+            return _Selection(mask, self.most_active, self.most_active)
         name = f"mask_fn {_name_of(self.mask_fn)}"
         mask = _guarded(name, iteration, self.mask_fn, images(), iteration)
         mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
-        return mask, slot_bucket(int(mask.sum(1).max()), self.grid.num_patches)
+        most_active = int(mask.sum(1).max())
+        return _Selection(mask, most_active, slot_bucket(most_active, self.grid.num_patches))
 
     def freeze(self, chains: Tensor | None) -> bool:
         """Take the patches of frozen chains out of the free ones; True when no chain is left."""
