@@ -62,6 +62,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "--clues", type=int, nargs=2, default=(0, 0), metavar=("LOW", "HIGH"), help="clue cells a board (default 0 0)"
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and numbers (default demo)")
+    parser.add_argument("--mnist", help="folder of MNIST's original files, for a model of 28x28 cells")
     _add_model(parser, f"default {DEFAULT_MODEL}")
     _add_run_options(parser)
 
@@ -71,12 +72,15 @@ def _demo(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out: {arguments.out} is not a folder")
     policy = random_patches(arguments.ratio)
     model = load_model(arguments.model or DEFAULT_MODEL, device=_device(arguments))
-    sides = {side: DigitSudoku(side) for side in SIDES}
-    fitting = [task for task in sides.values() if task.config.image_size == model.grid.width]
-    if not fitting:
+    side = model.grid.grid_h
+    if side not in SIDES:
         raise ValueError(f"model: the demo draws boards of {SIDES} cells a side, got samples {model.grid.sample_shape}")
+    task = DigitSudoku(side, arguments.mnist)
+    if task.grid != model.grid:
+        made, drawn = model.grid.sample_shape, task.grid.sample_shape
+        raise ValueError(f"model: it makes samples {made}, boards of these digits are {drawn} (see --mnist)")
     settings = DemoSettings(arguments.boards, arguments.iters, policy.ratio, tuple(arguments.clues), arguments.seed)
-    run_demo(fitting[0], model, settings, arguments.out, say=print, progress=not arguments.quiet)
+    run_demo(task, model, settings, arguments.out, say=print, progress=not arguments.quiet)
 
 
 # ------------------------------------------------------------------------------------------- generate and refine

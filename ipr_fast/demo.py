@@ -15,7 +15,7 @@ from ipr_fast import intervals, plots
 from ipr_fast.masks import random_patches
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
-from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, draw_boards, random_clues, random_grids
+from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, clues_kept, draw_boards, random_clues, random_grids
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def run_demo(
     seconds = time.monotonic() - begun
     trajectory = Trajectory.of(images, judge)
     results = summarise(trajectory) | {"seconds": round(seconds, 1), "reader_accuracy": judge.reader_accuracy}
+    if known is not None:
+        results["clues_kept"] = int(clues_kept(images[-1], known, values, task.side).sum())
     for line in describe(results, settings.iters):
         say(line)
     for file in write_out(out, trajectory, results, settings):
@@ -110,6 +112,7 @@ def describe(results: dict, iters: int) -> list[str]:
     """The results as lines for a person."""
     n, before, after = results["boards"], results["valid_before"], results["valid_after"]
     fixed, broken, seconds = results["fixed"], results["broken"], results["seconds"]
+    kept = [f"  clue cells untouched on {results['clues_kept']} of {n} boards"] if "clues_kept" in results else []
     return [
         "",
         f"  after one pass       {before:5d} of {n} valid   {results['share_before'].percent()}",
@@ -117,6 +120,7 @@ def describe(results: dict, iters: int) -> list[str]:
         f"  gain                 {results['gain'].points()}   (paired; intervals are 95 %)",
         f"  {fixed} boards fixed, {broken} broken; {seconds} s of generating and refining",
         f"  judged by a reader that reads {100 * results['reader_accuracy']:.1f} % of held-out digits right",
+        *kept,
         "",
     ]
 

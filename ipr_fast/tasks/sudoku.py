@@ -178,6 +178,7 @@ class DigitSudoku:
         self.side = side
         self.train, self.test = load_digits("train", mnist), load_digits("test", mnist)
         cell = self.train.size
+        self.grid = board_grid(side, cell)
         self.name = f"digit-sudoku-{side}x{side}" + ("" if mnist is None else "-mnist")
         self.config = PatchTransformerConfig(
             channels=1, image_size=side * cell, patch_size=cell, box_size=box_side(side)
