@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.patches import PatchGrid
 from ipr_fast.reference import ReferenceEngine
 from ipr_fast.schedule import Schedule
+from ipr_fast.selection import MaskFn, Selector, guarded, name_of
 from ipr_fast.trace import span
 
-MaskFn = Callable[[Tensor, int], Tensor]
 Callback = Callable[[int, Tensor], "Tensor | None"]
 
 BACKENDS = {"auto": Engine, "torch": Engine, "reference": ReferenceEngine}
@@ -80,7 +79,7 @@ def refine_batch(
     free = _free_patches(known, len(x), grid, x.device)
     ids = checks.chain_ids(chain_ids, len(x), x.device)
     engine_type = _backend(backend)
-    select = _Selector(mask_fn, grid, free, ids, sampling.seed)
+    select = Selector(mask_fn, grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
     if not len(x) or not iters:
@@ -166,75 +165,15 @@ def generate_batch(
     return grid.to_images(engine.patches)
 
 
-class _Selection(NamedTuple):
-    """The patches (B, N) of one iteration, a number that no chain's count exceeds, and the slots to hold them."""
-
-    mask: Tensor
-    most_active: int
-    slots: int
-
-
-class _Selector:
-    """What each iteration renoises: a policy's choice, or that of a Python mask_fn, among the free patches."""
-
-    def __init__(
-        self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
-    ) -> None:
-        if isinstance(mask_fn, MaskPolicy):
-            mask_fn = mask_fn.bind(grid, len(free), free.device)
-            self.most_active = int(mask_fn.sizes(free).max()) if len(free) else 0
-        elif not callable(mask_fn):
-            raise ValueError(
-                f"mask_fn must be a mask policy or a callable mask_fn(x, iteration), got {type(mask_fn).__name__}"
-            )
-        self.mask_fn, self.grid, self.free = mask_fn, grid, free
-        self.counters = {"chain_ids": chain_ids, "seed": seed}
-
-    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> _Selection:
-        """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
-        if isinstance(self.mask_fn, MaskPolicy):
-            mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters)
-            return _Selection(mask, self.most_active, self.most_active)
-        name = f"mask_fn {_name_of(self.mask_fn)}"
-        mask = _guarded(name, iteration, self.mask_fn, images(), iteration)
-        mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
-        most_active = int(mask.sum(1).max())
-        return _Selection(mask, most_active, slot_bucket(most_active, self.grid.num_patches))
-
-    def freeze(self, chains: Tensor | None) -> bool:
-        """Take the patches of frozen chains out of the free ones; True when no chain is left."""
-        if chains is None:
-            return False
-        self.free = self.free & ~chains.to(self.free.device)[:, None]
-        return not bool(self.free.any())
-
-
-def slot_bucket(most_active: int, num_patches: int) -> int:
-    """A number of slots that holds `most_active`, out of at most nine: a varying mask must not vary the buffers."""
-    width = max(1, num_patches // 8)
-    return min(num_patches, -(-most_active // width) * width)
-
-
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
-    name = f"callback {_name_of(callback)}"
-    frozen = _guarded(name, iteration, callback, iteration, x)
+    name = f"callback {name_of(callback)}"
+    frozen = guarded(name, iteration, callback, iteration, x)
     if frozen is None:
         return None
     if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
         came = f"{tuple(frozen.shape)} of {frozen.dtype}" if isinstance(frozen, Tensor) else type(frozen).__name__
         raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
     return frozen
-
-
-def _guarded(name: str, iteration: int, function: Callable, *args: object) -> object:
-    try:
-        return function(*args)
-    except Exception as error:
-        raise RuntimeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
-
-
-def _name_of(function: Callable) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:

@@ -5,7 +5,7 @@ import torch
 
 import ipr_fast
 from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
-from ipr_fast.refine import slot_bucket
+from ipr_fast.selection import slot_bucket
 
 
 def refine(model, x, mask_fn=None, iters=3, **options):
