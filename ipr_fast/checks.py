@@ -13,6 +13,8 @@ from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import PatchGrid
 from ipr_fast.schedule import Schedule
 
+IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     """An int in low..high."""
@@ -40,13 +42,14 @@ def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None
         raise ValueError(f"{name} must be a torch.Tensor of images (B, C, H, W), got {type(value).__name__}")
     if value.ndim != 4:
         raise ValueError(f"{name} must have the four dimensions (B, C, H, W), got shape {tuple(value.shape)}")
-    if not value.is_floating_point():
-        raise ValueError(f"{name} must be of a floating-point dtype, got {value.dtype}")
+    if value.dtype not in IMAGE_DTYPES or value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor of {_names(IMAGE_DTYPES)}, got {value.layout} {value.dtype}")
     if sample_shape is not None and tuple(value.shape[1:]) != tuple(sample_shape):
         wanted = ", ".join(map(str, sample_shape))
         raise ValueError(f"{name} must have shape (B, {wanted}) to fit the model, got {tuple(value.shape)}")
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} must be finite, got NaN or inf in {_count_not_finite(value)} of its samples")
+    bad = count_not_finite(value)
+    if bad:
+        raise ValueError(f"{name} must be finite in float32, got NaN or inf in {bad} of its samples")
     return value
 
 
@@ -81,6 +84,17 @@ def same_device(name: str, value: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device}, got {value.device}")
 
 
+def usable_device(name: str, value: object) -> torch.device:
+    """A device on which tensors can be made, with its index: "cuda" as cuda:0."""
+    try:
+        device = torch.empty(0, device=value).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"{name} {value!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise ValueError(f"{name} 'meta' cannot be used: it holds no data")
+    return device
+
+
 def model_device(model: object, device: torch.device) -> None:
     """An explicit model must be where the samples are."""
     found = device_of(model)
@@ -112,9 +126,9 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
     for name, field in value._asdict().items():
         if field is None and name != "velocity":
             continue
-        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name]:
-            came = tuple(field.shape) if isinstance(field, Tensor) else type(field).__name__
-            raise ValueError(f"model must return a {name} of shape {wanted[name]}, got {came}")
+        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name] or not field.is_floating_point():
+            came = f"{tuple(field.shape)} of {field.dtype}" if isinstance(field, Tensor) else type(field).__name__
+            raise ValueError(f"model must return a floating-point {name} of shape {wanted[name]}, got {came}")
 
 
 def schedule(value: object) -> Schedule:
@@ -137,5 +151,10 @@ def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) 
         raise ValueError(f"first_iteration + iters: the last iteration can be {philox.MAX_ITERATION}, got {last}")
 
 
-def _count_not_finite(value: Tensor) -> int:
-    return int((~torch.isfinite(value)).flatten(1).any(1).sum())
+def count_not_finite(value: Tensor) -> int:
+    """How many samples of (B, ...) hold a NaN or inf, as float32."""
+    return int((~torch.isfinite(value.float())).flatten(1).any(1).sum())
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import ipr_fast
 from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import MissingExtra
@@ -30,8 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, MissingExtra, OSError, torch.OutOfMemoryError) as error:
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
+        return 1
+    except (ValueError, FloatingPointError, MissingExtra, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"ipr-fast {arguments.command}: error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how torch's CPU allocator says it
+            raise
+        print(f"ipr-fast {arguments.command}: error: out of memory ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ipr-fast {arguments.command}: interrupted", file=sys.stderr)
@@ -43,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipr-fast", description="Refine samples of sequential diffusion models by Iterative Partial Refinement."
     )
-    parser.add_argument("--version", action="version", version=f"ipr-fast {importlib.metadata.version('ipr-fast')}")
+    parser.add_argument("--version", action="version", version=f"ipr-fast {ipr_fast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_generate, _add_refine, _add_train, _add_info):
         add(commands)
@@ -97,12 +107,13 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    files.check_writable(arguments.out)
     device = _device(arguments)
+    model = load_model(arguments.model or DEFAULT_MODEL, device=device)
+    files.check_writable(arguments.out, (arguments.count, *model.grid.sample_shape))
     values = None if arguments.known_values is None else files.read_samples(arguments.known_values).images.to(device)
     x = generate_batch(
         arguments.count,
-        model=load_model(arguments.model or DEFAULT_MODEL, device=device),
+        model=model,
         known_values=values,
         **_sampling(arguments, device),
     )
@@ -123,8 +134,8 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
 
 
 def _refine(arguments: argparse.Namespace) -> None:
-    files.check_writable(arguments.out)
     device, samples = _device(arguments), files.read_samples(arguments.input)
+    files.check_writable(arguments.out, tuple(samples.images.shape), samples.names)
     source = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
     x = refine_batch(
         samples.images.to(device),
@@ -139,7 +150,7 @@ def _refine(arguments: argparse.Namespace) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
-    parser.add_argument("--known", type=Path, help="bool mask (B, N) or (B, grid_h, grid_w) of given patches")
+    parser.add_argument("--known", type=Path, help=".npy, .npz or .pt with a bool mask (B, N) of given patches")
     parser.add_argument("--schedule", nargs=2, metavar=("STEPS_PER_PATCH", "OVERLAP"), help=schedule)
     parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
@@ -181,7 +192,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         ("batch_size", _count),
         ("learning_rate", float),
         ("warmup", _count_or_zero),
+        ("weight_decay", float),
         ("ema_decay", float),
+        ("clip_norm", float),
         ("save_every", _count),
     ):
         default = getattr(defaults, name)
@@ -190,7 +203,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    names = ("steps", "batch_size", "learning_rate", "warmup", "ema_decay", "save_every", "seed")
+    names = [field.name for field in dataclasses.fields(TrainSettings)]
     settings = TrainSettings(**{name: getattr(arguments, name) for name in names})
     task = DigitSudoku(TASKS[arguments.task], arguments.mnist)
     path = train(
@@ -219,7 +232,7 @@ def _info(arguments: argparse.Namespace) -> None:
         for key, value in _model_lines(arguments.model):
             print(f"{key:13} {value}")
         return
-    print(f"ipr-fast     {importlib.metadata.version('ipr-fast')}")
+    print(f"ipr-fast     {ipr_fast.__version__}")
     print(f"python       {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "triton", "numpy", "nvtx", "safetensors", "scikit-learn", "matplotlib", "pillow"):
         print(f"{package:12} {_version(package)}")
@@ -262,7 +275,7 @@ def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers, in [0, 2**64) (default 0)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help=f"default {default}")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -270,12 +283,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _device(arguments: argparse.Namespace) -> torch.device:
     checks.integer("--seed", arguments.seed, 0, 2**64 - 1)
-    try:
-        device = torch.device(arguments.device)
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: {arguments.device!r} cannot be used ({reason})") from error
+    return checks.usable_device("--device", arguments.device)
 
 
 def _count(text: str) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import intervals, plots
+from ipr_fast.files import prepare_folder
 from ipr_fast.masks import random_patches
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
@@ -63,7 +64,8 @@ def run_demo(
     known, values = draw_clues(task, settings.boards, settings.clues, settings.seed)
     clues = "no clues" if known is None else f"{settings.clues[0]} to {settings.clues[1]} clues"
     say(f"{settings.boards} boards of handwritten digits, {task.side}x{task.side} cells, {clues}, seed {settings.seed}")
-    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the user a run
+    plots.require()  # what is missing must not cost the user a run
+    prepare_folder(out)
     begun = time.monotonic()
     x = generate_batch(
         settings.boards, model=model, known=known, known_values=values, seed=settings.seed, progress=progress
@@ -128,11 +130,11 @@ def describe(results: dict, iters: int) -> list[str]:
 def write_out(out: Path, trajectory: Trajectory, results: dict, settings: DemoSettings) -> list[Path]:
     """Write the pictures and the numbers; returns the files."""
     boards, validity, numbers = out / "boards.png", out / "validity.png", out / "results.json"
+    numbers.write_text(json.dumps({"settings": vars(settings), **results}, indent=2) + "\n")
     invalid_first = (~trajectory.valid[0]).nonzero().flatten().tolist()
     chosen = (invalid_first + trajectory.valid[0].nonzero().flatten().tolist())[:6]
     last = settings.iters
     shown = sorted({0, *(i for i in (1, 2, 3, 5, 10, 20, 50, 100) if i < last), last})
     plots.plot_boards(boards, trajectory.images, trajectory.violating_cells, shown, chosen)
     plots.plot_validity(validity, trajectory.valid, title=f"{results['boards']} boards, alpha = {settings.ratio:g}")
-    numbers.write_text(json.dumps({"settings": vars(settings), **results}, indent=2) + "\n")
     return [boards, validity, numbers]

@@ -88,7 +88,7 @@ class Engine:
         self.chains = ChainState.allocate(patches.clone(), chain_ids)
         self.tables = sampling.schedule.tables(patches.shape[1]).to(patches.device)
         self._slots: dict[int, SlotState] = {}
-        self._contexts: dict[int, Any] = {}
+        self._context: Any = None
 
     @property
     def patches(self) -> Tensor:
@@ -178,11 +178,9 @@ class Engine:
         """What the model computes once an iteration, as keyword arguments of its calls."""
         if not hasattr(self.model, "prepare"):
             return {}
-        width = slots.level.shape[1]
         with span("prepare"):
-            context = self.model.prepare(self.chains.patches, slots.active, out=self._contexts.get(width))
-        self._contexts[width] = context
-        return {"context": context}
+            self._context = self.model.prepare(self.chains.patches, slots.active, out=self._context)
+        return {"context": self._context}
 
     def _slot_state(self, slots: int) -> SlotState:
         if slots not in self._slots:

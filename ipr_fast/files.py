@@ -57,7 +57,7 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
     """Write images in the form that the path's ending names; a path without one is a folder of PNG files."""
     path, images = Path(path), samples.images.detach().cpu()
-    check_writable(path)
+    check_writable(path, tuple(images.shape), samples.names)
     if path.suffix not in SUFFIXES:
         _write_folder(path, images, samples.names)
         return
@@ -73,8 +73,13 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
     os.replace(partial, path)
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Raise ValueError when `write_samples` could not write there: better before the work than after it."""
+def check_writable(
+    path: str | os.PathLike, shape: tuple[int, int, int, int], names: tuple[str, ...] | None = None
+) -> None:
+    """Raise ValueError when `write_samples` could not write images of `shape` there: better before the work than after.
+
+    A folder may hold PNG files only if all of them will be overwritten, so that none of another run is left among them.
+    """
     path = Path(path)
     standing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not os.access(standing, os.W_OK):
@@ -84,8 +89,25 @@ def check_writable(path: str | os.PathLike) -> None:
     if path.suffix in SUFFIXES:
         if path.is_dir():
             raise ValueError(f"{path}: is a folder")
-    elif path.suffix or path.is_file():
+        return
+    if path.is_file() or (path.suffix and not path.is_dir()):
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
+    _pillow()
+    if shape[1] not in (1, 3):
+        raise ValueError(f"{path}: PNG files hold 1 or 3 channels, not {shape[1]}; choose {', '.join(SUFFIXES)}")
+    left = {p.name for p in _png_files(path)} - set(names or _png_names(shape[0]))
+    if left:
+        raise ValueError(f"{path}: holds other PNG files ({min(left)}); choose an empty folder")
+
+
+def prepare_folder(path: Path) -> None:
+    """Make a folder to write into. Raises ValueError where that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be made a folder ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{path}: no permission to write in it")
 
 
 def _as_images(path: Path, array: Tensor) -> Tensor:
@@ -106,18 +128,17 @@ def _as_array(images: Tensor) -> np.ndarray:
 
 def _read_folder(path: Path) -> Samples:
     image_module = _pillow()
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".png")
+    files = _png_files(path)
     if not files:
         raise ValueError(f"{path}: no PNG files in this folder")
     images = []
     for file in files:
         try:
             with image_module.open(file) as image:
-                grey = image.mode in ("1", "L", "LA", "I", "I;16")
-                pixels = np.array(image.convert("L" if grey else "RGB"))
+                pixels = _pixels(image)
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{file}: not a readable PNG file ({error})") from error
-        images.append(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).float() / 127.5 - 1)
+        images.append(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1) * 2 - 1)
         if images[-1].shape != images[0].shape:
             found, first = tuple(images[-1].shape), tuple(images[0].shape)
             raise ValueError(f"{file}: has the shape {found}, the folder's first image {first}")
@@ -127,11 +148,26 @@ def _read_folder(path: Path) -> Samples:
 def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None) -> None:
     image_module = _pillow()
     path.mkdir(parents=True, exist_ok=True)
-    digits = max(4, len(str(len(images))))
-    names = names or tuple(f"{i:0{digits}d}.png" for i in range(len(images)))
+    names = names or _png_names(len(images))
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for name, image in zip(names, pixels, strict=True):
         image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path / name)
+
+
+def _pixels(image) -> np.ndarray:
+    """A picture's pixels in [0, 1], float32: (H, W) where it is grey, else (H, W, 3)."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        return np.array(image).astype(np.float32) / 65535
+    return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")).astype(np.float32) / 255
+
+
+def _png_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix.lower() == ".png") if path.is_dir() else []
+
+
+def _png_names(count: int) -> tuple[str, ...]:
+    digits = max(4, len(str(count)))
+    return tuple(f"{i:0{digits}d}.png" for i in range(count))
 
 
 def _pillow():

@@ -105,13 +105,18 @@ def random_patches(ratio: float = 0.25) -> MaskPolicy:
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
     """The same patches every iteration.
 
-    patches: a bool mask (N,), (grid_h, grid_w), (B, N) or (B, grid_h, grid_w), or a sequence of patch ids. Known
-    patches are left out.
+    patches: a bool mask (N,), (grid_h, grid_w), (B, N) or (B, grid_h, grid_w), or a sequence of patch ids; a tensor, an
+    array or a list. Known patches are left out.
     """
-    mask = patches if isinstance(patches, Tensor) else torch.tensor(list(patches), dtype=torch.int64)
-    if mask.dtype != torch.bool and (mask.ndim != 1 or mask.is_floating_point() or mask.is_complex()):
+    try:
+        mask = torch.as_tensor(patches)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"patches must be a bool mask or patch ids, got {patches!r}") from error
+    if mask.dtype == torch.bool:
+        return FixedPatches(mask)
+    if mask.numel() and (mask.ndim != 1 or mask.is_floating_point() or mask.is_complex()):
         raise ValueError(f"patches must be a bool mask or patch ids, got {tuple(mask.shape)} of {mask.dtype}")
-    return FixedPatches(mask if mask.dtype == torch.bool else mask.long())
+    return FixedPatches(mask.long())
 
 
 def all_patches() -> MaskPolicy:

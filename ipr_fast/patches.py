@@ -57,7 +57,7 @@ class PatchGrid:
         return self.channels, self.height, self.width
 
     def to_patches(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) as patches (..., N, P); a copy."""
+        """Images (..., C, H, W) as patches (..., N, P)."""
         if images.ndim < 3 or tuple(images.shape[-3:]) != self.sample_shape:
             raise ValueError(f"images must be (..., {_join(self.sample_shape)}), got {tuple(images.shape)}")
         lead, s = images.shape[:-3], self.patch_size
@@ -67,7 +67,7 @@ class PatchGrid:
         return split.permute(order).reshape(*lead, self.num_patches, self.patch_numel)
 
     def to_images(self, patches: Tensor) -> Tensor:
-        """Patches (..., N, P) as images (..., C, H, W); a copy, the inverse of `to_patches`."""
+        """Patches (..., N, P) as images (..., C, H, W), the inverse of `to_patches`."""
         if patches.ndim < 2 or tuple(patches.shape[-2:]) != (self.num_patches, self.patch_numel):
             raise ValueError(
                 f"patches must be (..., {self.num_patches}, {self.patch_numel}), got {tuple(patches.shape)}"

@@ -14,6 +14,11 @@ from ipr_fast.errors import MissingExtra
 PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
 
 
+def require() -> None:
+    """Raise MissingExtra when pictures cannot be drawn."""
+    _pyplot()
+
+
 def plot_boards(
     path: str | Path, images: Tensor, violating: Tensor, iterations: Sequence[int], chosen: Sequence[int]
 ) -> None:

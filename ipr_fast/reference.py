@@ -45,8 +45,9 @@ def regenerate(
     for step in range(num_steps):
         velocity, mix, log_variance = _predict(model, patches, level, unknown)
 
+        uncertainty = [0.0] * len(unknown) if log_variance is None else _finite(log_variance).tolist()
         for _ in range(starts.count(step)):
-            certain = waiting[0] if log_variance is None else min(waiting, key=lambda n: float(log_variance[n]))
+            certain = min(waiting, key=uncertainty.__getitem__)  # the first of equals
             waiting.remove(certain)
             started_at[certain] = step
 
@@ -68,6 +69,11 @@ def regenerate(
         level = next_level
         levels.append(level)
     return patches, torch.stack(levels)
+
+
+def _finite(log_variance: Tensor) -> Tensor:
+    """NaN, as any uncertainty too large for a float, is the largest one."""
+    return log_variance.nan_to_num(nan=torch.finfo(log_variance.dtype).max)
 
 
 def _predict(model: Denoiser, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:

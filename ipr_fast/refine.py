@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -56,7 +57,8 @@ def refine_batch(
     schedule: by default the model's `refine_schedule`, else Schedule(10, 0.8).
     stochasticity: eta in [0, 1]. temperature: tau >= 0, a factor on the posterior noise.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
-        seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50.
+        seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50 (to what the
+        dtype of x keeps in between).
     callback: called as callback(iteration, x) after each iteration; where it returns a bool (B,) tensor, the chains
         that are True are frozen for the rest of the call.
     progress: show a progress bar.
@@ -64,7 +66,8 @@ def refine_batch(
 
     Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
     Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected. When
-    mask_fn or callback raises, a RuntimeError names it, with the original as its cause.
+    mask_fn or callback raises, a RuntimeError names it, with the original as its cause; what they return is checked
+    when it comes. Warns (RuntimeWarning) when the model has made some samples NaN or inf.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     x = checks.images("x", x).detach()
@@ -102,7 +105,7 @@ def refine_batch(
                 touched |= selected.mask
             if callback is not None and select.freeze(_call_back(callback, iteration, images())):
                 break
-    return images()
+    return _finite(images())
 
 
 def generate_batch(
@@ -129,14 +132,15 @@ def generate_batch(
     device: where to generate; by default where the model is.
     The other arguments, and the errors, are those of `refine_batch`.
 
-    Returns float32 images (B, C, H, W); known patches hold the given values bit for bit.
+    Returns float32 images (B, C, H, W); known patches hold the given values, bit for bit if those are float32.
     """
     batch_size = checks.integer("batch_size", batch_size, 0)
     if (known is None) != (known_values is None):
         raise ValueError("known and known_values must be given together")
     if model is None:
         default = known.device if isinstance(known, Tensor) else "cpu"
-        model = load_model(DEFAULT_MODEL, device=default if device is None else device)
+        device = checks.usable_device("device", default if device is None else device)
+        model = load_model(DEFAULT_MODEL, device=device)
     grid = checks.denoiser(model)
     device = _resolve_device(device, model)
     checks.model_device(model, device)
@@ -145,7 +149,7 @@ def generate_batch(
     sampling = _sampling(schedule, stochasticity, temperature, seed)
     checks.counters(grid, sampling.schedule, 0, 1)
     free = _free_patches(known, batch_size, grid, device)
-    given = torch.zeros(batch_size, *grid.sample_shape, device=device)
+    given = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
     if known_values is not None:
         checks.images("known_values", known_values, grid.sample_shape)
         checks.same_device("known_values", known_values, device)
@@ -153,7 +157,8 @@ def generate_batch(
             raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
         given = known_values.float()
     ids = checks.chain_ids(chain_ids, batch_size, device)
-    engine = _backend(backend)(model, grid.to_patches(given), ids, sampling)
+    values = grid.to_patches(given)
+    engine = _backend(backend)(model, values, ids, sampling)
     if not batch_size:
         return given
 
@@ -162,7 +167,7 @@ def generate_batch(
     steps = sampling.schedule.steps(most_active)
     with span("generate_batch"), tqdm(total=steps, desc="generate", unit="step", disable=not progress) as bar:
         engine.regenerate(free, most_active, initial=True, on_step=bar.update if progress else None)
-    return grid.to_images(engine.patches)
+    return _finite(grid.to_images(torch.where(free[..., None], engine.patches, values)))
 
 
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
@@ -176,6 +181,14 @@ def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
     return frozen
 
 
+def _finite(x: Tensor) -> Tensor:
+    """x, with a warning when a model has made it undefined."""
+    bad = checks.count_not_finite(x) if len(x) else 0
+    if bad:
+        warnings.warn(f"{bad} of {len(x)} samples are not finite: the model's predictions were not", RuntimeWarning, 3)
+    return x
+
+
 def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:
     if model is None:
         model = load_model(bundled_model_for(tuple(x.shape[1:])), device=x.device)
@@ -186,7 +199,7 @@ def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGr
 
 def _resolve_device(device: torch.device | str | None, model: Denoiser) -> torch.device:
     if device is not None:
-        return torch.empty(0, device=device).device  # "cuda" as "cuda:0"
+        return checks.usable_device("device", device)
     return checks.device_of(model) or torch.device("cpu")
 
 
@@ -206,6 +219,6 @@ def _free_patches(known: Tensor | None, batch: int, grid: PatchGrid, device: tor
 
 
 def _backend(name: str) -> type[Engine] | type[ReferenceEngine]:
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
     return BACKENDS[name]

@@ -56,27 +56,28 @@ class Schedule:
         if num_active == 0:
             return 0
         p = self.steps_per_patch
+        # In float64 as it stands: where 1 - overlap rounds up, that is a step more than on paper.
         return math.ceil(p + (num_active - 1) * (1 - self.overlap) * p)
 
     def block(self, num_active: int) -> int:
         """L, the steps from a patch's start to level 0."""
-        return math.ceil(self._ideal_block(num_active)) if num_active else 0
+        return int(self._ideal_blocks([num_active]).ceil())
 
     def starts(self, num_active: int) -> list[int]:
         """S_k for k = 0..num_active-1, ascending."""
         if num_active == 0:
             return []
-        ideal = torch.tensor(self._ideal_block(num_active))
-        return self._starts(torch.arange(num_active), ideal).to(torch.int64).tolist()
+        ideal = self._ideal_blocks([num_active])
+        return self._starts(torch.arange(num_active, device="cpu"), ideal).to(torch.int64).tolist()
 
     def tables(self, num_patches: int) -> ScheduleTables:
         """The schedule for every number of active patches from 0 to `num_patches`."""
         never = torch.iinfo(torch.int32).max
-        counts, k = torch.arange(num_patches + 1), torch.arange(num_patches)
-        ideal = torch.tensor([0.0, *(self._ideal_block(n) for n in range(1, num_patches + 1))])
+        counts, k = (torch.arange(n, device="cpu") for n in (num_patches + 1, num_patches))
+        ideal = self._ideal_blocks(counts.tolist())
         starts = self._starts(k, ideal[:, None]).to(torch.int32)
         return ScheduleTables(
-            steps=torch.tensor([self.steps(n) for n in counts.tolist()], dtype=torch.int32),
+            steps=torch.tensor([self.steps(n) for n in counts.tolist()], dtype=torch.int32, device="cpu"),
             block=ideal.ceil().to(torch.int32),
             starts=starts.masked_fill(k >= counts[:, None], never),
         )
@@ -85,6 +86,8 @@ class Schedule:
         # float32 in this very order: it decides ties, and the published code's ties are the definition.
         return (k.float() * ideal_block * (1 - self.overlap)).floor()
 
-    def _ideal_block(self, num_active: int) -> float:
-        span = (num_active - 1) * (1 - self.overlap) + 1
-        return float(torch.tensor(self.steps(num_active), dtype=torch.float32) / span)
+    def _ideal_blocks(self, counts: list[int]) -> Tensor:
+        """T / ((n - 1) (1 - o) + 1) for each n, float32; 0 for n = 0."""
+        steps = torch.tensor([self.steps(n) for n in counts], dtype=torch.float32, device="cpu")
+        spans = [(n - 1) * (1 - self.overlap) + 1 for n in counts]
+        return torch.where(steps > 0, steps / torch.tensor(spans, dtype=torch.float32, device="cpu"), 0.0)

@@ -41,7 +41,7 @@ class Selector:
     def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
         """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
         if isinstance(self.mask_fn, MaskPolicy):
-            mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters)
+            mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters) & self.free
             return Selection(mask, self.most_active, self.most_active)
         name = f"mask_fn {name_of(self.mask_fn)}"
         mask = guarded(name, iteration, self.mask_fn, images(), iteration)
@@ -59,7 +59,7 @@ class Selector:
 
 def slot_bucket(most_active: int, num_patches: int) -> int:
     """A number of slots that holds `most_active`, out of at most nine: a varying mask must not vary the buffers."""
-    width = max(1, num_patches // 8)
+    width = -(-num_patches // 8)
     return min(num_patches, -(-most_active // width) * width)
 
 

@@ -1,7 +1,7 @@
 """Training a PatchTransformer as a sequential diffusion model.
 
-Everything random in step k comes from a generator seeded by (seed, k). So a run that was killed and resumed is the
-run that was not.
+Everything random in step k comes from a generator seeded by (seed, k). So a run that was killed and resumed ends with
+the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ipr_fast.files import prepare_folder
 from ipr_fast.models.checkpoints import replace_durably, save_model
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.objective import Losses, compute_losses
@@ -48,8 +49,11 @@ class TrainSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
 
 
 class Trainer:
@@ -98,17 +102,20 @@ class Trainer:
         """Go on where the checkpoint stands. Raises ValueError when it is of another task or other settings."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            step, task, settings = state["step"], state["task"], state["settings"]
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+            step, task, settings = int(state["step"]), state["task"], dict(state["settings"])
+        except Exception as error:  # a foreign file makes the loader raise almost anything
+            raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
         mine = asdict(self.settings)
         other = [name for name in mine if name != "save_every" and settings.get(name) != mine[name]]
         if task != self.task.name or other:
             described = ", ".join(f"{name} {settings.get(name)} (now {mine[name]})" for name in other)
             raise ValueError(f"{path}: a run of other settings: task {task} (now {self.task.name}) {described}")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its state does not fit the model ({error!r})") from error
         self.step = step
 
     def _generator(self) -> torch.Generator:
@@ -149,7 +156,8 @@ def train(
         if not resume:
             raise ValueError(f"out: {checkpoint} exists; resume that run or choose another folder")
         trainer.restore(checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
+    prepare_folder(out)
+    _cut_log(out / LOG, trainer.step)
     bar = tqdm(total=settings.steps, initial=trainer.step, disable=not progress, unit="step", smoothing=0.05)
     with bar, (out / LOG).open("a") as log:
         for entry in _run(trainer, checkpoint, bar):
@@ -160,8 +168,15 @@ def train(
     return out / MODEL
 
 
+def _cut_log(path: Path, step: int) -> None:
+    """Drop what the log says of later steps than the run goes on from, and a last line that was cut off."""
+    lines = path.read_text().splitlines() if path.exists() and step else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
 def _run(trainer: Trainer, checkpoint: Path, bar: tqdm) -> Iterator[dict]:
-    """Train to the end, saving on the way; yields the mean losses of every 50 steps."""
+    """Train to the end, saving on the way; yields the mean losses since the last entry, every 50 steps."""
     settings, begun, recent = trainer.settings, time.monotonic(), []
     while trainer.step < settings.steps:
         losses = trainer.train_step()

@@ -2,8 +2,8 @@
 
 At step s of a chain with n active patches, T steps, block length L and starts S_k:
 
-    due   = #{k : S_k <= s}                                 (0 once s >= T)
-    start = s   for the (due - started) waiting slots of lowest log-variance, ties by slot
+    due   = #{k : S_k <= s}
+    start = s   for the (due - started) waiting slots of lowest log-variance (NaN is the highest), ties by slot
     next  = clamp((L - (s + 1 - start)) / L, 0, 1)          for started slots; 1 for waiting ones; 0 once s + 1 >= T
 
 Shapes: level, next_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step ()

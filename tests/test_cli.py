@@ -1,6 +1,7 @@
 """The command line, run in this process: what it writes, what it says, how it ends."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_info_tells_versions_and_models(capsys, weights):
 
 FAILURES = [
     (["refine", "absent.npy", "--out", "b.npy"], "absent.npy: no such file or folder"),
-    (["refine", "absent.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
+    (["refine", "gray.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
     (["refine", "rgb.npy", "--out", "b.npy"], "none is bundled for samples (C, H, W) = (3, 8, 8)"),
     (["refine", "nan.npy", "--out", "b.npy"], "x must be finite"),
     (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
@@ -110,15 +111,18 @@ FAILURES = [
     (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
     (["generate", "--out", "b.npy", "--model", "nothing"], "source must be a bundled model (digit-sudoku-4x4)"),
     (["generate", "--out", "b.npy", "--seed", "-1"], "--seed must be an int in 0.."),
-    (["generate", "--out", "b.npy", "--device", "gpu"], "--device: 'gpu' cannot be used"),
-    (["generate", "--out", "b.npy", "--device", "cuda:99"], "--device: 'cuda:99' cannot be used"),
+    (["generate", "--out", "b.npy", "--device", "gpu"], "--device 'gpu' cannot be used"),
+    (["generate", "--out", "b.npy", "--device", "cuda:99"], "--device 'cuda:99' cannot be used"),
+    (["generate", "--out", "b.npy", "--device", "meta"], "--device 'meta' cannot be used"),
     (["generate", "--out", "b.npy", "--stochasticity", "2"], "stochasticity must be a finite number in [0, 1]"),
     (["demo", "--clues", "5", "2", "--out", "d"], "clues must satisfy"),
     (["demo", "--ratio", "2", "--out", "d"], "ratio must be a number"),
     (["demo", "--out", "gray.npy"], "--out: gray.npy is not a folder"),
     (["generate", "--out", "gray.npy/b.npy"], "gray.npy is a file, not a folder"),
     (["train", "--out", "t", "--learning-rate", "-1"], "learning_rate must be positive"),
+    (["train", "--out", "t", "--learning-rate", "inf"], "learning_rate must be positive"),
     (["train", "--out", "t", "--mnist", "absent"], "no MNIST file"),
+    (["train", "--out", "gray.npy"], "gray.npy: cannot be made a folder"),
     (["info", "absent.safetensors"], "source must be a bundled model"),
 ]
 
@@ -153,6 +157,29 @@ def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr("ipr_fast.cli.run_demo", interrupted)
     assert main(["demo", "--quiet"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_says_so(tmp_path, capsys):
+    options = ["--learning-rate", "1e12", "--steps", "50", "--batch-size", "2", "--warmup", "0", "--quiet"]
+    assert main(["train", "--out", str(tmp_path / "run"), *options]) == 1
+    assert "the loss is not finite" in capsys.readouterr().err
+
+
+def test_the_demo_needs_pictures_before_it_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("ipr_fast.demo.generate_batch", lambda *args, **kwargs: 1 / 0)
+    assert main(["demo", "--quiet", "--out", str(tmp_path / "demo")]) == 1
+    assert "pictures need matplotlib" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
+    def gone(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ipr_fast.cli.bundled_models", gone)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # main replaces it
+    assert main(["info"]) == 1
+    assert "error" not in capsys.readouterr().err
 
 
 def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):

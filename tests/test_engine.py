@@ -47,6 +47,40 @@ def test_the_engine_equals_the_reference_for_every_noise(model, finished, ragged
     torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
 
 
+class Opinionated(OneOff):
+    """A Denoiser whose log-variance is partly NaN and infinite."""
+
+    def __call__(self, patches, levels, active=None):
+        prediction = self.inner(patches, levels, active)
+        odd = torch.where(prediction.log_variance > 0, torch.nan, prediction.log_variance)
+        odd = torch.where(odd < -0.5, torch.inf, odd)
+        return prediction._replace(log_variance=odd)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=str)
+def test_undefined_uncertainties_start_last_in_both(model, finished, ragged_known, schedule):
+    options = {"model": Opinionated(model), "known": ragged_known, "schedule": schedule}
+    runs = [
+        ipr_fast.refine_batch(finished, random_patches(0.5), 2, backend=b, **options) for b in ("torch", "reference")
+    ]
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(finished, ragged_known, default):
+    def run():
+        x = ipr_fast.generate_batch(2, seed=1, schedule=Schedule(4, 0.7))
+        return ipr_fast.refine_batch(x, random_patches(), 2, schedule=Schedule(10, 0.7))
+
+    expected = run()
+    torch.set_default_dtype(default)
+    try:
+        found = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_the_public_reference_is_what_the_engine_computes(model, finished, ragged_known):
     """The engine against `reference.regenerate` called by hand with the noise that DESIGN's counters define."""
     chain, schedule = 4, Schedule(10, 0.8)
@@ -127,7 +161,7 @@ def test_buffers_keep_their_addresses(model, finished, ragged_known):
     policy = random_patches().bind(model.grid, 12, free.device)
 
     def addresses():
-        slots, context = engine._slots[4], engine._contexts[4]
+        slots, context = engine._slots[4], engine._context
         buffers = [engine.patches, engine.iteration, engine.chains.step, slots.level, slots.next_level, slots.start]
         return [b.data_ptr() for b in (*buffers, slots.active.index, slots.active.count, *context)]
 

@@ -20,6 +20,9 @@ REFINE = [
     ("x", {"x": X[:, :, :8]}, r"\(B, 1, 16, 16\).*got \(3, 1, 8, 16\)"),
     ("x", {"x": NAN}, "NaN or inf in 1 of its samples"),
     ("x", {"x": INF}, "NaN or inf"),
+    ("x", {"x": X.double() + 1e300}, "finite in float32"),
+    ("x", {"x": X.to_sparse()}, "sparse"),
+    ("x", {"x": X.to(torch.float8_e4m3fn)}, "float8"),
     ("mask_fn", {"mask_fn": None}, "NoneType"),
     ("mask_fn", {"mask_fn": MASK}, "Tensor"),
     ("iters", {"iters": -1}, "-1"),
@@ -51,6 +54,7 @@ REFINE = [
     ("first_iteration", {"first_iteration": 2**32}, "4294967295"),
     ("callback", {"callback": 3}, "int"),
     ("backend", {"backend": "cuda"}, "'cuda'"),
+    ("backend", {"backend": []}, r"\[\]"),
 ]
 
 GENERATE = [
@@ -68,6 +72,10 @@ GENERATE = [
     ("seed", {"seed": -5}, "-5"),
     ("chain_ids", {"chain_ids": torch.arange(4)}, r"got \(4,\)"),
     ("backend", {"backend": None}, "None"),
+    ("device", {"device": "warp"}, "'warp'"),
+    ("device", {"device": "cuda:77"}, "'cuda:77'"),
+    ("device", {"device": 3.5}, "3.5"),
+    ("device", {"device": "meta"}, "holds no data"),
 ]
 
 
@@ -174,6 +182,7 @@ def test_a_model_that_returns_the_wrong_thing_is_named(finished):
         (Prediction(torch.zeros(12, 16, 16)), r"model .*velocity of shape \(12, 4, 16\), got \(12, 16, 16\)"),
         (Prediction(torch.zeros(12, 4, 16), torch.zeros(12, 4)), r"variance_mix of shape \(12, 4, 16\)"),
         (Prediction(torch.zeros(12, 4, 16), None, torch.zeros(12, 16)), r"log_variance of shape \(12, 4\)"),
+        (Prediction(torch.zeros(12, 4, 16, dtype=torch.int64)), "floating-point velocity .* torch.int64"),
     ]
     for prediction, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -74,7 +74,8 @@ def test_bad_files_are_named(tmp_path):
 
 def test_pictures_of_different_sizes_are_refused(tmp_path):
     write_samples(tmp_path / "p", Samples(torch.zeros(1, 1, 4, 4), ("a.png",)))
-    write_samples(tmp_path / "p", Samples(torch.zeros(1, 1, 4, 5), ("b.png",)))
+    write_samples(tmp_path / "q", Samples(torch.zeros(1, 1, 4, 5), ("b.png",)))
+    (tmp_path / "q" / "b.png").rename(tmp_path / "p" / "b.png")
     with pytest.raises(ValueError, match=r"b\.png: has the shape \(1, 4, 5\), the folder's first image \(1, 4, 4\)"):
         read_samples(tmp_path / "p")
 
@@ -82,6 +83,30 @@ def test_pictures_of_different_sizes_are_refused(tmp_path):
 def test_where_it_cannot_write_it_says_so_beforehand(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    for name in ("folder.npy", "file", "x.jpg"):
+    for name in ("folder.npy", "file", "x.jpg", "file/x.npy"):
         with pytest.raises(ValueError, match=name):
-            check_writable(tmp_path / name)
+            check_writable(tmp_path / name, (2, 1, 8, 8))
+    with pytest.raises(ValueError, match="PNG files hold 1 or 3 channels, not 4"):
+        check_writable(tmp_path / "pictures", (2, 4, 8, 8))
+    check_writable(tmp_path / "x.npy", (2, 4, 8, 8))
+
+
+def test_pictures_of_another_run_are_not_left_among_the_new(tmp_path):
+    write_samples(tmp_path / "p", Samples(torch.zeros(3, 1, 4, 4)))
+    with pytest.raises(ValueError, match=r"holds other PNG files \(0002\.png\)"):
+        write_samples(tmp_path / "p", Samples(torch.zeros(2, 1, 4, 4)))
+    write_samples(tmp_path / "p", Samples(torch.ones(3, 1, 4, 4)))
+    assert (read_samples(tmp_path / "p").images == 1).all()
+
+
+def test_pictures_of_16_bits_and_of_other_modes(tmp_path):
+    from PIL import Image
+
+    grey = np.array([[0, 65535], [13107, 52428]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    expected = torch.tensor([[-1.0, 1.0], [-0.6, 0.6]])
+    torch.testing.assert_close(read_samples(tmp_path).images[0, 0], expected, atol=1e-6, rtol=0)
+    rgba = np.zeros((2, 2, 4), dtype=np.uint8)
+    rgba[..., 1], rgba[..., 3] = 255, 128
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    assert read_samples(tmp_path).images[0, :, 0, 0].tolist() == [-1.0, 1.0, -1.0]

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,14 +39,20 @@ def test_all_patches_are_the_free_ones(ragged_known):
     assert torch.equal(sizes, (~ragged_known).sum(1))
 
 
-@pytest.mark.parametrize("form", ["ids", "ids tensor", "mask", "plane", "batch", "batch plane"])
+FORMS = ["ids", "ids tensor", "ids array", "mask", "mask list", "mask array", "plane", "batch", "batch plane"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_fixed_patches_take_every_form(form, ragged_known):
     wanted = torch.zeros(16, dtype=torch.bool)
     wanted[[2, 3, 15]] = True
     argument = {
         "ids": [2, 3, 15],
         "ids tensor": torch.tensor([15, 2, 3]),
+        "ids array": np.array([2, 3, 15]),
         "mask": wanted,
+        "mask list": wanted.tolist(),
+        "mask array": wanted.numpy(),
         "plane": wanted.reshape(4, 4),
         "batch": wanted.expand(12, 16),
         "batch plane": wanted.expand(12, 16).reshape(12, 4, 4),
@@ -75,6 +82,13 @@ def test_fixed_patches_that_do_not_fit_are_refused(argument, message):
         fixed_patches(argument).bind(GRID, 12, CPU)
 
 
-def test_fixed_patches_of_floats_are_refused():
+@pytest.mark.parametrize(
+    "argument", [torch.zeros(16), [0.9, 3.7], 3, None, "abc", torch.zeros(2, 2, dtype=torch.int64)]
+)
+def test_fixed_patches_of_other_things_are_refused(argument):
     with pytest.raises(ValueError, match="bool mask or patch ids"):
-        fixed_patches(torch.zeros(16))
+        fixed_patches(argument)
+
+
+def test_no_fixed_patches_are_legal(ragged_known):
+    assert not choose(fixed_patches([]), ~ragged_known)[0].any()

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,30 @@ def test_train_writes_a_model_that_loads(tmp_path):
     with pytest.raises(ValueError, match=r"out: .*checkpoint\.pt exists; resume"):
         train(Stripes(), QUICK, tmp_path / "run", progress=False)
     assert train(Stripes(), QUICK, tmp_path / "run", resume=True, progress=False) == path
+
+
+def test_the_log_follows_the_weights(tmp_path):
+    """What a killed run logged beyond its checkpoint is dropped, and a new run starts a new log."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 50}\n')
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [40]
+    log.write_text('{"step": 40}\n{"step": 90}\n{"step": 95, "vel')
+    train(Stripes(), QUICK, tmp_path, resume=True, progress=False)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [40]
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    path, trainer = tmp_path / "checkpoint.pt", Trainer(Stripes(), QUICK)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        trainer.restore(path)
+    trainer.save(path)
+    state = torch.load(path, weights_only=True)
+    del state["model"]["patch_in.bias"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="its state does not fit the model"):
+        trainer.restore(path)
 
 
 def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):

@@ -69,7 +69,7 @@ def load_model(
     model_type, config = _config(path, metadata, config)
     model = model_type(config)
     _load_weights(model, tensors, path)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return model.to(device="cpu" if device is None else device, dtype=dtype).eval().requires_grad_(False)
 
 
 def save_model(model: PatchTransformer, path: str | os.PathLike, **metadata: str) -> None:
@@ -133,6 +133,8 @@ def _load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path
             raise ValueError(f"{path}: no weight {name!r}, expected shape {tuple(expected[name].shape)}")
         if name not in expected:
             raise ValueError(f"{path}: unexpected weight {name!r} of shape {tuple(tensors[name].shape)}")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{path}: weight {name!r} is of {tensors[name].dtype}, expected a floating-point type")
         if tensors[name].shape != expected[name].shape:
             found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: weight {name!r} has shape {found}, expected {wanted}")

@@ -32,13 +32,14 @@ class Denoiser(Protocol):
 
     `model(patches, levels, active=None)` gets patches (B, N, P) float32 and, without `active`, levels (B, N) in [0, 1];
     it returns the Prediction of all N patches. With `active`, levels are those of the slots (B, A), every other patch
-    is clean context, and the Prediction is that of the slots; what it holds for padding slots does not matter.
+    is clean context, and the Prediction is that of the slots; what it holds for padding slots does not matter. It
+    writes to none of its inputs.
 
     A model may also have
 
     - `prepare(patches, active, out=None) -> context`, called once per iteration: whatever depends on the clean context
-      alone. It then takes `model(patches, levels, active, context=context)`. `out` is an earlier iteration's context of
-      the same shapes, to be overwritten and returned.
+      alone. It then takes `model(patches, levels, active, context=context)`. `out` is the context of an earlier
+      iteration of the same chains, perhaps with another number of slots: to be overwritten and returned where it fits.
     - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`), its defaults.
     """
 

@@ -41,6 +41,7 @@ class PatchTransformerConfig:
     refine_schedule: tuple[int, float] = (10, 0.8)
 
     def __post_init__(self) -> None:
+        PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
         for name in ("width", "depth", "num_heads", "mlp_ratio", "level_features"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -54,7 +55,11 @@ class PatchTransformerConfig:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size and self.grid_size % size):
             raise ValueError(f"box_size must be 0 or divide the grid's {self.grid_size} patches, got {self.box_size!r}")
         for name in ("generate_schedule", "refine_schedule"):  # JSON brings lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                raise ValueError(f"{name} must be (steps_per_patch, overlap), got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+            Schedule(*value)
 
     @property
     def grid_size(self) -> int:
@@ -136,13 +141,14 @@ class PatchTransformer(nn.Module):
         batch, num_patches, _ = patches.shape
         if out is None:
             shape = (self.config.depth, batch * num_patches + 1, self.config.width)
-            out = ContextCache(patches.new_zeros(shape), patches.new_zeros(shape))
+            empty = [torch.zeros(shape, dtype=self.patch_in.weight.dtype, device=patches.device) for _ in range(2)]
+            out = ContextCache(*empty)
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         # A chain without context lets its tokens attend to each other, since a softmax over nothing is NaN.
         may_attend = (~is_active | is_active.all(1, keepdim=True))[:, None, None, :]
         position = torch.arange(num_patches, device=patches.device)
         zero = torch.zeros_like(is_active)
-        h, condition = self._embed(patches, zero.to(patches.dtype), position, zero.long())
+        h, condition = self._embed(patches, zero.float(), position, zero.long())
         shared = self.modulation(condition)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -166,15 +172,15 @@ class PatchTransformer(nn.Module):
         for layer, keys, values in zip(self.layers, context.keys, context.values, strict=True):
             steps = layer.modulate(shared)
             q, k, v = layer.project(h, steps)
-            keys.index_copy_(0, rows, k.flatten(0, 1))
-            values.index_copy_(0, rows, v.flatten(0, 1))
+            keys.index_copy_(0, rows, k.flatten(0, 1).to(keys.dtype))  # autocast may have lowered them
+            values.index_copy_(0, rows, v.flatten(0, 1).to(values.dtype))
             k, v = (cache[:-1].view(batch, num_patches, -1) for cache in (keys, values))
             h = layer.finish(h, steps, layer.attend(q, k, v))
         return self._read_out(h, condition)
 
     def _embed(self, patches: Tensor, levels: Tensor, position: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
         role_embedding = self.role(role)
-        h = self.patch_in(patches) + self.position(position) + role_embedding
+        h = self.patch_in(patches.to(self.patch_in.weight.dtype)) + self.position(position) + role_embedding
         return h, F.silu(self.condition(levels) + role_embedding)
 
     def _read_out(self, h: Tensor, condition: Tensor) -> Prediction:
@@ -246,10 +252,12 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        frequencies = 1000.0 * torch.exp(-math.log(10000.0) * torch.arange(features // 2) / (features // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # An integer buffer: the model's own dtype must not round the frequencies.
+        self.register_buffer("index", torch.arange(features // 2), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, levels: Tensor) -> Tensor:
-        angle = levels[..., None] * self.frequencies
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        frequencies = 1000.0 * torch.exp(self.index.float() * (-math.log(10000.0) / len(self.index)))
+        angle = levels.float()[..., None] * frequencies
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))

@@ -74,6 +74,14 @@ def test_a_bad_file_is_named_with_what_is_wrong(model, tmp_path, case):
         load_model(path)
 
 
+def test_integer_weights_are_refused(model, tmp_path):
+    metadata = {"architecture": "PatchTransformer", "config": json.dumps(model.config.to_dict())}
+    tensors = {name: t.to(torch.int32) for name, t in model.state_dict().items()}
+    save_file(tensors, tmp_path / "int.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"is of torch\.int32, expected a floating-point type"):
+        load_model(tmp_path / "int.safetensors")
+
+
 def test_truncated_files_are_refused(model, tmp_path):
     save_model(model, tmp_path / "model.safetensors")
     whole = (tmp_path / "model.safetensors").read_bytes()

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -89,6 +91,27 @@ def test_without_active_patches_all_are_active(model, generator):
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float16, 0.03), (torch.bfloat16, 0.2)])
+def test_weights_of_any_precision_run(model, generator, dtype, tolerance):
+    """Half-precision outputs are near the float32 ones: some thirty roundings of numbers about 3 in size."""
+    patches, active, levels = make_case(generator)
+    other = copy.deepcopy(model).to(dtype)
+    with torch.no_grad():
+        exact = model(patches, levels, active).velocity[active.occupied]
+        for context in (None, other.prepare(patches, active)):
+            ours = other(patches, levels, active, context=context).velocity[active.occupied].float()
+            assert (ours - exact).abs().max() < tolerance
+
+
+def test_autocast_runs(model, generator):
+    patches, active, levels = make_case(generator)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = model(patches, levels, active, context=model.prepare(patches, active))
+    with torch.no_grad():
+        exact = model(patches, levels, active)
+    assert (lowered.velocity - exact.velocity)[active.occupied].abs().max() < 0.2
+
+
 def test_outputs_have_their_shapes_and_ranges(model, generator):
     patches, active, levels = make_case(generator)
     prediction = model(patches, levels, active)
@@ -108,7 +131,10 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
         {"box_size": -2},
         {"level_features": 7},
         {"patch_size": 5},
+        {"patch_size": 0, "box_size": 2},
         {"refine_schedule": (0, 0.5)},
+        {"refine_schedule": (1, 0.5, 3)},
+        {"generate_schedule": 3},
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(bad):
