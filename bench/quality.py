@@ -119,7 +119,7 @@ def compare(before: Tensor, after: Tensor) -> dict:
 
 
 def measure(model_name: str, boards: int) -> dict:
-    """All arms: about fifteen minutes of two cores for 2,048 boards of 4x4."""
+    """All arms: about forty minutes of one core for 2,048 boards of 4x4."""
     bench = Bench(model_name, boards)
     n, calls = bench.num_patches, bench.plan.steps(bench.num_patches)
     rows, curve = bench.refinement(0.25, max(SHOWN), SHOWN)
@@ -159,7 +159,7 @@ def report(results: dict) -> str:
     lines.append(
         f"{results['boards']:,} boards, seed {results['seed']}, intervals 95 %. The reader that judges reads "
         f"{100 * results['reader_accuracy']:.1f} % of held-out digits right. Measured at {about['commit']} on "
-        f"{about['device']}, torch {about['torch']}, {about['threads']} threads."
+        f"{about['device']}, torch {about['torch']}, threads: {about['threads']}."
     )
     return "\n".join(lines)
 
