@@ -34,6 +34,9 @@ def regenerate(
     patches (N, P): the unknown ones hold noise already. unknown (N,) bool. noise(step) -> (N, P), the posterior noise.
     Returns the patches (N, P) and the levels (T + 1, N) before the first and after each step.
     """
+    if patches.ndim != 2 or unknown.shape != patches.shape[:1] or unknown.dtype != torch.bool:
+        came = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
+        raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {came}")
     patches = patches.clone()
     num_active = int(unknown.sum())
     num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)

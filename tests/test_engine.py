@@ -115,6 +115,13 @@ def test_the_public_reference_is_what_the_engine_computes(model, finished, ragge
     torch.testing.assert_close(model.grid.to_patches(refined)[chain], expected, atol=1e-4, rtol=0)
 
 
+def test_reference_refuses_a_batch(model, finished):
+    with pytest.raises(ValueError, match=r"patches must be \(N, P\) and unknown a bool \(N,\), got"):
+        reference.regenerate(
+            model, model.grid.to_patches(finished), torch.ones(16), Schedule(3), stochasticity=0.5, noise=lambda s: None
+        )
+
+
 def test_reference_with_nothing_unknown_does_nothing(model, finished):
     patches = model.grid.to_patches(finished)[0]
     unknown = torch.zeros(16, dtype=torch.bool)
