@@ -5,6 +5,9 @@ import torch
 
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 
+# On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
+torch.set_num_threads(1)
+
 TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
 
 

@@ -55,6 +55,13 @@ def test_its_results_are_the_committed_ones(monkeypatch):
         assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
 
 
+def test_its_words_on_diversity_are_the_committed_ones(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import diversity
+
+    assert diversity.report(json.loads(diversity.RESULTS.read_text())) in README
+
+
 def test_refinement_is_worth_it_in_the_committed_measurement():
     measured = json.loads((ROOT / "bench/results/quality-digit-sudoku-4x4.json").read_text())
     rows = {row["name"]: row for row in measured["arms"]}
