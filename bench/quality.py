@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, model_name: str, boards: int) -> None:
         self.model = ipr_fast.load_model(model_name)
-        self.task = DigitSudoku({32: 4, 72: 9}[self.model.grid.height])
+        self.task = DigitSudoku(self.model.grid.grid_h)
         self.judge, self.boards = self.task.judge(), boards
         self.num_patches = self.model.grid.num_patches
         self.plan, self.refine_plan = self.model.generate_schedule, self.model.refine_schedule
@@ -59,23 +59,31 @@ class Bench:
         ipr_fast.refine_batch(x, policy, iters, model=self.model, **options)
         return valid
 
-    def arm(self, name: str, valid: Tensor, *, calls: int, evaluations: int) -> dict:
-        """One row: `calls` are denoiser calls a board, `evaluations` patches sent through the network a board."""
+    def arm(self, name: str, valid: Tensor, *costs: tuple[int, int]) -> dict:
+        """One row, with the sum of its costs for each board."""
+        calls, evaluations = map(sum, zip(*costs, strict=True))
         return {"name": name, "calls": calls, "evaluations": evaluations, **compare(self.before, valid)}
+
+    def cost(self, schedule: Schedule, active: int, times: int = 1) -> tuple[int, int]:
+        """Denoiser calls, and patches sent through the network, of regenerating `active` patches `times` times.
+
+        `prepare` sends all N patches through once; a call sends the active ones.
+        """
+        calls = schedule.steps(active)
+        return times * calls, times * (self.num_patches + calls * active)
 
     # ------------------------------------------------------------------------------------------------- the arms
 
     def refinement(self, alpha: float, iters: int, shown: tuple[int, ...]) -> tuple[list[dict], list[int]]:
         """IPR at one alpha: a row for each iteration of `shown`, and the valid boards after 0..iters."""
         valid = self.refine(self.one_pass, random_patches(alpha), iters, self.refine_plan)
-        active = max(1, int(alpha * self.num_patches))
-        steps, calls = self.refine_plan.steps(active), self.plan.steps(self.num_patches)
+        active, first = max(1, int(alpha * self.num_patches)), self.cost(self.plan, self.num_patches)
         rows = [
             self.arm(
                 f"IPR, alpha {alpha:g}, {r} iteration{'s' * (r > 1)}",
                 valid[r],
-                calls=calls + r * steps,
-                evaluations=calls * self.num_patches + r * steps * active,
+                first,
+                self.cost(self.refine_plan, active, r),
             )
             for r in shown
         ]
@@ -87,17 +95,13 @@ class Bench:
         longer, times = Schedule(round(calls / n), 0.0), round((calls - once) / once)
         valid = self.judge(self.generate(longer)).valid
         again = self.refine(self.one_pass, all_patches(), times, self.plan)[-1]
-        steps = longer.steps(n)
-        name = f"one pass, {longer.steps_per_patch} steps a patch"
         return [
-            self.arm(name, valid, calls=steps, evaluations=steps * n),
-            self.arm(
-                f"renoise everything {times} times", again, calls=once * (1 + times), evaluations=once * (1 + times) * n
-            ),
+            self.arm(f"one pass, {longer.steps_per_patch} steps a patch", valid, self.cost(longer, n)),
+            self.arm(f"renoise everything {times} times", again, self.cost(self.plan, n, 1 + times)),
         ]
 
     def clues(self) -> list[dict]:
-        """One pass and IPR with 0 to N/2 clue cells a board, in digits that the model has never seen."""
+        """One pass and IPR with 0 to N/2 clue cells a board, in digit images that the model has never seen."""
         high = self.num_patches // 2
         known, values = draw_clues(self.task, self.boards, (0, high), SEED)
         x = self.generate(self.plan, known=known, known_values=values)
@@ -121,10 +125,9 @@ def compare(before: Tensor, after: Tensor) -> dict:
 def measure(model_name: str, boards: int) -> dict:
     """All arms: about forty minutes of one core for 2,048 boards of 4x4."""
     bench = Bench(model_name, boards)
-    n, calls = bench.num_patches, bench.plan.steps(bench.num_patches)
     rows, curve = bench.refinement(0.25, max(SHOWN), SHOWN)
     compared_calls = next(row["calls"] for r, row in zip(SHOWN, rows, strict=True) if r == COMPARED)
-    arms = [bench.arm("one pass", bench.before, calls=calls, evaluations=calls * n), *rows]
+    arms = [bench.arm("one pass", bench.before, bench.cost(bench.plan, bench.num_patches)), *rows]
     for alpha in OTHER_ALPHAS:
         arms += bench.refinement(alpha, COMPARED, (COMPARED,))[0]
     arms += bench.controls(compared_calls)
