@@ -7,7 +7,7 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
 from ipr_fast import models, reference
-from ipr_fast.masks import all_patches, fixed_patches, random_patches
+from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
 from ipr_fast.models.checkpoints import bundled_models, load_model, save_model
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.patches import ActivePatches, PatchGrid
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivePatches",
     "Denoiser",
+    "MaskPolicy",
     "PatchGrid",
     "Prediction",
     "Schedule",

@@ -132,6 +132,7 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
 
 
 def schedule(value: object) -> Schedule:
+    """A Schedule."""
     if not isinstance(value, Schedule):
         raise ValueError(f"schedule must be an ipr_fast.Schedule, got {type(value).__name__}")
     return value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +22,14 @@ from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, bundled_models, load_model, model_info
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
 from ipr_fast.schedule import Schedule
+from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.sudoku import SIDES, DigitSudoku
 from ipr_fast.train import TrainSettings, train
 
-TASKS = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
+# What `train --task` can name: each makes its task, given the folder of MNIST's files or None.
+TASKS: dict[str, Callable[[str | None], Task]] = {
+    f"digit-sudoku-{side}x{side}": functools.partial(DigitSudoku, side) for side in SIDES
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +72,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "demo", _demo, "generate boards of handwritten digits, refine them, count and picture")
     parser.add_argument("--boards", type=_count, default=512, help="boards to generate (default 512)")
     parser.add_argument("--iters", type=_count, default=20, help="iterations of refinement (default 20)")
-    parser.add_argument("--ratio", type=float, default=0.25, help="share of patches renoised (default 0.25)")
+    parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
     parser.add_argument(
         "--clues", type=int, nargs=2, default=(0, 0), metavar=("LOW", "HIGH"), help="clue cells a board (default 0 0)"
     )
@@ -110,6 +115,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     device = _device(arguments)
     model = load_model(arguments.model or DEFAULT_MODEL, device=device)
     files.check_writable(arguments.out, (arguments.count, *model.grid.sample_shape))
+    if (arguments.known is None) != (arguments.known_values is None):
+        raise ValueError("--known and --known-values must be given together")
     values = None if arguments.known_values is None else files.read_samples(arguments.known_values).images.to(device)
     x = generate_batch(
         arguments.count,
@@ -127,7 +134,7 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
     parser.add_argument("--iters", type=_count_or_zero, default=50, help="iterations (default 50)")
     parser.add_argument("--first-iteration", type=_count, default=1, help="number of the first one (default 1)")
-    parser.add_argument("--ratio", type=float, default=0.25, help="share of patches renoised (default 0.25)")
+    parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
     _add_sampling(parser, "default the model's schedule to refine")
     _add_model(parser, "default the bundled model whose sample shape fits")
     _add_run_options(parser)
@@ -205,7 +212,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(TrainSettings)]
     settings = TrainSettings(**{name: getattr(arguments, name) for name in names})
-    task = DigitSudoku(TASKS[arguments.task], arguments.mnist)
+    task = TASKS[arguments.task](arguments.mnist)
     path = train(
         task,
         settings,
@@ -251,7 +258,10 @@ def _info(arguments: argparse.Namespace) -> None:
 def _model_lines(source: str) -> list[tuple[str, object]]:
     info = model_info(source)
     metadata = info.pop("metadata")
-    return [*info.items(), *((key, value) for key, value in sorted(metadata.items()) if key not in ("format",))]
+    return [
+        *info.items(),
+        *((key, value) for key, value in sorted(metadata.items()) if key not in ("format", "architecture")),
+    ]
 
 
 def _version(package: str) -> str:

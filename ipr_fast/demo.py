@@ -63,7 +63,10 @@ def run_demo(
     judge = task.judge()
     known, values = draw_clues(task, settings.boards, settings.clues, settings.seed)
     clues = "no clues" if known is None else f"{settings.clues[0]} to {settings.clues[1]} clues"
-    say(f"{settings.boards} boards of handwritten digits, {task.side}x{task.side} cells, {clues}, seed {settings.seed}")
+    say(
+        f"{_many(settings.boards, 'board')} of handwritten digits, {task.side}x{task.side} cells, {clues}, "
+        f"seed {settings.seed}"
+    )
     plots.require()  # what is missing must not cost the user a run
     prepare_folder(out)
     begun = time.monotonic()
@@ -88,7 +91,7 @@ def run_demo(
         results["clues_kept"] = int(clues_kept(images[-1], known, values, task.side).sum())
     for line in describe(results, settings.iters):
         say(line)
-    for file in write_out(out, trajectory, results, settings):
+    for file in write_out(out, trajectory, results, settings, known):
         say(f"wrote {file}")
     return results
 
@@ -113,21 +116,28 @@ def summarise(trajectory: Trajectory) -> dict:
 def describe(results: dict, iters: int) -> list[str]:
     """The results as lines for a person."""
     n, before, after = results["boards"], results["valid_before"], results["valid_after"]
+    refined = f"after {_many(iters, 'iteration')}"
     fixed, broken, seconds = results["fixed"], results["broken"], results["seconds"]
     kept = [f"  clue cells untouched on {results['clues_kept']} of {n} boards"] if "clues_kept" in results else []
     return [
         "",
-        f"  after one pass       {before:5d} of {n} valid   {results['share_before'].percent()}",
-        f"  after {iters:2d} iterations  {after:5d} of {n} valid   {results['share_after'].percent()}",
-        f"  gain                 {results['gain'].points()}   (paired; intervals are 95 %)",
-        f"  {fixed} boards fixed, {broken} broken; {seconds} s of generating and refining",
+        f"  {'after one pass':22}{before:5d} of {n} valid   {results['share_before'].percent()}",
+        f"  {refined:22}{after:5d} of {n} valid   {results['share_after'].percent()}",
+        f"  {'gain':22} {results['gain'].points()}   (paired; intervals are 95 %)",
+        f"  {_many(fixed, 'board')} fixed, {broken} broken; {seconds} s of generating and refining",
         f"  judged by a reader that reads {100 * results['reader_accuracy']:.1f} % of held-out digits right",
         *kept,
         "",
     ]
 
 
-def write_out(out: Path, trajectory: Trajectory, results: dict, settings: DemoSettings) -> list[Path]:
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def write_out(
+    out: Path, trajectory: Trajectory, results: dict, settings: DemoSettings, known: Tensor | None
+) -> list[Path]:
     """Write the pictures and the numbers; returns the files."""
     boards, validity, numbers = out / "boards.png", out / "validity.png", out / "results.json"
     numbers.write_text(json.dumps({"settings": vars(settings), **results}, indent=2) + "\n")
@@ -135,6 +145,6 @@ def write_out(out: Path, trajectory: Trajectory, results: dict, settings: DemoSe
     chosen = (invalid_first + trajectory.valid[0].nonzero().flatten().tolist())[:6]
     last = settings.iters
     shown = sorted({0, *(i for i in (1, 2, 3, 5, 10, 20, 50, 100) if i < last), last})
-    plots.plot_boards(boards, trajectory.images, trajectory.violating_cells, shown, chosen)
+    plots.plot_boards(boards, trajectory.images, trajectory.violating_cells, known, shown, chosen)
     plots.plot_validity(validity, trajectory.valid, title=f"{results['boards']} boards, alpha = {settings.ratio:g}")
     return [boards, validity, numbers]

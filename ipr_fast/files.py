@@ -55,7 +55,10 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
 
 
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
-    """Write images in the form that the path's ending names; a path without one is a folder of PNG files."""
+    """Write images in the form that the path's ending names; a path without one is a folder of PNG files.
+
+    PNG files hold [-1, 1] as 0..255 and cut what lies outside. Raises ValueError as `check_writable` does.
+    """
     path, images = Path(path), samples.images.detach().cpu()
     check_writable(path, tuple(images.shape), samples.names)
     if path.suffix not in SUFFIXES:

@@ -35,10 +35,12 @@ class PatchGrid:
 
     @property
     def grid_h(self) -> int:
+        """Patches from top to bottom."""
         return self.height // self.patch_size
 
     @property
     def grid_w(self) -> int:
+        """Patches from left to right."""
         return self.width // self.patch_size
 
     @property

@@ -20,11 +20,16 @@ def require() -> None:
 
 
 def plot_boards(
-    path: str | Path, images: Tensor, violating: Tensor, iterations: Sequence[int], chosen: Sequence[int]
+    path: str | Path,
+    images: Tensor,
+    violating: Tensor,
+    known: Tensor | None,
+    iterations: Sequence[int],
+    chosen: Sequence[int],
 ) -> None:
-    """One row a board of `chosen`, one column an iteration of `iterations`; violating cells are tinted red.
+    """One row a board of `chosen`, one column an iteration of `iterations`; violating cells are red, clue cells blue.
 
-    images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R.
+    images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
     """
     pyplot = _pyplot()
     rows, columns, side = len(chosen), len(iterations), violating.shape[-1]
@@ -32,15 +37,19 @@ def plot_boards(
         rows, columns, figsize=(1.35 * columns + 0.3, 1.35 * rows + 0.55), squeeze=False, layout="constrained"
     )
     for row, board in enumerate(chosen):
+        clues = torch.zeros(side, side, dtype=torch.bool) if known is None else known[board].reshape(side, side)
         for column, iteration in enumerate(iterations):
             axis = axes[row][column]
             wrong = violating[iteration, board]
-            picture = _tinted(images[iteration, board, 0], wrong).numpy()
+            picture = _tinted(images[iteration, board, 0], wrong, clues).numpy()
             axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
             _draw_grid(axis, side, GREEN if not wrong.any() else INK)
             if row == 0:
-                axis.set_title("one pass" if iteration == 0 else f"{iteration}", fontsize=9, color=INK)
-    figure.supxlabel("iterations of refinement; red: breaks a rule, green frame: a valid board", fontsize=8, color=GREY)
+                axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
+    legend = "Iterations of refinement\nred: breaks a rule, green frame: valid" + (
+        ", blue: a clue" * (known is not None)
+    )
+    figure.suptitle(legend, fontsize=9, color=INK)
     _save(figure, path)
 
 
@@ -52,10 +61,9 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     steps = range(len(shares))
     figure, axis = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
     axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0, label="95 % interval")
-    axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label="valid boards")
+    reached = f"refined: {value[-1]:.1f} % after {steps[-1]}"
+    axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label=reached)
     axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
-    end = (steps[-1], value[-1])
-    axis.annotate(f"{value[-1]:.1f} %", end, xytext=(0, -14), textcoords="offset points", ha="center")
     axis.set(xlabel="iteration", ylabel="valid boards (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(max(0, min(low) - 5), 100.5)
@@ -65,8 +73,8 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     _save(figure, path)
 
 
-def _tinted(image: Tensor, wrong: Tensor) -> Tensor:
-    """A board (H, W) in [-1, 1] as dark ink on paper (H', W', 3), with margins between cells; `wrong` (n, n) red."""
+def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
+    """A board (H, W) in [-1, 1] as dark ink on paper (H', W', 3): cells apart, those of `wrong` red, `clues` blue."""
     side = wrong.shape[0]
     margin = max(1, image.shape[0] // side // 8)
     cells = image.unflatten(1, (side, -1)).unflatten(0, (side, -1)).permute(0, 2, 1, 3)
@@ -74,8 +82,9 @@ def _tinted(image: Tensor, wrong: Tensor) -> Tensor:
     cell = cells.shape[-1]
     image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
-    mask = wrong.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None]
-    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
+    mask, given = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
+    paper = torch.where(given, torch.tensor([0.80, 0.88, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
+    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), paper)
     colour = torch.where(mask, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
     return paper * (1 - ink) + colour * ink
 

@@ -96,6 +96,7 @@ class ReferenceEngine:
         self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
 
     def begin(self, iteration: int) -> None:
+        """See `Engine.begin`."""
         self.iteration.fill_(iteration)
 
     def regenerate(
@@ -107,6 +108,7 @@ class ReferenceEngine:
         initial: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> None:
+        """See `Engine.regenerate`; `slots` means nothing here."""
         stream = philox.STREAM_INITIAL if initial else philox.STREAM_RENOISE
         refined = [self._regenerate_chain(chain, mask[chain], stream) for chain in range(len(mask))]
         self.patches = torch.stack(refined) if refined else self.patches

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.masks import MaskPolicy
+from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
 from ipr_fast.patches import PatchGrid
 
 MaskFn = Callable[[Tensor, int], Tensor]
@@ -28,6 +28,8 @@ class Selector:
     def __init__(
         self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
     ) -> None:
+        if mask_fn in (random_patches, fixed_patches, all_patches):
+            raise ValueError(f"mask_fn: {mask_fn.__name__} makes a policy, call it: {mask_fn.__name__}(...)")
         if isinstance(mask_fn, MaskPolicy):
             mask_fn = mask_fn.bind(grid, len(free), free.device)
             self.most_active = int(mask_fn.sizes(free).max()) if len(free) else 0

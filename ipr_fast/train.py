@@ -31,7 +31,12 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. `save_every` steps are the most that a killed run can lose."""
+    """How to train.
+
+    steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps. learning_rate > 0, reached after
+    `warmup` >= 0 steps, falls to 0 as a cosine over the last half. weight_decay >= 0; clip_norm > 0, the gradient's
+    largest norm; ema_decay in [0, 1). Anything else is a ValueError.
+    """
 
     steps: int = 8_000
     batch_size: int = 128
@@ -71,6 +76,7 @@ class Trainer:
         self.step = 0
 
     def train_step(self) -> Losses:
+        """One step: draw a batch, descend, update the moving average; returns the batch's losses."""
         generator = self._generator()
         clean = self.model.grid.to_patches(self.task.sample(self.settings.batch_size, generator)).to(self.device)
         losses = compute_losses(self.model, clean, generator)

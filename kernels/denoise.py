@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals
-from ipr_fast.kernels.renoise import write_rows
+from ipr_fast.kernels.rows import patch_rows, write_rows
 
 
 def denoise(
@@ -39,10 +39,8 @@ def denoise(
     chain_ids: Tensor,
 ) -> None:
     """Step the slots whose level changes; every other patch keeps its bits."""
-    batch, num_patches, numel = patches.shape
-    occupied = index >= 0
-    patch = index.clamp(min=0).long()
-    rows = patch + torch.arange(batch, device=index.device)[:, None] * num_patches
+    _, num_patches, numel = patches.shape
+    rows = patch_rows(index, num_patches)
     z = patches.view(-1, numel).index_select(0, rows.flatten()).view(*rows.shape, numel)
 
     t, s = level[..., None], next_level[..., None]
@@ -53,10 +51,10 @@ def denoise(
     gamma = s * torch.sqrt(1 - stochasticity**2 * (1 - r))
     new = torch.addcmul(z * (1 - s + gamma), velocity.float(), gamma * (1 - t) - (1 - s) * t)
     if stochasticity * temperature > 0:
-        xi = patch_normals(seed, STREAM_POSTERIOR, step, iteration, chain_ids, patch, numel)
+        xi = patch_normals(seed, STREAM_POSTERIOR, step, iteration, chain_ids, index.clamp(min=0), numel)
         scale = stochasticity * temperature * torch.sqrt(1 - r) * s
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)
             scale = scale * torch.exp(variance_mix.float() * log_ratio)
         new = torch.addcmul(new, scale, xi)
-    write_rows(patches, rows, torch.where(moves, new, z), occupied)
+    write_rows(patches, rows, torch.where(moves, new, z), index >= 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.kernels.philox import MAX_PATCHES, patch_keys, patch_normals
+from ipr_fast.kernels.rows import patch_rows, write_rows
 
 
 def choose_patches(free: Tensor, size: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
@@ -27,23 +28,5 @@ def choose_patches(free: Tensor, size: Tensor, *, seed: int, iteration: Tensor, 
 
 def renoise(patches: Tensor, index: Tensor, *, seed: int, stream: int, iteration: Tensor, chain_ids: Tensor) -> None:
     """Replace the active patches by standard normals, in place; every other patch keeps its bits."""
-    batch, num_patches, numel = patches.shape
-    occupied = index >= 0
-    noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), numel)
-    rows = index.clamp(min=0) + torch.arange(batch, device=index.device)[:, None] * num_patches
-    write_rows(patches, rows, noise, occupied)
-
-
-def write_rows(patches: Tensor, rows: Tensor, values: Tensor, occupied: Tensor) -> None:
-    """Write values (B, A, P) to rows (B, A) of patches (B, N, P), seen as (B * N, P); padding slots change nothing.
-
-    There is no row to spare for padding. It repeats its chain's slot 0 instead, row and values, so that whichever write
-    comes last writes the same bits; in a chain with no active patch that is patch 0 as it was.
-    """
-    if rows.shape[1] == 0:
-        return
-    flat = patches.view(-1, patches.shape[-1])
-    first = torch.where(occupied[:, :1, None], values[:, :1], patches[:, :1])
-    rows = torch.where(occupied, rows, rows[:, :1])
-    values = torch.where(occupied[..., None], values, first)
-    flat.index_copy_(0, rows.flatten(), values.flatten(0, 1))
+    noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), patches.shape[-1])
+    write_rows(patches, patch_rows(index, patches.shape[1]), noise, index >= 0)

@@ -86,7 +86,7 @@ def test_the_demo_counts_pictures_and_tells(tmp_path, capsys, clues):
     assert len(results["valid_by_iteration"]) == 4
     assert results["valid_after"] >= 6  # the bundled model makes about eight valid boards of ten
     assert results.get("clues_kept", 12) == 12
-    for words in ("of 12 valid", "boards fixed", "held-out digits", "boards.png", "validity.png"):
+    for words in ("of 12 valid", " fixed, ", "held-out digits", "boards.png", "validity.png"):
         assert words in said
     for picture in ("boards.png", "validity.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")

@@ -25,6 +25,7 @@ REFINE = [
     ("x", {"x": X.to(torch.float8_e4m3fn)}, "float8"),
     ("mask_fn", {"mask_fn": None}, "NoneType"),
     ("mask_fn", {"mask_fn": MASK}, "Tensor"),
+    ("mask_fn", {"mask_fn": random_patches}, r"call it: random_patches\("),
     ("iters", {"iters": -1}, "-1"),
     ("iters", {"iters": 2.5}, "2.5"),
     ("iters", {"iters": True}, "True"),

@@ -73,7 +73,10 @@ def load_model(
 
 
 def save_model(model: PatchTransformer, path: str | os.PathLike, **metadata: str) -> None:
-    """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically."""
+    """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically.
+
+    Metadata values are strings. Raises OSError where the file cannot be written; an earlier one is then left whole.
+    """
     path = Path(path)
     description = {"architecture": type(model).__name__, "config": json.dumps(model.config.to_dict())}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -131,9 +131,9 @@ class PatchTransformer(nn.Module):
         shared = self.modulation(condition)
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
         for layer in self.layers:
-            steps = layer.modulate(shared)
-            q, k, v = layer.project(h, steps)
-            h = layer.finish(h, steps, layer.attend(q, k, v, may_attend))
+            scales = layer.modulate(shared)
+            q, k, v = layer.project(h, scales)
+            h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
         return self._read_out(h, condition)
 
     def prepare(self, patches: Tensor, active: ActivePatches, out: ContextCache | None = None) -> ContextCache:
@@ -152,12 +152,12 @@ class PatchTransformer(nn.Module):
         shared = self.modulation(condition)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            steps = layer.modulate(shared)
-            q, k, v = layer.project(h, steps)
+            scales = layer.modulate(shared)
+            q, k, v = layer.project(h, scales)
             out.keys[i, :-1].view_as(k).copy_(k)
             out.values[i, :-1].view_as(v).copy_(v)
             if i < last:  # nothing reads the context's last output
-                h = layer.finish(h, steps, layer.attend(q, k, v, may_attend))
+                h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
         return out
 
     def _predict_slots(
@@ -170,12 +170,12 @@ class PatchTransformer(nn.Module):
         )
         shared = self.modulation(condition)
         for layer, keys, values in zip(self.layers, context.keys, context.values, strict=True):
-            steps = layer.modulate(shared)
-            q, k, v = layer.project(h, steps)
+            scales = layer.modulate(shared)
+            q, k, v = layer.project(h, scales)
             keys.index_copy_(0, rows, k.flatten(0, 1).to(keys.dtype))  # autocast may have lowered them
             values.index_copy_(0, rows, v.flatten(0, 1).to(values.dtype))
             k, v = (cache[:-1].view(batch, num_patches, -1) for cache in (keys, values))
-            h = layer.finish(h, steps, layer.attend(q, k, v))
+            h = layer.finish(h, scales, layer.attend(q, k, v))
         return self._read_out(h, condition)
 
     def _embed(self, patches: Tensor, levels: Tensor, position: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,8 +208,9 @@ class Layer(nn.Module):
         """This layer's (scale, shift, gate) for attention and for the MLP."""
         return (shared + self.table).chunk(6, dim=-1)
 
-    def project(self, h: Tensor, steps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        scale, shift, *_ = steps
+    def project(self, h: Tensor, scales: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, n, width) of tokens h (B, n, width)."""
+        scale, shift, *_ = scales
         return self.qkv(torch.addcmul(shift, self.norm(h), 1 + scale)).chunk(3, dim=-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None = None) -> Tensor:
@@ -217,8 +218,9 @@ class Layer(nn.Module):
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
 
-    def finish(self, h: Tensor, steps: tuple[Tensor, ...], attended: Tensor) -> Tensor:
-        _, _, gate, mlp_scale, mlp_shift, mlp_gate = steps
+    def finish(self, h: Tensor, scales: tuple[Tensor, ...], attended: Tensor) -> Tensor:
+        """The layer's output (B, n, width), given its input and what the tokens have attended to."""
+        _, _, gate, mlp_scale, mlp_shift, mlp_gate = scales
         h = torch.addcmul(h, gate, self.attention_out(attended))
         hidden = F.gelu(self.mlp_in(torch.addcmul(mlp_shift, self.norm(h), 1 + mlp_scale)), approximate="tanh")
         return torch.addcmul(h, mlp_gate, self.mlp_out(hidden))

@@ -1,4 +1,4 @@
-"""What the trainer and the command line ask of a task."""
+"""What the trainer asks of a task."""
 
 from __future__ import annotations
 

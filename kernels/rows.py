@@ -1,0 +1,30 @@
+"""The slots' patches as rows of a buffer: what the torch twins share.
+
+Shapes: patches (B, N, P), seen as (B * N, P); index (B, A) int32, padded with -1; rows (B, A) int64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def patch_rows(index: Tensor, num_patches: int) -> Tensor:
+    """The row of each slot's patch; padding has that of its chain's patch 0."""
+    chain = torch.arange(len(index), device=index.device)[:, None]
+    return index.clamp(min=0) + chain * num_patches
+
+
+def write_rows(patches: Tensor, rows: Tensor, values: Tensor, occupied: Tensor) -> None:
+    """Write values (B, A, P) to rows (B, A) of patches (B, N, P), seen as (B * N, P); padding slots change nothing.
+
+    There is no row to spare for padding. It repeats its chain's slot 0 instead, row and values, so that whichever write
+    comes last writes the same bits; in a chain with no active patch that is patch 0 as it was.
+    """
+    if rows.shape[1] == 0:
+        return
+    flat = patches.view(-1, patches.shape[-1])
+    first = torch.where(occupied[:, :1, None], values[:, :1], patches[:, :1])
+    rows = torch.where(occupied, rows, rows[:, :1])
+    values = torch.where(occupied[..., None], values, first)
+    flat.index_copy_(0, rows.flatten(), values.flatten(0, 1))

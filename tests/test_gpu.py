@@ -1,0 +1,52 @@
+"""What can only be checked on a GPU: `pytest -m gpu`. Skipped where there is none."""
+
+import pytest
+import torch
+
+import ipr_fast
+from ipr_fast import Schedule, random_patches
+from ipr_fast.kernels import philox
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """Products in float32, not TF32: the CPU is the yardstick."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_random_numbers_are_those_of_the_cpu():
+    ids, patches = torch.arange(64), torch.arange(81).repeat(64, 1)
+    here = [philox.patch_keys(3, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
+    ids, patches = ids.cuda(), patches.cuda()
+    there = [philox.patch_keys(3, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
+    assert torch.equal(here[0], there[0].cpu())
+    torch.testing.assert_close(here[1], there[1].cpu(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(3, 0.0), Schedule(10, 0.8)], ids=str)
+def test_the_engine_equals_the_reference(finished, ragged_known, schedule, model):
+    here = ipr_fast.refine_batch(
+        finished, random_patches(), 3, model=model, known=ragged_known, schedule=schedule, backend="reference"
+    )
+    there = ipr_fast.refine_batch(
+        finished.cuda(), random_patches(), 3, model=model.cuda(), known=ragged_known.cuda(), schedule=schedule
+    )
+    model.cpu()
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
+
+
+def test_the_bundled_model_follows_the_samples():
+    x = ipr_fast.generate_batch(64, device="cuda")
+    refined = ipr_fast.refine_batch(x, random_patches(), 3)
+    assert x.is_cuda
+    assert refined.is_cuda
+    torch.testing.assert_close(x.cpu(), ipr_fast.generate_batch(64), atol=1e-2, rtol=0)
+
+
+def test_bfloat16_runs():
+    model = ipr_fast.load_model("digit-sudoku-4x4", device="cuda", dtype=torch.bfloat16)
+    x = ipr_fast.generate_batch(64, model=model)
+    assert ipr_fast.refine_batch(x, random_patches(), 3, model=model).isfinite().all()
