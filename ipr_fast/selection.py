@@ -28,7 +28,7 @@ class Selector:
     def __init__(
         self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
     ) -> None:
-        if mask_fn in (random_patches, fixed_patches, all_patches):
+        if any(mask_fn is make for make in (random_patches, fixed_patches, all_patches)):
             raise ValueError(f"mask_fn: {mask_fn.__name__} makes a policy, call it: {mask_fn.__name__}(...)")
         if isinstance(mask_fn, MaskPolicy):
             mask_fn = mask_fn.bind(grid, len(free), free.device)
