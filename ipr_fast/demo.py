@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import intervals, plots
+from ipr_fast.checks import device_of
 from ipr_fast.files import prepare_folder
 from ipr_fast.masks import random_patches
 from ipr_fast.models.denoiser import Denoiser
@@ -69,20 +70,18 @@ def run_demo(
     )
     plots.require()  # what is missing must not cost the user a run
     prepare_folder(out)
+    device, shared = device_of(model), {"model": model, "seed": settings.seed, "progress": progress}
+    if known is not None:
+        shared["known"] = known.to(device)
     begun = time.monotonic()
-    x = generate_batch(
-        settings.boards, model=model, known=known, known_values=values, seed=settings.seed, progress=progress
-    )
-    images = [x]
+    x = generate_batch(settings.boards, known_values=None if values is None else values.to(device), **shared)
+    images = [x.cpu()]
     refine_batch(
         x,
         random_patches(settings.ratio),
         settings.iters,
-        model=model,
-        known=known,
-        seed=settings.seed,
-        callback=lambda _, refined: images.append(refined),
-        progress=progress,
+        callback=lambda _, refined: images.append(refined.cpu()),
+        **shared,
     )
     seconds = time.monotonic() - begun
     trajectory = Trajectory.of(images, judge)

@@ -5,6 +5,7 @@ import torch
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
+from ipr_fast.cli import main
 from ipr_fast.kernels import philox
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -44,6 +45,14 @@ def test_the_bundled_model_follows_the_samples():
     assert x.is_cuda
     assert refined.is_cuda
     torch.testing.assert_close(x.cpu(), ipr_fast.generate_batch(64), atol=1e-2, rtol=0)
+
+
+def test_the_demo_and_training_run_on_it(tmp_path):
+    demo = ["demo", "--boards", "16", "--iters", "2", "--clues", "2", "4", "--out", str(tmp_path / "demo")]
+    assert main([*demo, "--device", "cuda", "--quiet"]) == 0
+    train = ["train", "--steps", "3", "--batch-size", "8", "--out", str(tmp_path / "run")]
+    assert main([*train, "--device", "cuda", "--quiet"]) == 0
+    assert main(["info", str(tmp_path / "run" / "model.safetensors")]) == 0
 
 
 def test_bfloat16_runs():
