@@ -82,7 +82,7 @@ def test_the_default_dtype_changes_nothing(finished, ragged_known, default):
 
 
 def test_the_public_reference_is_what_the_engine_computes(model, finished, ragged_known):
-    """The engine against `reference.regenerate` called by hand with the noise that DESIGN's counters define."""
+    """The engine against `reference.regenerate` called by hand with the noise that the counters define."""
     chain, schedule = 4, Schedule(10, 0.8)
     patches, unknown = model.grid.to_patches(finished)[chain], ~ragged_known[chain]
 
