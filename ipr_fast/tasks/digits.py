@@ -105,7 +105,7 @@ class DigitReader:
     """
 
     MAX_IMAGES = 10_000  # the solve grows with their cube
-    BANDWIDTH = 0.3  # root mean square distance of two pixels; 0.15 to 0.4 read a held-out quarter alike (97.6-97.9 %)
+    BANDWIDTH = 0.3  # root mean square distance of two pixels; 0.15 to 0.4 read a quarter of the training images alike
     RIDGE = 1e-2
 
     def __init__(self, train: Digits) -> None:
