@@ -7,6 +7,7 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
 from ipr_fast import models, reference
+from ipr_fast.corrupt import swap_patches
 from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
 from ipr_fast.models.checkpoints import bundled_models, load_model, save_model
 from ipr_fast.models.denoiser import Denoiser, Prediction
@@ -33,4 +34,5 @@ __all__ = [
     "reference",
     "refine_batch",
     "save_model",
+    "swap_patches",
 ]

@@ -66,6 +66,13 @@ def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: to
     return value.reshape(shapes[0])
 
 
+def free_patches(known: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+    """The patches (B, N) bool that are not known; all of them by default."""
+    if known is None:
+        return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
+    return ~patch_mask("known", known, batch, grid, device)
+
+
 def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
     """Chain ids int64 (B,); by default 0..B-1."""
     if value is None:

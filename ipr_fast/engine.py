@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,26 @@ from ipr_fast.trace import span
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to denoise: the schedule, eta, tau and the seed."""
+    """How to denoise: the schedule, eta, tau and the seed.
+
+    fixed_noise: renoise a patch with its noise of the initial generation, every time the same.
+    """
 
     schedule: Schedule
     stochasticity: float = 0.5
     temperature: float = 1.0
     seed: int = 0
+    fixed_noise: bool = False
+
+
+class GivenNoise(NamedTuple):
+    """Noise from elsewhere in place of the chains' own: what makes a run comparable with a recorded one.
+
+    initial (B, N, P) replaces the active patches; posterior(step) gives (B, N, P) for each step.
+    """
+
+    initial: Tensor
+    posterior: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class Engine:
         """Set the iteration that the next random numbers belong to; 0 is the initial generation."""
         self.chains.iteration.fill_(iteration)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def regenerate(
         self,
         mask: Tensor,
@@ -112,39 +126,31 @@ class Engine:
         *,
         slots: int | None = None,
         initial: bool = False,
+        noise: GivenNoise | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> None:
         """Replace the patches of `mask` (B, N) by noise and denoise them, given the others.
 
         most_active: a number that no chain's count of active patches exceeds; it sets the steps. slots: the slots to
         hold them, at least as many (the default), where counts vary and buffers should not. initial: draw the initial
-        noise in place of an iteration's. on_step: called after each step.
+        noise in place of an iteration's. noise: in place of the chains' own. on_step: called after each step.
         """
         num_steps = self.sampling.schedule.steps(most_active)
         if num_steps == 0 or not len(mask):
             return
         state = self._slot_state(slots or most_active)
         state.reset(mask)
-        stream = STREAM_INITIAL if initial else STREAM_RENOISE
-        chains = self.chains
-        renoise(
-            chains.patches,
-            state.active.index,
-            seed=self.sampling.seed,
-            stream=stream,
-            iteration=chains.iteration,
-            chain_ids=chains.chain_ids,
-        )
-        chains.step.zero_()
+        self._renoise(state.active, initial, noise)
+        self.chains.step.zero_()
         context = self._prepare(state)
-        for _ in range(num_steps):
+        for step in range(num_steps):
             with span("tick"):
-                self.tick(state, context)
+                self.tick(state, context, None if noise is None else state.active.gather(noise.posterior(step)))
             if on_step is not None:
                 on_step()
 
-    def tick(self, slots: SlotState, context: dict[str, Any]) -> None:
-        """One step: a denoiser call, the schedule, the update of the moving patches."""
+    def tick(self, slots: SlotState, context: dict[str, Any], noise: Tensor | None = None) -> None:
+        """One step: a denoiser call, the schedule, the update of the moving patches; `noise` (B, A, P) if given."""
         chains, sampling, active = self.chains, self.sampling, slots.active
         prediction = self.model(chains.patches, slots.level, active, **context)
         checks.prediction(prediction, (*slots.level.shape, chains.patches.shape[-1]))
@@ -170,9 +176,24 @@ class Engine:
             step=chains.step,
             iteration=chains.iteration,
             chain_ids=chains.chain_ids,
+            noise=noise,
         )
         slots.level.copy_(slots.next_level)
         chains.step.add_(1)
+
+    def _renoise(self, active: ActivePatches, initial: bool, noise: GivenNoise | None) -> None:
+        """Replace the active patches by the noise that this regeneration starts from."""
+        chains, sampling = self.chains, self.sampling
+        as_initial = initial or sampling.fixed_noise
+        renoise(
+            chains.patches,
+            active.index,
+            seed=sampling.seed,
+            stream=STREAM_INITIAL if as_initial else STREAM_RENOISE,
+            iteration=torch.zeros_like(chains.iteration) if as_initial else chains.iteration,
+            chain_ids=chains.chain_ids,
+            noise=None if noise is None else active.gather(noise.initial),
+        )
 
     def _prepare(self, slots: SlotState) -> dict[str, Any]:
         """What the model computes once an iteration, as keyword arguments of its calls."""

@@ -40,11 +40,14 @@ class RandomPatches(MaskPolicy):
     """See `random_patches`."""
 
     ratio: float
+    fixed: bool = False
     size_of: Tensor | None = None  # (N + 1,) how many of n free patches are chosen; on the device, made by `bind`
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, Real) or not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
+        if not isinstance(self.fixed, bool):
+            raise ValueError(f"fixed must be a bool, got {self.fixed!r}")
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:
         sizes = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, grid.num_patches + 1))]
@@ -54,6 +57,8 @@ class RandomPatches(MaskPolicy):
         return self.size_of[free.sum(1)]
 
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        if self.fixed:
+            iteration = torch.zeros_like(iteration)  # the initial generation chooses no patches: its keys are unused
         return choose_patches(free, self.sizes(free), seed=seed, iteration=iteration, chain_ids=chain_ids)
 
 
@@ -94,12 +99,13 @@ class FixedPatches(MaskPolicy):
         return FixedPatches(mask.reshape(-1, n).expand(batch, n).to(device))
 
 
-def random_patches(ratio: float = 0.25) -> MaskPolicy:
-    """A fresh random subset of each chain's free patches every iteration, of size max(1, floor(ratio * free)).
+def random_patches(ratio: float = 0.25, *, fixed: bool = False) -> MaskPolicy:
+    """A random subset of each chain's free patches, of size max(1, floor(ratio * free)), a fresh one every iteration.
 
     ratio: in (0, 1]; 0.25 is the setting of Kang et al. 2026. The choice depends on seed, chain id and iteration alone.
+    fixed: choose once for each chain, and renoise the same patches every iteration.
     """
-    return RandomPatches(ratio)
+    return RandomPatches(ratio, fixed)
 
 
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:

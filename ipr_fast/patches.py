@@ -114,6 +114,10 @@ class ActivePatches:
         self.index.copy_(padded[:, :slots])
         self.count.copy_(mask.sum(1))
 
+    def __getitem__(self, chains: slice) -> ActivePatches:
+        """The active patches of some of the chains."""
+        return ActivePatches(self.index[chains], self.count[chains])
+
     @property
     def occupied(self) -> Tensor:
         """(B, A) bool, False where a slot is padding."""

@@ -109,21 +109,25 @@ class ReferenceEngine:
         on_step: Callable[[], object] | None = None,
     ) -> None:
         """See `Engine.regenerate`; `slots` means nothing here."""
-        stream = philox.STREAM_INITIAL if initial else philox.STREAM_RENOISE
-        refined = [self._regenerate_chain(chain, mask[chain], stream) for chain in range(len(mask))]
+        as_initial = initial or self.sampling.fixed_noise
+        refined = [self._regenerate_chain(chain, mask[chain], as_initial) for chain in range(len(mask))]
         self.patches = torch.stack(refined) if refined else self.patches
         for _ in range(self.sampling.schedule.steps(most_active) if on_step is not None else 0):
             on_step()
 
-    def _regenerate_chain(self, chain: int, unknown: Tensor, stream: int) -> Tensor:
+    def _regenerate_chain(self, chain: int, unknown: Tensor, as_initial: bool) -> Tensor:
         patches, sampling = self.patches[chain], self.sampling
 
-        def normals(stream: int, step: int) -> Tensor:
+        def normals(stream: int, step: int, iteration: Tensor | int) -> Tensor:
             ids = torch.arange(len(patches), device=patches.device)[None]
             chain_id, numel = self.chain_ids[chain : chain + 1], patches.shape[-1]
-            return philox.patch_normals(sampling.seed, stream, step, self.iteration, chain_id, ids, numel)[0]
+            return philox.patch_normals(sampling.seed, stream, step, iteration, chain_id, ids, numel)[0]
 
-        noised = torch.where(unknown[:, None], normals(stream, 0), patches)
+        if as_initial:
+            fresh = normals(philox.STREAM_INITIAL, 0, 0)
+        else:
+            fresh = normals(philox.STREAM_RENOISE, 0, self.iteration)
+        noised = torch.where(unknown[:, None], fresh, patches)
         refined, _ = regenerate(
             self.model,
             noised,
@@ -131,6 +135,6 @@ class ReferenceEngine:
             sampling.schedule,
             stochasticity=sampling.stochasticity,
             temperature=sampling.temperature,
-            noise=lambda step: normals(philox.STREAM_POSTERIOR, step),
+            noise=lambda step: normals(philox.STREAM_POSTERIOR, step, self.iteration),
         )
         return refined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def refine_batch(
     first_iteration: int = 1,
     callback: Callback | None = None,
     progress: bool = False,
+    noise: str = "random",
     backend: str = "auto",
 ) -> Tensor:
     """Refine finished samples: `iters` times renoise some patches of each and regenerate them given the rest.
@@ -62,6 +64,8 @@ def refine_batch(
     callback: called as callback(iteration, x) after each iteration; where it returns a bool (B,) tensor, the chains
         that are True are frozen for the rest of the call.
     progress: show a progress bar.
+    noise: "random" renoises a patch with fresh noise each time; "fixed" with the noise of its initial generation, which
+        is that of `generate_batch` for the same seed and chain ids.
     backend: "auto" and "torch" run the batched engine, "reference" the slow definition, one chain at a time.
 
     Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
@@ -77,9 +81,11 @@ def refine_batch(
     first_iteration = checks.integer("first_iteration", first_iteration, 1)
     if schedule is None:
         schedule = getattr(model, "refine_schedule", DEFAULT_REFINE_SCHEDULE)
-    sampling = _sampling(schedule, stochasticity, temperature, seed)
+    if not isinstance(noise, str) or noise not in ("random", "fixed"):
+        raise ValueError(f'noise must be "random" or "fixed", got {noise!r}')
+    sampling = replace(_sampling(schedule, stochasticity, temperature, seed), fixed_noise=noise == "fixed")
     checks.counters(grid, sampling.schedule, first_iteration, iters)
-    free = _free_patches(known, len(x), grid, x.device)
+    free = checks.free_patches(known, len(x), grid, x.device)
     ids = checks.chain_ids(chain_ids, len(x), x.device)
     engine_type = _backend(backend)
     select = Selector(mask_fn, grid, free, ids, sampling.seed)
@@ -148,7 +154,7 @@ def generate_batch(
         schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
     sampling = _sampling(schedule, stochasticity, temperature, seed)
     checks.counters(grid, sampling.schedule, 0, 1)
-    free = _free_patches(known, batch_size, grid, device)
+    free = checks.free_patches(known, batch_size, grid, device)
     given = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
     if known_values is not None:
         checks.images("known_values", known_values, grid.sample_shape)
@@ -210,12 +216,6 @@ def _sampling(schedule: object, stochasticity: float, temperature: float, seed: 
         checks.number("temperature", temperature, 0),
         checks.integer("seed", seed, 0, 2**64 - 1),
     )
-
-
-def _free_patches(known: Tensor | None, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
-    if known is None:
-        return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
-    return ~checks.patch_mask("known", known, batch, grid, device)
 
 
 def _backend(name: str) -> type[Engine] | type[ReferenceEngine]:

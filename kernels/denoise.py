@@ -37,8 +37,12 @@ def denoise(
     step: Tensor,
     iteration: Tensor,
     chain_ids: Tensor,
+    noise: Tensor | None = None,
 ) -> None:
-    """Step the slots whose level changes; every other patch keeps its bits."""
+    """Step the slots whose level changes; every other patch keeps its bits.
+
+    noise: (B, A, P), to be used in place of the normals that seed and counters define.
+    """
     _, num_patches, numel = patches.shape
     rows = patch_rows(index, num_patches)
     z = patches.view(-1, numel).index_select(0, rows.flatten()).view(*rows.shape, numel)
@@ -51,7 +55,9 @@ def denoise(
     gamma = s * torch.sqrt(1 - stochasticity**2 * (1 - r))
     new = torch.addcmul(z * (1 - s + gamma), velocity.float(), gamma * (1 - t) - (1 - s) * t)
     if stochasticity * temperature > 0:
-        xi = patch_normals(seed, STREAM_POSTERIOR, step, iteration, chain_ids, index.clamp(min=0), numel)
+        xi = noise
+        if xi is None:
+            xi = patch_normals(seed, STREAM_POSTERIOR, step, iteration, chain_ids, index.clamp(min=0), numel)
         scale = stochasticity * temperature * torch.sqrt(1 - r) * s
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)

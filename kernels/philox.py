@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-STREAM_INITIAL, STREAM_RENOISE, STREAM_POSTERIOR, STREAM_CHOICE = range(4)
+STREAM_INITIAL, STREAM_RENOISE, STREAM_POSTERIOR, STREAM_CHOICE, STREAM_SWAP = range(5)
 
 MAX_PATCH_NUMEL = 4 << 28
 MAX_PATCHES = 1 << 16
@@ -69,10 +69,10 @@ def patch_normals(
     return normals.flatten(-2)[..., :numel]
 
 
-def patch_keys(seed: int, iteration: Tensor | int, chain_ids: Tensor, num_patches: int) -> Tensor:
+def patch_keys(seed: int, stream: int, iteration: Tensor | int, chain_ids: Tensor, num_patches: int) -> Tensor:
     """The 32-bit keys (B, N) int64 by which patches are chosen."""
     patches = torch.arange(num_patches, device=chain_ids.device)
-    stream = _as_tensor(STREAM_CHOICE << 28, chain_ids.device)
+    stream = _as_tensor(stream << 28, chain_ids.device)
     iteration = _as_tensor(iteration, chain_ids.device)
     return philox_4x32(stream, patches, iteration, chain_ids[:, None], seed)[0]
 

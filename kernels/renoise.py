@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.philox import MAX_PATCHES, patch_keys, patch_normals
+from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, patch_keys, patch_normals
 from ipr_fast.kernels.rows import patch_rows, write_rows
 
 
@@ -21,12 +21,25 @@ def choose_patches(free: Tensor, size: Tensor, *, seed: int, iteration: Tensor, 
     """A uniformly random subset of `size` (B,) of each chain's free patches, as a mask (B, N)."""
     num_patches = free.shape[1]
     ids = torch.arange(num_patches, device=free.device)
-    keys = patch_keys(seed, iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by patch id
+    keys = patch_keys(seed, STREAM_CHOICE, iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by patch id
     rank = keys.masked_fill_(~free, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
     return (rank < size[:, None]) & free
 
 
-def renoise(patches: Tensor, index: Tensor, *, seed: int, stream: int, iteration: Tensor, chain_ids: Tensor) -> None:
-    """Replace the active patches by standard normals, in place; every other patch keeps its bits."""
-    noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), patches.shape[-1])
+def renoise(
+    patches: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    stream: int,
+    iteration: Tensor,
+    chain_ids: Tensor,
+    noise: Tensor | None = None,
+) -> None:
+    """Replace the active patches by standard normals, in place; every other patch keeps its bits.
+
+    noise: (B, A, P), to be used in place of the normals that seed and counters define.
+    """
+    if noise is None:
+        noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), patches.shape[-1])
     write_rows(patches, patch_rows(index, patches.shape[1]), noise, index >= 0)

@@ -19,9 +19,9 @@ def _full_precision():
 
 def test_random_numbers_are_those_of_the_cpu():
     ids, patches = torch.arange(64), torch.arange(81).repeat(64, 1)
-    here = [philox.patch_keys(3, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
+    here = [philox.patch_keys(3, philox.STREAM_CHOICE, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
     ids, patches = ids.cuda(), patches.cuda()
-    there = [philox.patch_keys(3, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
+    there = [philox.patch_keys(3, philox.STREAM_CHOICE, 2, ids, 81), philox.patch_normals(3, 2, 5, 2, ids, patches, 64)]
     assert torch.equal(here[0], there[0].cpu())
     torch.testing.assert_close(here[1], there[1].cpu(), atol=1e-5, rtol=0)
 

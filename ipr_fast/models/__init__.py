@@ -2,5 +2,14 @@
 
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.srm_unet import PRESETS, SRMUNet, SRMUNetConfig
 
-__all__ = ["Denoiser", "PatchTransformer", "PatchTransformerConfig", "Prediction"]
+__all__ = [
+    "PRESETS",
+    "Denoiser",
+    "PatchTransformer",
+    "PatchTransformerConfig",
+    "Prediction",
+    "SRMUNet",
+    "SRMUNetConfig",
+]

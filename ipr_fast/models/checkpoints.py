@@ -1,25 +1,24 @@
-"""Weights on disk: safetensors with the model's configuration in the metadata, and the models that are bundled."""
+"""Models on disk: loading them, saving them as safetensors with their configuration, and what a file says of itself."""
 
 from __future__ import annotations
 
 import json
 import os
-from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.published import complete_config, from_published
+from ipr_fast.models.sources import bundled_models, find
+from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
+from ipr_fast.models.weight_files import DTYPES, check_weights, read_weights
 
-ARCHITECTURES = {"PatchTransformer": (PatchTransformer, PatchTransformerConfig)}
-
-
-def bundled_models() -> list[str]:
-    """The names of the models that come with the package."""
-    weights = resources.files("ipr_fast.models") / "weights"
-    return sorted(f.name.removesuffix(".safetensors") for f in weights.iterdir() if f.name.endswith(".safetensors"))
+ARCHITECTURES = {
+    "PatchTransformer": (PatchTransformer, PatchTransformerConfig),
+    "SRMUNet": (SRMUNet, SRMUNetConfig),
+}
 
 
 def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
@@ -33,14 +32,26 @@ def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
 
 
 def model_info(source: str | os.PathLike) -> dict:
-    """What a weights file says of itself, without building the model: sample_shape, parameters, metadata."""
-    path = _find(source)
-    tensors, metadata = _read(path)
-    model_type, config = _config(path, metadata, None)
+    """What a weights file says of itself, without building the model.
+
+    path, architecture, sample_shape (None where the file does not tell), parameters, metadata (for a published
+    checkpoint, what its shapes tell).
+    """
+    path = find(source)
+    weights = read_weights(path)
+    if "architecture" not in weights.metadata:
+        published = from_published(path, weights.tensors)
+        told = {name: str(value) for name, value in published.fields.items()}
+        told["weights"] = published.prefix.rstrip(".") or "plain"
+        architecture, tensors, metadata, shape = SRMUNet.__name__, published.tensors, told, None
+    else:
+        tensors, metadata = weights
+        model_type, config = _described(path, metadata)
+        architecture, shape = model_type.__name__, (config.channels, config.image_size, config.image_size)
     return {
         "path": str(path),
-        "architecture": model_type.__name__,
-        "sample_shape": (config.channels, config.image_size, config.image_size),
+        "architecture": architecture,
+        "sample_shape": shape,
         "parameters": sum(t.numel() for t in tensors.values()),
         "metadata": metadata,
     }
@@ -55,24 +66,46 @@ def load_model(
 ) -> torch.nn.Module:
     """Load a model for inference: in eval mode, its parameters without gradients.
 
-    source: the name of a bundled model, or the path of a .safetensors file that `save_model` wrote.
-    config: the model's configuration, where the file does not carry one (default: the file's metadata).
+    source: the name of a bundled model; a .safetensors file that `save_model` wrote; a checkpoint of the published
+        Spatial Reasoning Models (.ckpt of Lightning, .pt of spatialreasoners); or a Hugging Face hub id `owner/name`
+        (its model.safetensors) or `owner/name/file`, with `@revision` if need be. A checkpoint's moving average is
+        taken where it has one, else its plain weights. No code in a file is ever run.
+    config: where the file does not carry one, the model's configuration: an SRMUNetConfig or PatchTransformerConfig,
+        the name of a preset ("even_pixels", "counting_polygons", "mnist_sudoku"), or a dict of what the weights' shapes
+        do not tell: image_size, patch_size, num_head_channels and, unless the defaults will do, the schedules.
     device, dtype: where and in what precision the weights go (default: the CPU, as stored).
 
-    Raises ValueError, naming the file and what is wrong with it: an unknown name, no such file, not a safetensors
-    file, no configuration, or weights whose names or shapes are not the configuration's.
+    Raises ValueError, naming the file and what is wrong with it: an unknown name, no such file, truncated or foreign
+    contents, no configuration, or weights whose names or shapes are not the configuration's.
     """
-    path = _find(source)
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    tensors, metadata = _read(path)
-    model_type, config = _config(path, metadata, config)
+    path = find(source)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
+    tensors, metadata = read_weights(path)
+    described = "architecture" in metadata
+    if described and config is None:
+        model_type, config = _described(path, metadata)
+    elif isinstance(config, PatchTransformerConfig):
+        model_type = PatchTransformer
+    elif described and not isinstance(config, SRMUNetConfig):
+        known = sorted(config_type.__name__ for _, config_type in ARCHITECTURES.values())
+        raise ValueError(f"config must be one of {known}, if any: {path} carries its own; got {type(config).__name__}")
+    else:
+        model_type = SRMUNet
+        tensors, fields, _ = from_published(path, tensors)
+        config = complete_config(path, fields, config)
+    with torch.device("meta"):  # before memory is taken for what a file only claims to hold
+        check_weights(path, tensors, model_type(config).state_dict())
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if dtype is None and len(dtypes) > 1:
+        raise ValueError(f"{path}: its weights are of several types, {', '.join(map(str, dtypes))}: pass dtype=")
     model = model_type(config)
-    _load_weights(model, tensors, path)
-    return model.to(device="cpu" if device is None else device, dtype=dtype).eval().requires_grad_(False)
+    model.load_state_dict(tensors, assign=True)
+    model = model.to(device="cpu" if device is None else device, dtype=dtype, memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
 
 
-def save_model(model: PatchTransformer, path: str | os.PathLike, **metadata: str) -> None:
+def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **metadata: str) -> None:
     """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically.
 
     Metadata values are strings. Raises OSError where the file cannot be written; an earlier one is then left whole.
@@ -92,53 +125,12 @@ def replace_durably(partial: Path, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _find(source: str | os.PathLike) -> Path:
-    bundled = bundled_models()
-    if isinstance(source, str) and source in bundled:
-        return Path(str(resources.files("ipr_fast.models") / "weights" / f"{source}.safetensors"))
-    path = Path(source)
-    if path.is_file():
-        return path
-    raise ValueError(f"source must be a bundled model ({', '.join(bundled)}) or an existing file, got {str(source)!r}")
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _described(path: Path, metadata: dict[str, str]) -> tuple[type[torch.nn.Module], object]:
+    """The model's class and configuration, as the metadata that `save_model` wrote say."""
+    name = metadata["architecture"]
+    if name not in ARCHITECTURES or "config" not in metadata:
+        raise ValueError(f"{path}: its metadata hold no configuration of one of {sorted(ARCHITECTURES)}; pass config=")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _config(path: Path, metadata: dict[str, str], config: object | None) -> tuple[type[torch.nn.Module], object]:
-    """The model's class and configuration: `config` if given, else what the metadata say."""
-    if config is None:
-        name = metadata.get("architecture")
-        if name not in ARCHITECTURES or "config" not in metadata:
-            raise ValueError(
-                f"{path}: its metadata hold no configuration of one of {sorted(ARCHITECTURES)}; pass config="
-            )
-        try:
-            return ARCHITECTURES[name][0], ARCHITECTURES[name][1](**json.loads(metadata["config"]))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its configuration is not one of {name} ({error})") from error
-    for model_type, config_type in ARCHITECTURES.values():
-        if isinstance(config, config_type):
-            return model_type, config
-    known = sorted(config_type.__name__ for _, config_type in ARCHITECTURES.values())
-    raise ValueError(f"config must be one of {known}, got {type(config).__name__}")
-
-
-def _load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"{path}: no weight {name!r}, expected shape {tuple(expected[name].shape)}")
-        if name not in expected:
-            raise ValueError(f"{path}: unexpected weight {name!r} of shape {tuple(tensors[name].shape)}")
-        if not tensors[name].is_floating_point():
-            raise ValueError(f"{path}: weight {name!r} is of {tensors[name].dtype}, expected a floating-point type")
-        if tensors[name].shape != expected[name].shape:
-            found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-            raise ValueError(f"{path}: weight {name!r} has shape {found}, expected {wanted}")
-    model.load_state_dict(tensors, assign=True)
+        return ARCHITECTURES[name][0], ARCHITECTURES[name][1](**json.loads(metadata["config"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its configuration is not one of {name} ({error})") from error

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.models.config import positive_int, schedule_pair
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
@@ -43,9 +44,7 @@ class PatchTransformerConfig:
     def __post_init__(self) -> None:
         PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
         for name in ("width", "depth", "num_heads", "mlp_ratio", "level_features"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+            positive_int(name, getattr(self, name))
         if self.width % self.num_heads or self.level_features % 2:
             raise ValueError(
                 f"num_heads must divide width and level_features be even, got {self.num_heads}, {self.width} and "
@@ -54,12 +53,8 @@ class PatchTransformerConfig:
         size = self.box_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size and self.grid_size % size):
             raise ValueError(f"box_size must be 0 or divide the grid's {self.grid_size} patches, got {self.box_size!r}")
-        for name in ("generate_schedule", "refine_schedule"):  # JSON brings lists
-            value = getattr(self, name)
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise ValueError(f"{name} must be (steps_per_patch, overlap), got {value!r}")
-            object.__setattr__(self, name, tuple(value))
-            Schedule(*value)
+        for name in ("generate_schedule", "refine_schedule"):
+            object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
 
     @property
     def grid_size(self) -> int:

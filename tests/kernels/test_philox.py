@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ipr_fast.kernels.philox import (
+    STREAM_CHOICE,
     STREAM_POSTERIOR,
     STREAM_RENOISE,
     patch_keys,
@@ -88,7 +89,7 @@ def test_moments_over_four_million_draws():
 
 
 def test_keys_are_uniform_words():
-    keys = patch_keys(9, 3, torch.arange(4096), 64)
+    keys = patch_keys(9, STREAM_CHOICE, 3, torch.arange(4096), 64)
     assert keys.min() >= 0
     assert keys.max() < 2**32
     assert keys.double().mean().item() / 2**32 == pytest.approx(0.5, abs=5 / math.sqrt(12 * keys.numel()))

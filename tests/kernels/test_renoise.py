@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ipr_fast import ActivePatches
-from ipr_fast.kernels.philox import STREAM_RENOISE, patch_keys, patch_normals
+from ipr_fast.kernels.philox import STREAM_CHOICE, STREAM_RENOISE, patch_keys, patch_normals
 from ipr_fast.kernels.renoise import choose_patches, renoise
 
 
@@ -12,7 +12,7 @@ def test_the_smallest_keys_of_the_free_patches_are_chosen(generator):
     size = (free.sum(1) * torch.rand(40, generator=generator)).long()
     iteration, ids = torch.tensor(5), torch.arange(40) * 3
     chosen = choose_patches(free, size, seed=7, iteration=iteration, chain_ids=ids)
-    keys = patch_keys(7, 5, ids, 16)
+    keys = patch_keys(7, STREAM_CHOICE, 5, ids, 16)
     for b in range(40):
         candidates = sorted((int(keys[b, n]), n) for n in range(16) if free[b, n])
         expected = {n for _, n in candidates[: int(size[b])]}

@@ -1,0 +1,46 @@
+"""Corrupted starts: finished samples with mistakes of known size, to be repaired by refinement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.kernels.philox import STREAM_SWAP, patch_keys
+from ipr_fast.patches import PatchGrid
+
+
+def swap_patches(
+    x: Tensor,
+    pairs: int,
+    patch_size: int,
+    *,
+    known: Tensor | None = None,
+    seed: int = 0,
+    chain_ids: Tensor | None = None,
+) -> Tensor:
+    """Swap `pairs` random pairs of patches in each sample: the K-corrupted start of Kang et al. 2026.
+
+    x: float images (B, C, H, W); left alone. pairs: K >= 0; the 2 K patches of a sample are all different.
+    patch_size: of the model that is to repair them. known: bool (B, N) or (B, grid_h, grid_w), patches that stay.
+    seed: int in [0, 2**64). chain_ids: int64 (B,), default 0..B-1. A sample's pairs depend on seed and chain id alone.
+
+    Returns images of the shape, dtype and device of x. Raises ValueError for bad input, among it samples with fewer
+    than 2 K patches that may move.
+    """
+    x = checks.images("x", x).detach()
+    grid = PatchGrid(*x.shape[1:], checks.integer("patch_size", patch_size, 1))
+    free = checks.free_patches(known, len(x), grid, x.device)
+    ids = checks.chain_ids(chain_ids, len(x), x.device)
+    seed = checks.integer("seed", seed, 0, 2**64 - 1)
+    moved = 2 * checks.integer("pairs", pairs, 0)
+    fewest = int(free.sum(1).min()) if len(x) else moved
+    if moved > fewest:
+        raise ValueError(f"pairs must be at most {fewest // 2}, half the free patches of every sample, got {pairs}")
+    keys = patch_keys(seed, STREAM_SWAP, 0, ids, grid.num_patches)
+    chosen = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(1, stable=True)[:, :moved]
+    partners = chosen.unflatten(1, (-1, 2)).flip(2).flatten(1) if moved else chosen
+    patches = grid.to_patches(x).clone()
+    chain = torch.arange(len(x), device=x.device)[:, None]
+    patches[chain, chosen] = patches[chain, partners]
+    return grid.to_images(patches)

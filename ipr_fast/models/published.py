@@ -1,0 +1,190 @@
+"""The checkpoints of the published Spatial Reasoning Models, as weights and configuration of an SRMUNet.
+
+Two layouts are known, each with the weights' moving average beside them or not:
+
+    SRM               [ema_]denoiser.[module.] + time_embedding.mlp, model.{encoder,bottleneck,decoder}
+    spatialreasoners  denoising_model.[ema_]denoiser.[module.] + t_emb.mlp, {encoder,bottleneck,decoder}
+
+Both repeat the one level embedding in every block, as `...norm_with_embedding.t_emb.mlp`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipr_fast.models.srm_unet import PRESETS, SRMUNetConfig
+
+# Where the network's weights may be, best first: the moving average before the weights that it is of.
+PREFIXES = (
+    "ema_denoiser.module.",
+    "denoising_model.ema_denoiser.module.",
+    "denoiser.",
+    "denoising_model.denoiser.",
+    "",
+)
+REPEATED = ".norm_with_embedding.t_emb."
+
+
+class Published(NamedTuple):
+    """A network's weights under SRMUNet's names, what their shapes tell, and which prefix they had."""
+
+    tensors: dict[str, Tensor]
+    fields: dict[str, object]
+    prefix: str
+
+
+def from_published(path: Path, state: dict[str, Tensor]) -> Published:
+    """Raises ValueError, naming the file and the weight, when the weights are not those of such a UNet."""
+    prefix = _prefix(state)
+    if prefix is None:
+        raise ValueError(
+            f"{path}: neither a file with its configuration in the metadata, nor a published SRM UNet: no weights "
+            f"named denoiser.model.encoder... or denoising_model.denoiser.encoder..., but {_examples(state)}"
+        )
+    tensors = {}
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            tensors[_srm_name(name.removeprefix(prefix))] = tensor
+    tensors = _without_repeats(path, tensors)
+    return Published(tensors, _fields(path, tensors), prefix)
+
+
+def complete_config(path: Path, fields: dict[str, object], given: object | None) -> SRMUNetConfig:
+    """The configuration: what the shapes tell, and the rest from `given`, a config, a preset's name or a dict."""
+    if isinstance(given, str):
+        if given not in PRESETS:
+            raise ValueError(f"config must be a preset ({', '.join(PRESETS)}), a config or a dict, got {given!r}")
+        given = PRESETS[given]
+    if isinstance(given, SRMUNetConfig):
+        return given
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise ValueError(f"config must be an SRMUNetConfig, a preset's name or a dict, got {type(given).__name__}")
+    known = set(SRMUNetConfig.__dataclass_fields__)
+    if not given.keys() <= known:
+        raise ValueError(f"config: {sorted(given.keys() - known)} are not fields of SRMUNetConfig, {sorted(known)} are")
+    for name in given.keys() & fields.keys():
+        if _plain(given[name]) != _plain(fields[name]):
+            raise ValueError(f"{path}: its weights have {name} {fields[name]}, config says {given[name]}")
+    untold = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in given]
+    if untold:
+        alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
+        raise ValueError(
+            f"{path}: the weights do not tell {', '.join(untold)}: pass config= a dict of them, an SRMUNetConfig, or "
+            f"the name of a preset ({', '.join(PRESETS)}). Its network is that of "
+            + (f"the preset {alike[0]!r}" if alike else "no preset")
+        )
+    return SRMUNetConfig(**fields, **{name: value for name, value in given.items() if name not in fields})
+
+
+def _prefix(state: dict[str, Tensor]) -> str | None:
+    for prefix in PREFIXES:
+        averaged = state.get(prefix.removesuffix("module.") + "n_averaged")
+        if averaged is not None and averaged.numel() == 1 and not averaged.item():
+            continue  # an average that was never taken holds the weights that training began with
+        if any(re.match(re.escape(prefix) + r"(model\.)?encoder\.blocks\.", name) for name in state):
+            return prefix
+    return None
+
+
+def _srm_name(name: str) -> str:
+    if name.startswith("t_emb."):
+        return "time_embedding." + name.removeprefix("t_emb.")
+    if name.startswith(("encoder.", "bottleneck.", "decoder.")):
+        return "model." + name
+    return name
+
+
+def _without_repeats(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in tensors.items() if REPEATED not in name}
+    for name in tensors.keys() - kept.keys():
+        shared = "time_embedding." + name.split(REPEATED)[1]
+        if shared not in kept or not _equal(tensors[name], kept[shared]):
+            raise ValueError(
+                f"{path}: weight {name!r} is not equal to {shared!r}; a network with an embedding for each block is "
+                "not an SRMUNet"
+            )
+    return kept
+
+
+def _fields(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
+    """What the shapes tell of an SRMUNetConfig."""
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise ValueError(f"{path}: no weight {name!r}")
+        if tensors[name].ndim != rank:
+            found = tuple(tensors[name].shape)
+            raise ValueError(f"{path}: weight {name!r} has shape {found}, expected {rank} dimensions")
+        return tuple(tensors[name].shape)
+
+    channels = shape("model.encoder.blocks.0.0.weight", 4)[1]
+    out_channels = shape("model.decoder.out.2.weight", 4)[0]
+    t_emb_dim, d_emb = shape("time_embedding.mlp.0.weight", 2)
+    resolutions: list[list[tuple[int, bool]]] = [[]]  # the channels of each ResBlock, and whether attention follows
+    for i in range(1, len(tensors)):
+        block = f"model.encoder.blocks.{i}"
+        if f"{block}.0.downsample.weight" in tensors:
+            resolutions.append([])
+        elif f"{block}.0.conv_1.2.weight" in tensors:
+            attention = f"{block}.1.qkv.weight" in tensors
+            resolutions[-1].append((shape(f"{block}.0.conv_1.2.weight", 4)[0], attention))
+        else:
+            break
+    _refuse_variants(path, tensors, channels, out_channels)
+    if any(len(blocks) != len(resolutions[0]) or len(set(blocks)) != 1 for blocks in resolutions):
+        raise ValueError(
+            f"{path}: the ResBlocks of its encoder, as (channels, attention) by resolution, are {resolutions}; an "
+            "SRMUNet has as many of each resolution, all alike"
+        )
+    return {
+        "channels": channels,
+        "hid_dims": tuple(blocks[0][0] for blocks in resolutions),
+        "attention": tuple(blocks[0][1] for blocks in resolutions),
+        "num_blocks": len(resolutions[0]),
+        "t_emb_dim": t_emb_dim,
+        "d_emb": d_emb,
+    }
+
+
+def _refuse_variants(path: Path, tensors: dict[str, Tensor], channels: int, out_channels: int) -> None:
+    """Name the options of spatialreasoners' UNet that SRMUNet does not have."""
+    reason = None
+    if any(name.startswith("class_embedding.") for name in tensors):
+        reason = "is conditioned on labels (class_embedding)"
+    elif not any(name.startswith("model.bottleneck.") for name in tensors):
+        reason = "has no bottleneck"
+    elif out_channels == channels and channels % 2:
+        reason = (
+            f"takes the mask and the masked image as inputs ({channels} channels in, {out_channels} out: concat_mask)"
+        )
+    elif out_channels != 2 * channels + 1:
+        reason = (
+            f"puts out {out_channels} channels for {channels} of image; an SRMUNet puts out velocity, variance and "
+            f"log-variance, {2 * channels + 1}"
+        )
+    else:
+        layer = "model.bottleneck.blocks.0.norm_with_embedding"
+        projection, norm = tensors.get(f"{layer}.embedding_layer.1.weight"), tensors.get(f"{layer}.norm.weight")
+        if projection is not None and norm is not None and len(projection) == 2 * len(norm):
+            reason = "scales and shifts by its level embedding (use_scale_shift_norm)"
+    if reason is not None:
+        raise ValueError(f"{path}: not the network of an SRMUNet: it {reason}")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _examples(state: dict[str, Tensor]) -> str:
+    names = sorted(state)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,55 @@
+"""Where a model's file is: among the bundled ones, on this machine, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+from ipr_fast.errors import MissingExtra
+from ipr_fast.models.weight_files import SUFFIXES
+
+WEIGHTS = resources.files("ipr_fast.models") / "weights"
+HUB_FILE = "model.safetensors"  # of a hub id that names no file
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(f.name.removesuffix(".safetensors") for f in WEIGHTS.iterdir() if f.name.endswith(".safetensors"))
+
+
+def find(source: str | os.PathLike) -> Path:
+    """The file of a bundled model, a path, or a hub id `owner/name[/file][@revision]`, downloaded or from its cache.
+
+    Raises ValueError when there is none, MissingExtra where a hub id needs huggingface_hub.
+    """
+    bundled = bundled_models()
+    if isinstance(source, str) and source in bundled:
+        return Path(str(WEIGHTS / f"{source}.safetensors"))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"source must be a bundled model's name, a path or a hub id, got {type(source).__name__}")
+    path = Path(source)
+    if path.is_file():
+        return path
+    hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    # What ends like a file or begins with a folder that exists was meant as a path.
+    if hub_id is None or (hub_id["file"] is None and path.suffix in SUFFIXES) or Path(path.parts[0]).is_dir():
+        raise ValueError(
+            f"source must be a bundled model ({', '.join(bundled)}), an existing file or a Hugging Face hub id "
+            f"(owner/name or owner/name/file), got {str(source)!r}"
+        )
+    return _download(source, hub_id["repo"], hub_id["file"] or HUB_FILE, hub_id["revision"])
+
+
+def _download(source: str, repo: str, file: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "hub", "models from the Hugging Face hub") from error
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+    except Exception as error:  # of the network, the hub, its cache, or the id
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{source}: no file {file!r} from the hub repository {repo!r} ({reason})") from error

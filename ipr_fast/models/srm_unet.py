@@ -1,0 +1,206 @@
+"""The UNet of the published Spatial Reasoning Models (Wewer et al. 2025), as a Denoiser.
+
+The published code embeds the noise level of every pixel, in every block. Levels are constant within a patch. So here
+they are embedded for each patch, once for all feature maps that are a whole multiple of the patch grid; those of
+patches that are not active, which are all 0, only once. Coarser maps, in which a pixel covers parts of several patches,
+take the levels resampled bilinearly and embedded pixel by pixel, once a resolution. The numbers are the same to float32
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ipr_fast.models.config import positive_int, schedule_pair
+from ipr_fast.models.denoiser import Prediction
+from ipr_fast.models.unet import GROUPS, Condition, UNet
+from ipr_fast.patches import ActivePatches, PatchGrid
+from ipr_fast.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class SRMUNetConfig:
+    """The shape of an SRMUNet.
+
+    hid_dims: channels of each resolution, finest first; each next one has half the size, rounded up.
+    attention: for each resolution, whether its ResBlocks are followed by self-attention.
+    num_blocks: ResBlocks of a resolution in the encoder; the decoder has one more.
+    t_emb_dim, d_emb: width of the level embedding, and of the sinusoidal features that it is made of.
+    """
+
+    channels: int
+    image_size: int
+    patch_size: int
+    hid_dims: tuple[int, ...]
+    attention: tuple[bool, ...]
+    num_blocks: int = 2
+    num_head_channels: int = 64
+    t_emb_dim: int = 512
+    d_emb: int = 256
+    generate_schedule: tuple[int, float] = (3, 0.0)
+    refine_schedule: tuple[int, float] = (10, 0.8)
+
+    def __post_init__(self) -> None:
+        PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
+        for name in ("num_blocks", "num_head_channels", "t_emb_dim", "d_emb"):
+            positive_int(name, getattr(self, name))
+        for name in ("generate_schedule", "refine_schedule"):
+            object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
+        for name in ("hid_dims", "attention"):  # JSON brings lists
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise ValueError(f"{name} must be a tuple, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.d_emb % 2:
+            raise ValueError(f"d_emb must be even, got {self.d_emb}")
+        if not self.hid_dims or any(positive_int("hid_dims", dim) % GROUPS for dim in self.hid_dims):
+            raise ValueError(f"hid_dims must be multiples of {GROUPS}, one for each resolution, got {self.hid_dims}")
+        if len(self.attention) != len(self.hid_dims) or any(not isinstance(flag, bool) for flag in self.attention):
+            raise ValueError(f"attention must be {len(self.hid_dims)} bools, got {self.attention}")
+        attending = {self.hid_dims[-1], *(d for d, flag in zip(self.hid_dims, self.attention, strict=True) if flag)}
+        if any(dim % self.num_head_channels for dim in attending):
+            raise ValueError(f"num_head_channels must divide {sorted(attending)}, got {self.num_head_channels}")
+
+    @property
+    def map_sizes(self) -> list[int]:
+        """The side of the feature maps of each resolution."""
+        sizes = [self.image_size]
+        for _ in self.hid_dims[1:]:
+            sizes.append(-(-sizes[-1] // 2))
+        return sizes
+
+    @property
+    def map_numel(self) -> int:
+        """About how many numbers the feature maps of one sample have that are held at one time."""
+        sizes = self.map_sizes
+        skips = sum(dim * size**2 * (self.num_blocks + 1) for dim, size in zip(self.hid_dims, sizes, strict=True))
+        widest = (self.hid_dims[0] + self.hid_dims[min(1, len(self.hid_dims) - 1)]) * sizes[0] ** 2
+        return skips + 4 * widest  # a concatenation, its norm, and a convolution's input and output
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+# The networks of Wewer et al. 2025, with the schedules of Kang et al. 2026, table 1.
+PRESETS = {
+    "even_pixels": SRMUNetConfig(
+        channels=3,
+        image_size=32,
+        patch_size=4,
+        hid_dims=(64, 128, 128, 256),
+        attention=(False, False, True, True),
+        generate_schedule=(30, 0.9),
+        refine_schedule=(30, 0.9),
+    ),
+    "counting_polygons": SRMUNetConfig(
+        channels=3,
+        image_size=128,
+        patch_size=8,
+        hid_dims=(128, 128, 256, 256, 512),
+        attention=(False, False, False, True, True),
+        generate_schedule=(10, 0.9),
+        refine_schedule=(10, 0.9),
+    ),
+    "mnist_sudoku": SRMUNetConfig(
+        channels=1,
+        image_size=252,
+        patch_size=28,
+        hid_dims=(128, 128, 256, 256, 512, 512),
+        attention=(False, False, False, False, True, True),
+        generate_schedule=(3, 0.0),
+        refine_schedule=(10, 0.8),
+    ),
+}
+
+
+class SRMUNet(nn.Module):
+    """A Denoiser for patches (B, N, P) of `config`'s grid; see the module's text.
+
+    On a CPU it takes a large batch in parts, so that its feature maps stay within `cpu_bytes`; a part of that size runs
+    as fast as a larger one.
+    """
+
+    cpu_bytes = 256 * 2**20
+
+    def __init__(self, config: SRMUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
+        self.out_grid = PatchGrid(2 * config.channels + 1, config.image_size, config.image_size, config.patch_size)
+        self.generate_schedule = Schedule(*config.generate_schedule)
+        self.refine_schedule = Schedule(*config.refine_schedule)
+        self.time_embedding = LevelEmbedding(config.d_emb, config.t_emb_dim)
+        self.model = UNet(config)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None) -> Prediction:
+        """Predict all patches (levels (B, N)), or the active slots (levels (B, A)), every other patch being clean."""
+        size = self._samples_at_once(patches.device)
+        if len(patches) <= size:
+            return self._predict(patches, levels, active)
+        parts = [slice(i, i + size) for i in range(0, len(patches), size)]
+        predictions = [self._predict(patches[p], levels[p], None if active is None else active[p]) for p in parts]
+        return Prediction(*(torch.cat(field) for field in zip(*predictions, strict=True)))
+
+    def raw(self, images: Tensor, levels: Tensor, active: ActivePatches | None = None) -> Tensor:
+        """The network's output for images (B, C, H, W): (B, 2 C + 1, H, W), velocity, 2 v - 1 and log-variance."""
+        dtype = self.model.decoder.out[-1].weight.dtype
+        return self.model(images.to(dtype, memory_format=torch.channels_last), self._conditions(levels, active))
+
+    def _predict(self, patches: Tensor, levels: Tensor, active: ActivePatches | None) -> Prediction:
+        raw = self.out_grid.to_patches(self.raw(self.grid.to_images(patches), levels, active))
+        if active is not None:
+            raw = active.gather(raw)
+        numel = self.grid.patch_numel
+        velocity, mix, log_variance = raw.split((numel, numel, self.config.patch_size**2), dim=-1)
+        return Prediction(velocity, (mix + 1) / 2, log_variance.mean(-1))
+
+    def _conditions(self, levels: Tensor, active: ActivePatches | None) -> dict[int, Condition]:
+        """For each size of feature map, the embedded levels and which of them each cell has."""
+        grid_size, num_patches = self.grid.grid_h, self.grid.num_patches
+        distinct, row = levels.flatten(), torch.arange(levels.numel(), device=levels.device).view(levels.shape)
+        if active is not None:
+            # One more row, of level 0, for all patches that are not active.
+            distinct = torch.cat([distinct, distinct.new_zeros(1)])
+            row = active.scatter(row, num_patches, fill=levels.numel())
+            levels = active.scatter(levels, num_patches)
+        of_patches = Condition(self.time_embedding(distinct), row.view(-1, grid_size, grid_size))
+        return {
+            size: of_patches if size % grid_size == 0 else self._condition_of_pixels(levels, size)
+            for size in self.config.map_sizes
+        }
+
+    def _condition_of_pixels(self, levels: Tensor, size: int) -> Condition:
+        """For a map in which pixels cover parts of several patches: the levels (B, N) resampled, as published."""
+        level_map = levels.view(-1, 1, self.grid.grid_h, self.grid.grid_w)
+        level_map = F.interpolate(level_map, scale_factor=self.config.patch_size, mode="nearest")
+        pixels = F.interpolate(level_map, size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
+        row = torch.arange(pixels.numel(), device=levels.device).view(pixels.shape)
+        return Condition(self.time_embedding(pixels.flatten()), row)
+
+    def _samples_at_once(self, device: torch.device) -> int:
+        if device.type != "cpu":
+            return sys.maxsize
+        bytes_per_number = self.model.decoder.out[-1].weight.element_size()
+        return max(1, self.cpu_bytes // (bytes_per_number * self.config.map_numel))
+
+
+class LevelEmbedding(nn.Module):
+    """Sinusoidal features of levels (R,), then a small MLP, then SiLU, with which every user of it would begin."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, levels: Tensor) -> Tensor:
+        half = self.features // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=levels.device) * -math.log(10000) / half
+        angle = (1000 * levels.float()[:, None] - 1).clamp(min=0) * exponent.exp()
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return F.silu(self.mlp(features.to(self.mlp[0].weight.dtype)))

@@ -1,0 +1,202 @@
+"""The network of an SRMUNet: encoder, bottleneck and decoder, their parameters named as in the published checkpoints.
+
+A ResBlock is told the noise level of every cell of its feature map, by an embedding that it projects to its channels
+and adds: `h = GroupNorm(h + Linear(SiLU(e)))`. A cell is a square of pixels with one level. Feature maps (B, C, H, W)
+are channels-last: a pixel's channels are one row, so convolutions of kernel 1 are matrix products, and attention reads
+its tokens, without a copy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ipr_fast.models.srm_unet import SRMUNetConfig
+
+GROUPS = 32  # of every GroupNorm
+
+
+class Condition(NamedTuple):
+    """What the ResBlocks of one size of feature map are told of the levels.
+
+    rows   (R, t_emb_dim)  SiLU of the embedding of R levels
+    index  (B, h, w)       the row of each cell of the map
+    """
+
+    rows: Tensor
+    index: Tensor
+
+
+class UNet(nn.Module):
+    """Images (B, C, H, W) to (B, 2 C + 1, H, W)."""
+
+    def __init__(self, config: SRMUNetConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.bottleneck = Bottleneck(config)
+        self.decoder = Decoder(config, self.encoder.dims)
+
+    def forward(self, images: Tensor, conditions: dict[int, Condition]) -> Tensor:
+        skips = self.encoder(images, conditions)
+        return self.decoder(self.bottleneck(skips[-1], conditions), skips, conditions)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: SRMUNetConfig) -> None:
+        super().__init__()
+        dim = config.hid_dims[0]
+        self.blocks = nn.ModuleList([Stage(nn.Conv2d(config.channels, dim, 3, padding=1))])
+        self.dims = [dim]  # channels of each stage's output
+        for level, hid_dim in enumerate(config.hid_dims):
+            if level:
+                self.blocks.append(Stage(Downsample(dim)))
+                self.dims.append(dim)
+            for _ in range(config.num_blocks):
+                self.blocks.append(Stage(*_blocks(config, level, dim)))
+                self.dims.append(hid_dim)
+                dim = hid_dim
+
+    def forward(self, h: Tensor, conditions: dict[int, Condition]) -> list[Tensor]:
+        """The output of every stage."""
+        skips = []
+        for stage in self.blocks:
+            h = stage(h, conditions)
+            skips.append(h)
+        return skips
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, config: SRMUNetConfig) -> None:
+        super().__init__()
+        dim, width = config.hid_dims[-1], config.t_emb_dim
+        attention = Attention(dim, config.num_head_channels)
+        self.blocks = Stage(ResBlock(dim, dim, width), attention, ResBlock(dim, dim, width))
+
+    def forward(self, h: Tensor, conditions: dict[int, Condition]) -> Tensor:
+        return self.blocks(h, conditions)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: SRMUNetConfig, skip_dims: list[int]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        dim, skip_dims = skip_dims[-1], list(skip_dims)
+        for level, hid_dim in reversed(list(enumerate(config.hid_dims))):
+            for i in range(config.num_blocks + 1):
+                layers = _blocks(config, level, dim + skip_dims.pop())
+                if level and i == config.num_blocks:
+                    layers.append(Upsample(hid_dim))
+                self.blocks.append(Stage(*layers))
+                dim = hid_dim
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, 2 * config.channels + 1, 3, padding=1)
+        )
+
+    def forward(self, h: Tensor, skips: list[Tensor], conditions: dict[int, Condition]) -> Tensor:
+        for stage in self.blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = stage(h, conditions, size=skips[-1].shape[2:] if skips else None)
+        return self.out(h)
+
+
+class Stage(nn.Sequential):
+    """Layers in a row, each given what it needs."""
+
+    def forward(self, h: Tensor, conditions: dict[int, Condition], size: torch.Size | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, conditions[h.shape[-1]])
+            elif isinstance(layer, Upsample):
+                h = layer(h, size)
+            else:
+                h = layer(h)
+        return h
+
+
+class ResBlock(nn.Module):
+    def __init__(self, dim: int, out_dim: int, t_emb_dim: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Sequential(
+            nn.GroupNorm(GROUPS, dim), nn.SiLU(inplace=True), nn.Conv2d(dim, out_dim, 3, padding=1)
+        )
+        self.norm_with_embedding = NormWithEmbedding(out_dim, t_emb_dim)
+        # In the place of Identity the published network has its dropout, which is for training only.
+        self.conv_2 = nn.Sequential(nn.SiLU(inplace=True), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
+        self.shortcut = nn.Conv2d(dim, out_dim, 1) if dim != out_dim else None
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        h = self.norm_with_embedding(self.conv_1(x), condition)
+        return self.conv_2(h).add_(x if self.shortcut is None else pointwise(self.shortcut, x))
+
+
+class NormWithEmbedding(nn.Module):
+    """GroupNorm of the map plus each cell's projected level embedding."""
+
+    def __init__(self, dim: int, t_emb_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, dim)
+        self.embedding_layer = nn.Sequential(nn.Identity(), nn.Linear(t_emb_dim, dim))  # the SiLU is in the Condition
+
+    def forward(self, h: Tensor, condition: Condition) -> Tensor:
+        cells = F.embedding(condition.index, self.embedding_layer(condition.rows))  # (B, h, w, C)
+        batch, rows, columns, dim = cells.shape
+        cell_h, cell_w = h.shape[2] // rows, h.shape[3] // columns
+        h.view(batch, dim, rows, cell_h, columns, cell_w).add_(cells.permute(0, 3, 1, 2)[:, :, :, None, :, None])
+        return self.norm(h)
+
+
+class Attention(nn.Module):
+    """Every pixel of the map attends to every other."""
+
+    def __init__(self, dim: int, num_head_channels: int) -> None:
+        super().__init__()
+        self.num_heads = dim // num_head_channels
+        self.norm = nn.GroupNorm(GROUPS, dim)
+        self.qkv = nn.Conv1d(dim, 3 * dim, 1)
+        self.proj = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = pointwise(self.qkv, self.norm(x)).permute(0, 2, 3, 1)
+        batch, height, width, _ = qkv.shape
+        q, k, v = qkv.view(batch, height * width, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height, width, -1)
+        return pointwise(self.proj, attended.permute(0, 3, 1, 2)).add_(x)
+
+
+class Downsample(nn.Module):
+    """Half the size, rounded up."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.downsample = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(x)
+
+
+class Upsample(nn.Module):
+    """To the given size, by the nearest pixel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of kernel 1 as the matrix product that it is, on a channels-last map (B, C, H, W)."""
+    weight = conv.weight.view(conv.out_channels, conv.in_channels)
+    return F.linear(x.permute(0, 2, 3, 1), weight, conv.bias).permute(0, 3, 1, 2)
+
+
+def _blocks(config: SRMUNetConfig, level: int, dim: int) -> list[nn.Module]:
+    """A ResBlock of one resolution and, where it has one, the attention that follows."""
+    hid_dim = config.hid_dims[level]
+    attention = [Attention(hid_dim, config.num_head_channels)] if config.attention[level] else []
+    return [ResBlock(dim, hid_dim, config.t_emb_dim), *attention]

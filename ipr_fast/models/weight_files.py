@@ -1,0 +1,80 @@
+"""Reading weights from disk: safetensors, and torch's own files without running anything that they might hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Weights(NamedTuple):
+    """A file's tensors by name, and what its header says of them."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read_weights(path: Path) -> Weights:
+    """Raises ValueError, naming the file, when it is truncated, foreign, or holds more than plain data."""
+    return _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+
+
+def check_weights(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors have exactly the expected names and shapes, and are dense and floating."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise ValueError(f"{path}: no weight {name!r}, expected shape {tuple(expected[name].shape)}")
+        found = tensors[name]
+        if name not in expected:
+            raise ValueError(f"{path}: unexpected weight {name!r} of shape {tuple(found.shape)}")
+        if found.dtype not in DTYPES or found.layout != torch.strided or found.device.type == "meta":
+            came = found.dtype if found.layout == torch.strided else f"{found.layout}, {found.dtype}"
+            raise ValueError(f"{path}: weight {name!r} is of {came}, expected a dense tensor of a floating-point type")
+        if found.shape != expected[name].shape:
+            shape, wanted = tuple(found.shape), tuple(expected[name].shape)
+            raise ValueError(f"{path}: weight {name!r} has shape {shape}, expected {wanted}")
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Weights({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _read_torch(path: Path) -> Weights:
+    """The state dict of a Lightning checkpoint, or a plain one."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file makes the loader raise almost anything
+        raise ValueError(f"{path}: {_reason(error)}") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path}: holds no state dict, but an object of type {type(loaded).__name__}")
+    tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: holds no state dict; its keys are {sorted(map(str, loaded))[:10]}")
+    return Weights(tensors, {})
+
+
+def _reason(error: Exception) -> str:
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is None:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"not a readable checkpoint of torch ({lines[0]})"
+    return (
+        f"holds an object of {foreign[1]} beside its weights, and to load it would be to run code from the file. Where "
+        'you trust it, keep the weights alone: torch.save({"state_dict": torch.load(path, weights_only=False)'
+        '["state_dict"]}, new_path)'
+    )
