@@ -9,8 +9,9 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
 from ipr_fast import models, reference
 from ipr_fast.corrupt import swap_patches
 from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
-from ipr_fast.models.checkpoints import bundled_models, load_model, save_model
+from ipr_fast.models.checkpoints import load_model, save_model
 from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.models.sources import bundled_models
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.schedule import Schedule

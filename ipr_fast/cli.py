@@ -1,4 +1,4 @@
-"""The command line: ipr-fast demo | generate | refine | train | info."""
+"""The command line: ipr-fast demo | generate | refine | train | convert | info."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import MissingExtra
 from ipr_fast.masks import random_patches
-from ipr_fast.models.checkpoints import bundled_model_for, bundled_models, load_model, model_info
+from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
+from ipr_fast.models.sources import bundled_models
+from ipr_fast.models.srm_unet import PRESETS
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.base import Task
@@ -30,6 +32,10 @@ from ipr_fast.train import TrainSettings, train
 TASKS: dict[str, Callable[[str | None], Task]] = {
     f"digit-sudoku-{side}x{side}": functools.partial(DigitSudoku, side) for side in SIDES
 }
+
+
+MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
+SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ipr-fast {ipr_fast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_generate, _add_refine, _add_train, _add_info):
+    for add in (_add_demo, _add_generate, _add_refine, _add_train, _add_convert, _add_info):
         add(commands)
     return parser
 
@@ -135,6 +141,10 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--iters", type=_count_or_zero, default=50, help="iterations (default 50)")
     parser.add_argument("--first-iteration", type=_count, default=1, help="number of the first one (default 1)")
     parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
+    parser.add_argument("--fixed-region", action="store_true", help="renoise the same random patches every iteration")
+    parser.add_argument(
+        "--noise", choices=("random", "fixed"), default="random", help="fixed: renoise with the initial noise each time"
+    )
     _add_sampling(parser, "default the model's schedule to refine")
     _add_model(parser, "default the bundled model whose sample shape fits")
     _add_run_options(parser)
@@ -146,10 +156,11 @@ def _refine(arguments: argparse.Namespace) -> None:
     source = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
     x = refine_batch(
         samples.images.to(device),
-        random_patches(arguments.ratio),
+        random_patches(arguments.ratio, fixed=arguments.fixed_region),
         arguments.iters,
         model=load_model(source, device=device),
         first_iteration=arguments.first_iteration,
+        noise=arguments.noise,
         **_sampling(arguments, device),
     )
     files.write_samples(arguments.out, files.Samples(x, samples.names))
@@ -158,7 +169,7 @@ def _refine(arguments: argparse.Namespace) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
     parser.add_argument("--known", type=Path, help=".npy, .npz or .pt with a bool mask (B, N) of given patches")
-    parser.add_argument("--schedule", nargs=2, metavar=("STEPS_PER_PATCH", "OVERLAP"), help=schedule)
+    parser.add_argument("--schedule", **SCHEDULE, help=schedule)
     parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
     parser.add_argument("--backend", choices=sorted(BACKENDS), default="auto", help="default auto")
@@ -166,22 +177,24 @@ def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
 
 def _sampling(arguments: argparse.Namespace, device: torch.device) -> dict:
     known = None if arguments.known is None else files.read_array(arguments.known, "known").to(device)
-    schedule = None
-    if arguments.schedule is not None:
-        steps, overlap = arguments.schedule
-        try:
-            schedule = Schedule(int(steps), float(overlap))
-        except ValueError as error:
-            raise ValueError(f"--schedule: {error}") from error
     return {
         "known": known,
-        "schedule": schedule,
+        "schedule": _schedule("--schedule", arguments.schedule),
         "stochasticity": arguments.stochasticity,
         "temperature": arguments.temperature,
         "seed": arguments.seed,
         "progress": not arguments.quiet,
         "backend": arguments.backend,
     }
+
+
+def _schedule(name: str, pair: list[str] | None) -> Schedule | None:
+    if pair is None:
+        return None
+    try:
+        return Schedule(int(pair[0]), float(pair[1]))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- train
@@ -224,13 +237,53 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+# -------------------------------------------------------------------------------------------------------- convert
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands, "convert", _convert, "write a published checkpoint as .safetensors, with its configuration"
+    )
+    parser.add_argument("source", help="a .ckpt or .pt of an SRM UNet, or anything else that --model takes")
+    parser.add_argument("out", type=Path, help="the .safetensors file to write")
+    parser.add_argument("--preset", choices=PRESETS, help="the network's published configuration")
+    for name, meaning in (
+        ("image_size", "pixels of a sample's side"),
+        ("patch_size", "pixels of a patch's side"),
+        ("num_head_channels", "channels of an attention head"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=_count, help=f"{meaning}, where there is no preset")
+    for name in ("generate", "refine"):
+        parser.add_argument(f"--{name}-schedule", **SCHEDULE, help=f"the model's default to {name}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default as stored")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix != ".safetensors":
+        raise ValueError(f"{arguments.out}: must end in .safetensors")
+    given = {name: getattr(arguments, name) for name in ("image_size", "patch_size", "num_head_channels")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.preset is not None and given:
+        raise ValueError(f"--preset says already what {', '.join(given)} is")
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    model = load_model(arguments.source, config=arguments.preset or given or None, dtype=dtype)
+    for name in ("generate_schedule", "refine_schedule"):
+        schedule = _schedule(f"--{name.replace('_', '-')}", getattr(arguments, name))
+        if schedule is not None:
+            pair = (schedule.steps_per_patch, schedule.overlap)
+            model.config = dataclasses.replace(model.config, **{name: pair})
+    files.prepare_folder(arguments.out.parent)
+    save_model(model, arguments.out, source=Path(arguments.source).name)
+    print(f"wrote {arguments.out}")
+
+
 # ----------------------------------------------------------------------------------------------------------- info
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
     parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
-    parser.add_argument("model", nargs="?", help="a bundled model's name or a .safetensors file")
+    parser.add_argument("model", nargs="?", help=MODEL)
     parser.set_defaults(run=_info)
 
 
@@ -258,6 +311,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _model_lines(source: str) -> list[tuple[str, object]]:
     info = model_info(source)
     metadata = info.pop("metadata")
+    info["sample_shape"] = info["sample_shape"] or "not told by the file"
     return [
         *info.items(),
         *((key, value) for key, value in sorted(metadata.items()) if key not in ("format", "architecture")),
@@ -281,7 +335,7 @@ def _command(commands: argparse._SubParsersAction, name: str, run, description: 
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--model", help=f"a bundled model's name or a .safetensors file ({default})")
+    parser.add_argument("--model", help=f"{MODEL} ({default})")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ def swap_patches(
     if moved > fewest:
         raise ValueError(f"pairs must be at most {fewest // 2}, half the free patches of every sample, got {pairs}")
     keys = patch_keys(seed, STREAM_SWAP, 0, ids, grid.num_patches)
-    chosen = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(1, stable=True)[:, :moved]
+    chosen = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[:, :moved]
     partners = chosen.unflatten(1, (-1, 2)).flip(2).flatten(1) if moved else chosen
     patches = grid.to_patches(x).clone()
     chain = torch.arange(len(x), device=x.device)[:, None]

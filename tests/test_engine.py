@@ -47,6 +47,42 @@ def test_the_engine_equals_the_reference_for_every_noise(model, finished, ragged
     torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_fixed_noise_is_that_of_the_initial_generation(model, ragged_known, backend):
+    """With every patch renoised, no fresh noise and the same schedule, an iteration repeats the generation."""
+    options = {"model": model, "schedule": Schedule(4, 0.5), "stochasticity": 0.0, "backend": backend, "seed": 9}
+    ids = torch.arange(12) + 7
+    x = ipr_fast.generate_batch(12, chain_ids=ids, **options)
+    again = ipr_fast.refine_batch(x, ipr_fast.all_patches(), 3, noise="fixed", chain_ids=ids, **options)
+    torch.testing.assert_close(again, x, atol=1e-5, rtol=0)
+    fresh = ipr_fast.refine_batch(x, ipr_fast.all_patches(), 1, noise="random", chain_ids=ids, **options)
+    assert (fresh - x).abs().max() > 0.1
+
+
+def test_fixed_noise_in_the_engine_is_that_of_the_reference(model, finished, ragged_known):
+    options = {"model": model, "known": ragged_known, "noise": "fixed", "seed": 2, "first_iteration": 5}
+    policy = random_patches(0.5, fixed=True)
+    runs = [ipr_fast.refine_batch(finished, policy, 3, backend=b, **options) for b in ("torch", "reference")]
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_needs_gradients_can_have_them(model, finished):
+    """Models are called in inference mode; guidance by gradients leaves it and copies its inputs."""
+
+    class Guided(OneOff):
+        def __call__(self, patches, levels, active=None):
+            prediction = super().__call__(patches, levels, active)
+            with torch.inference_mode(False), torch.enable_grad():
+                z = patches.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(z.square().sum(), z)
+            assert torch.equal(gradient, 2 * patches)
+            return prediction
+
+    refined = ipr_fast.refine_batch(finished, random_patches(), 1, model=Guided(model), schedule=Schedule(2))
+    assert not refined.is_inference()
+    assert not ipr_fast.generate_batch(2, model=model).is_inference()
+
+
 class Opinionated(OneOff):
     """A Denoiser whose log-variance is partly NaN and infinite."""
 

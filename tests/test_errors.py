@@ -54,6 +54,8 @@ REFINE = [
     ("first_iteration", {"first_iteration": 0}, "0"),
     ("first_iteration", {"first_iteration": 2**32}, "4294967295"),
     ("callback", {"callback": 3}, "int"),
+    ("noise", {"noise": "fresh"}, "'fresh'"),
+    ("noise", {"noise": X}, "tensor"),
     ("backend", {"backend": "cuda"}, "'cuda'"),
     ("backend", {"backend": []}, r"\[\]"),
 ]

@@ -33,6 +33,19 @@ def test_random_patches_change_with_iteration_and_seed_only():
     assert not torch.equal(first, choose(random_patches(), free, seed=1)[0])
 
 
+def test_fixed_random_patches_are_chosen_once_for_each_chain():
+    free = torch.ones(64, 16, dtype=torch.bool)
+    policy = random_patches(0.25, fixed=True)
+    first = choose(policy, free)[0]
+    assert (first.sum(1) == 4).all()
+    assert torch.equal(first, choose(policy, free, iteration=2)[0])
+    assert not torch.equal(first, choose(policy, free, seed=1)[0])
+    assert len(first.unique(dim=0)) > 32
+    assert not torch.equal(first, choose(random_patches(), free)[0])
+    with pytest.raises(ValueError, match="fixed must be a bool, got 1"):
+        random_patches(0.25, fixed=1)
+
+
 def test_all_patches_are_the_free_ones(ragged_known):
     mask, sizes = choose(all_patches(), ~ragged_known)
     assert torch.equal(mask, ~ragged_known)

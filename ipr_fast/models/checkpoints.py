@@ -100,7 +100,7 @@ def load_model(
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"{path}: its weights are of several types, {', '.join(map(str, dtypes))}: pass dtype=")
     model = model_type(config)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
     model = model.to(device="cpu" if device is None else device, dtype=dtype, memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 

@@ -76,10 +76,13 @@ def complete_config(path: Path, fields: dict[str, object], given: object | None)
         alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
         raise ValueError(
             f"{path}: the weights do not tell {', '.join(untold)}: pass config= a dict of them, an SRMUNetConfig, or "
-            f"the name of a preset ({', '.join(PRESETS)}). Its network is that of "
-            + (f"the preset {alike[0]!r}" if alike else "no preset")
+            f"the name of a preset ({', '.join(PRESETS)}); or convert it once, by ipr-fast convert. Its network "
+            + (f"is that of the preset {alike[0]!r}" if alike else "is that of no preset")
         )
-    return SRMUNetConfig(**fields, **{name: value for name, value in given.items() if name not in fields})
+    try:
+        return SRMUNetConfig(**{**given, **fields})
+    except ValueError as error:
+        raise ValueError(f"{path}: its shapes and config make no SRMUNet: {error}") from error
 
 
 def _prefix(state: dict[str, Tensor]) -> str | None:

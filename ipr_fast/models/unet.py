@@ -154,17 +154,17 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_head_channels: int) -> None:
         super().__init__()
-        self.num_heads = dim // num_head_channels
+        self.num_heads, self.num_head_channels = dim // num_head_channels, num_head_channels
         self.norm = nn.GroupNorm(GROUPS, dim)
         self.qkv = nn.Conv1d(dim, 3 * dim, 1)
         self.proj = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = pointwise(self.qkv, self.norm(x)).permute(0, 2, 3, 1)
-        batch, height, width, _ = qkv.shape
-        q, k, v = qkv.view(batch, height * width, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height, width, -1)
-        return pointwise(self.proj, attended.permute(0, 3, 1, 2)).add_(x)
+        heads = (self.num_heads, 3, self.num_head_channels)
+        q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return pointwise(self.proj, attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)).add_(x)
 
 
 class Downsample(nn.Module):

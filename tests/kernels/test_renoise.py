@@ -44,6 +44,15 @@ def test_active_patches_become_their_noise_and_no_other_changes(num_patches, num
     assert torch.equal(patches, torch.where(mask[..., None], noise, before))
 
 
+def test_given_noise_takes_the_place_of_its_own(generator):
+    patches = torch.randn(6, 9, 5, generator=generator)
+    mask = torch.rand(6, 9, generator=generator) < 0.5
+    noise, before, active = torch.randn(6, 9, 5, generator=generator), patches.clone(), ActivePatches.from_mask(mask)
+    counters = {"seed": 1, "stream": STREAM_RENOISE, "iteration": torch.tensor(9), "chain_ids": torch.arange(6)}
+    renoise(patches, active.index, **counters, noise=active.gather(noise))
+    assert torch.equal(patches, torch.where(mask[..., None], noise, before))
+
+
 def test_no_slots_and_no_chains():
     for batch, slots in ((0, 3), (2, 0)):
         patches, index = torch.ones(batch, 4, 8), torch.full((batch, slots), -1, dtype=torch.int32)

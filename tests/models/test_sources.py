@@ -1,0 +1,75 @@
+"""Where a model comes from: bundled, a path, or the Hugging Face hub and its cache."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ipr_fast.errors import MissingExtra
+from ipr_fast.models import sources
+from ipr_fast.models.checkpoints import save_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, model):
+    """A hub cache that holds two files of the repository someone/boards."""
+    repository = tmp_path / "hub" / "models--someone--boards"
+    snapshot = repository / "snapshots" / COMMIT
+    (snapshot / "old").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    save_model(model, snapshot / "model.safetensors", note="the default")
+    save_model(model, snapshot / "old" / "x.safetensors", note="another")
+    return tmp_path / "hub"
+
+
+def run_offline(cache, code):
+    """In a process of its own, since huggingface_hub reads its settings when it is imported."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_hub_ids_load_from_the_cache_offline(cache):
+    code = f"""
+import ipr_fast
+from ipr_fast.models.checkpoints import model_info
+old = "someone/boards/old/x.safetensors"
+print([model_info(i)["metadata"]["note"] for i in ("someone/boards", "someone/boards@{COMMIT}", old, old + "@main")])
+print(ipr_fast.load_model("someone/boards").grid.sample_shape)
+for source in ("someone/boards/other.safetensors", "someone/else"):
+    try:
+        ipr_fast.load_model(source)
+    except ValueError as error:
+        print(error)
+"""
+    done = run_offline(cache, code)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["['the default', 'the default', 'another', 'another']", "(1, 16, 16)"]
+    assert lines[2].startswith("someone/boards/other.safetensors: no file 'other.safetensors' from the hub repository")
+    assert lines[3].startswith("someone/else: no file 'model.safetensors' from the hub repository 'someone/else' (")
+
+
+def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r"models from the Hugging Face hub need huggingface_hub: .*ipr-fast\[hub\]"):
+        sources.find("someone/boards")
+
+
+@pytest.mark.parametrize(
+    "source", ["nothing", "weights/x.ckpt", "tests/models/none", "/no/such/file", "a b/c", "", "..", "someone/boards/"]
+)
+def test_what_is_no_hub_id_is_never_looked_for_there(source, monkeypatch):
+    monkeypatch.setattr(sources, "_download", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(
+        ValueError, match=r"source must be a bundled model .*digit-sudoku-4x4.*, an existing file or a Hug"
+    ):
+        sources.find(source)
+
+
+def test_a_source_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"source must be a bundled model's name, a path or a hub id, got int"):
+        sources.find(3)

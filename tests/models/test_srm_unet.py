@@ -1,0 +1,193 @@
+"""The published UNet: its recorded outputs, its size, its arithmetic, and the ways to call it."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recordings import config_of, model_of, read
+from torch.utils.flop_counter import FlopCounterMode
+
+from ipr_fast import ActivePatches, Denoiser, generate_batch, random_patches, refine_batch
+from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+from per_pixel import PerPixelUNet
+
+PARAMETERS = {"even_pixels": 19_718_791, "counting_polygons": 76_765_191, "mnist_sudoku": 118_994_691}
+MOST_GFLOP = {"even_pixels": 3.5, "counting_polygons": 128, "mnist_sudoku": 500}
+PER_PIXEL_GFLOP = {"even_pixels": 9.2, "counting_polygons": 226, "mnist_sudoku": 876}
+# Grids of 3x3 patches whose maps are finer than the patches, as fine, and coarser, with odd sizes among them.
+AWKWARD = SRMUNetConfig(1, 21, 7, (32, 64, 32, 32), (False, True, False, True), 1, 32, 32, 16)
+
+ROUNDING = 1e-5  # of the largest value: float32 through a whole forward pass, summed in another order
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=ROUNDING * expected.abs().max().item(), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def unet() -> SRMUNet:
+    return randomised(AWKWARD)
+
+
+def randomised(config: SRMUNetConfig, seed: int = 0) -> SRMUNet:
+    torch.manual_seed(seed)
+    return SRMUNet(config).eval().requires_grad_(False)
+
+
+def make_state(config, generator, batch=5):
+    model_grid = SRMUNet(config).grid
+    patches = torch.randn(batch, model_grid.num_patches, model_grid.patch_numel, generator=generator)
+    mask = torch.rand(batch, model_grid.num_patches, generator=generator) < 0.4
+    mask[0], mask[1] = False, True
+    return patches, mask, torch.rand(mask.shape, generator=generator) * mask
+
+
+@pytest.mark.parametrize("name", ["tiny_gray", "tiny_rgb"])
+def test_its_output_is_the_recorded_one(name):
+    model, (recorded, _) = model_of(name), read(f"{name}.forward")
+    patches = model.grid.to_patches(recorded["z"])
+    prediction = model(patches, recorded["t"])
+    found = {
+        "raw": model.raw(recorded["z"], recorded["t"]),
+        "velocity": model.grid.to_images(prediction.velocity),
+        "v": model.grid.to_images(prediction.variance_mix),
+        "sigma": (0.5 * prediction.log_variance).exp(),
+    }
+    for key, value in found.items():
+        assert_same(value, recorded[key])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_size_and_a_fraction_of_the_arithmetic(name):
+    with torch.device("meta"):
+        model = SRMUNet(PRESETS[name]).eval()
+        patches = torch.empty(1, model.grid.num_patches, model.grid.patch_numel)
+        levels = torch.empty(1, model.grid.num_patches)
+        gflop = {}
+        for key, denoiser in {"ours": model, "per pixel": PerPixelUNet(model)}.items():
+            with FlopCounterMode(display=False) as counter:
+                denoiser(patches, levels)
+            gflop[key] = counter.get_total_flops() / 1e9
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert gflop["ours"] <= MOST_GFLOP[name]
+    assert gflop["per pixel"] == pytest.approx(PER_PIXEL_GFLOP[name], rel=0.01)
+
+
+@pytest.mark.parametrize("config", [AWKWARD, replace(AWKWARD, image_size=20, patch_size=20), config_of("tiny_rgb")])
+def test_it_equals_the_formula_for_every_pixel(config, generator):
+    model = randomised(config)
+    patches, _, levels = make_state(config, generator)
+    found, expected = model(patches, levels), PerPixelUNet(model)(patches, levels)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_active_slots_are_predicted_as_all_patches_are(unet, generator):
+    patches, mask, levels = make_state(AWKWARD, generator)
+    everything = unet(patches, levels)
+    for slots in (9, int(mask.sum(1).max())):
+        active = ActivePatches.from_mask(mask, slots)
+        found = unet(patches, active.gather(levels), active)
+        for ours, theirs in zip(found, everything.at(active), strict=True):
+            assert ours.shape == theirs.shape
+            assert_same(ours[active.occupied], theirs[active.occupied])
+
+
+def test_levels_of_padding_slots_do_not_matter(unet, generator):
+    patches, mask, levels = make_state(AWKWARD, generator)
+    active = ActivePatches.from_mask(mask)
+    levels = active.gather(levels)
+    found = unet(patches, levels, active)
+    other = unet(patches, torch.where(active.occupied, levels, 0.7), active)
+    for ours, theirs in zip(found, other, strict=True):
+        assert torch.equal(ours[active.occupied], theirs[active.occupied])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_a_batch_in_parts_is_the_same_batch(unet, generator, at_once, monkeypatch):
+    patches, mask, levels = make_state(AWKWARD, generator)
+    active = ActivePatches.from_mask(mask)
+    whole = [unet(patches, levels), unet(patches, active.gather(levels), active)]
+    monkeypatch.setattr(SRMUNet, "cpu_bytes", at_once * 4 * AWKWARD.map_numel)
+    assert unet._samples_at_once(torch.device("cpu")) == at_once
+    parts = [unet(patches, levels), unet(patches, active.gather(levels), active)]
+    for one, other in zip(whole, parts, strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            assert_same(ours, theirs)
+
+
+def test_one_sample_at_a_time_where_one_is_more_than_the_bound():
+    assert randomised(AWKWARD)._samples_at_once(torch.device("cuda")) > 2**31
+    with torch.device("meta"):
+        model = SRMUNet(PRESETS["mnist_sudoku"])
+    assert model._samples_at_once(torch.device("cpu")) == 1
+
+
+def test_an_empty_batch_is_legal(unet):
+    prediction = unet(torch.zeros(0, 9, 49), torch.zeros(0, 9))
+    assert [tuple(field.shape) for field in prediction] == [(0, 9, 49), (0, 9, 49), (0, 9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_stays_near(unet, generator, dtype):
+    patches, _, levels = make_state(AWKWARD, generator)
+    low = randomised(AWKWARD).to(dtype)
+    low.load_state_dict(unet.state_dict())
+    found, expected = low(patches, levels), unet(patches, levels)
+    assert {field.dtype for field in found} == {dtype}
+    # Some forty roundings of terms of order one, as a random walk.
+    error = (found.velocity.float() - expected.velocity).abs().max()
+    assert error < 40 * torch.finfo(dtype).eps * expected.velocity.abs().max()
+
+
+def test_gradients_reach_every_parameter(generator):
+    model = randomised(AWKWARD).requires_grad_(True)
+    patches, _, levels = make_state(AWKWARD, generator)
+    prediction = model(patches, levels)
+    sum(field.square().sum() for field in prediction).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_it_is_a_denoiser_with_the_papers_schedules(unet):
+    assert isinstance(unet, Denoiser)
+    schedules = {name: (config.generate_schedule, config.refine_schedule) for name, config in PRESETS.items()}
+    assert schedules == {
+        "mnist_sudoku": ((3, 0.0), (10, 0.8)),
+        "counting_polygons": ((10, 0.9), (10, 0.9)),
+        "even_pixels": ((30, 0.9), (30, 0.9)),
+    }
+    model = randomised(replace(AWKWARD, generate_schedule=(1, 0.5), refine_schedule=(2, 0.5)))
+    x = generate_batch(3, model=model, seed=1)
+    for backend in ("torch", "reference"):
+        refined = refine_batch(x, random_patches(0.3), 2, model=model, seed=1, backend=backend)
+        explicit = refine_batch(
+            x, random_patches(0.3), 2, model=model, seed=1, backend=backend, schedule=model.refine_schedule
+        )
+        assert torch.equal(refined, explicit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 20}, "patch_size must divide"),
+        ({"channels": 0}, "channels must be a positive int"),
+        ({"hid_dims": (32, 48, 32, 32)}, "hid_dims must be multiples of 32"),
+        ({"hid_dims": ()}, "hid_dims must be multiples of 32"),
+        ({"hid_dims": 32}, "hid_dims must be a tuple"),
+        ({"attention": (True,)}, "attention must be 4 bools"),
+        ({"attention": (0, 1, 0, 1)}, "attention must be 4 bools"),
+        ({"num_head_channels": 48}, "num_head_channels must divide"),
+        ({"d_emb": 15}, "d_emb must be even"),
+        ({"num_blocks": 1.0}, "num_blocks must be a positive int"),
+        ({"refine_schedule": (3,)}, r"refine_schedule must be \(steps_per_patch, overlap\)"),
+        ({"refine_schedule": (3, 2.0)}, "overlap must be a number"),
+    ],
+)
+def test_bad_configurations_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(AWKWARD, **change)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from ipr_fast import PatchGrid, all_patches, refine_batch, swap_patches
+
+GRID = PatchGrid(1, 16, 16, 4)
+
+
+def moved(x, swapped):
+    return (GRID.to_patches(x) != GRID.to_patches(swapped)).any(2)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 3, 8])
+def test_pairs_of_patches_change_places(finished, pairs):
+    before = finished.clone()
+    swapped = swap_patches(finished, pairs, 4)
+    assert torch.equal(finished, before)
+    assert moved(finished, swapped).sum(1).tolist() == [2 * pairs] * 12
+    for chain in range(12):
+        patches, other = GRID.to_patches(finished)[chain], GRID.to_patches(swapped)[chain]
+        places = [int((patches == patch).all(1).nonzero()) for patch in other]  # where each patch was before
+        assert sorted(places) == list(range(16))
+        assert all(places[place] == n for n, place in enumerate(places))  # a pair, each in the other's place
+
+
+def test_known_patches_stay(finished):
+    known = torch.zeros(12, 4, 4, dtype=torch.bool)
+    known[:, :2] = True
+    swapped = swap_patches(finished, 4, 4, known=known)
+    assert torch.equal(moved(finished, swapped), ~known.flatten(1))
+
+
+def test_the_choice_is_the_chains_own_and_uniform(finished):
+    ids = torch.arange(12)
+    whole = swap_patches(finished, 2, 4, seed=5, chain_ids=ids)
+    part = swap_patches(finished[3:7], 2, 4, seed=5, chain_ids=ids[3:7])
+    assert torch.equal(whole[3:7], part)
+    assert not torch.equal(whole, swap_patches(finished, 2, 4, seed=6, chain_ids=ids))
+    many = torch.arange(16.0).view(1, 16, 1).expand(4000, 16, 16)
+    x = GRID.to_images(many)
+    share = moved(x, swap_patches(x, 2, 4)).float().mean(0)
+    assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_keeps_dtype_and_leads_into_refinement(model, finished, dtype):
+    swapped = swap_patches(finished.to(dtype), 2, 4)
+    assert swapped.dtype == dtype
+    assert refine_batch(swapped, all_patches(), 1, model=model).isfinite().all()
+
+
+def test_an_empty_batch_is_legal():
+    assert swap_patches(torch.zeros(0, 1, 16, 16), 3, 4).shape == (0, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pairs": 9}, "pairs must be at most 8, half the free patches of every sample, got 9"),
+        ({"pairs": -1}, "pairs must be an int >= 0"),
+        ({"pairs": 1.0}, "pairs must be an int >= 0"),
+        ({"patch_size": 5}, "patch_size must divide"),
+        ({"patch_size": 0}, "patch_size must be an int >= 1"),
+        ({"x": torch.zeros(2, 16, 16)}, "x must have the four dimensions"),
+        ({"known": torch.zeros(12, 5, dtype=torch.bool)}, "known must have shape"),
+        ({"seed": -1}, "seed must be an int"),
+        ({"chain_ids": torch.zeros(3)}, "chain_ids must be an int64 tensor"),
+    ],
+)
+def test_bad_input_is_named(finished, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        swap_patches(**{"x": finished, "pairs": 1, "patch_size": 4} | arguments)
