@@ -174,7 +174,7 @@ def _refuse_variants(path: Path, tensors: dict[str, Tensor], channels: int, out_
     else:
         layer = "model.bottleneck.blocks.0.norm_with_embedding"
         projection, norm = tensors.get(f"{layer}.embedding_layer.1.weight"), tensors.get(f"{layer}.norm.weight")
-        if projection is not None and norm is not None and len(projection) == 2 * len(norm):
+        if projection is not None and norm is not None and projection.shape[:1] == (2 * norm.numel(),):
             reason = "scales and shifts by its level embedding (use_scale_shift_norm)"
     if reason is not None:
         raise ValueError(f"{path}: not the network of an SRMUNet: it {reason}")

@@ -29,16 +29,15 @@ def read_weights(path: Path) -> Weights:
 
 
 def check_weights(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the tensors have exactly the expected names and shapes, and are dense and floating."""
+    """Raise ValueError unless the tensors have exactly the expected names and shapes, and floating-point types."""
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise ValueError(f"{path}: no weight {name!r}, expected shape {tuple(expected[name].shape)}")
         found = tensors[name]
         if name not in expected:
             raise ValueError(f"{path}: unexpected weight {name!r} of shape {tuple(found.shape)}")
-        if found.dtype not in DTYPES or found.layout != torch.strided or found.device.type == "meta":
-            came = found.dtype if found.layout == torch.strided else f"{found.layout}, {found.dtype}"
-            raise ValueError(f"{path}: weight {name!r} is of {came}, expected a dense tensor of a floating-point type")
+        if found.dtype not in DTYPES:
+            raise ValueError(f"{path}: weight {name!r} is of {found.dtype}, expected a floating-point type")
         if found.shape != expected[name].shape:
             shape, wanted = tuple(found.shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: weight {name!r} has shape {shape}, expected {wanted}")
@@ -65,6 +64,10 @@ def _read_torch(path: Path) -> Weights:
     tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: holds no state dict; its keys are {sorted(map(str, loaded))[:10]}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}"
+            raise ValueError(f"{path}: weight {name!r} is not a dense tensor ({kind})")
     return Weights(tensors, {})
 
 

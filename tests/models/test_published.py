@@ -190,6 +190,8 @@ def variant(state, kind):
         state[f"{a_block}.norm.bias"] = state[f"{a_block}.norm.bias"].int()
     elif kind == "sparse":
         state[f"{a_block}.norm.bias"] = state[f"{a_block}.norm.bias"].to_sparse()
+    elif kind == "meta":
+        state[f"{a_block}.norm.bias"] = state[f"{a_block}.norm.bias"].to("meta")
     elif kind == "mixed":
         state[f"{a_block}.norm.bias"] = state[f"{a_block}.norm.bias"].half()
     elif kind == "transformer":
@@ -216,8 +218,9 @@ def variant(state, kind):
             r"no weight 'model\.encoder\.blocks\.1\.0\.norm_with_embedding\.norm\.bias', expected shape \(32,\)",
         ),
         ("extra", r"unexpected weight 'model\.encoder\.blocks\.1\.0\.gate' of shape \(2, 3\)"),
-        ("integers", r"norm\.bias' is of torch\.int32, expected a dense tensor of a floating-point type"),
-        ("sparse", r"norm\.bias' is of torch\.sparse_coo, torch\.float32, expected a dense tensor"),
+        ("integers", r"norm\.bias' is of torch\.int32, expected a floating-point type"),
+        ("sparse", r"norm\.bias' is not a dense tensor \(torch\.sparse_coo, torch\.float32, cpu\)"),
+        ("meta", r"norm\.bias' is not a dense tensor \(torch\.strided, torch\.float32, meta\)"),
         ("mixed", r"its weights are of several types, .*: pass dtype="),
         ("transformer", r"nor a published SRM UNet: no weights named .* but denoising_model\.denoiser\.blocks\.0"),
     ],
