@@ -33,7 +33,8 @@ class Denoiser(Protocol):
     `model(patches, levels, active=None)` gets patches (B, N, P) float32 and, without `active`, levels (B, N) in [0, 1];
     it returns the Prediction of all N patches. With `active`, levels are those of the slots (B, A), every other patch
     is clean context, and the Prediction is that of the slots; what it holds for padding slots does not matter. It
-    writes to none of its inputs.
+    writes to none of its inputs. The engine calls it in `torch.inference_mode`; a model that needs gradients, for
+    guidance, leaves it by `torch.inference_mode(False)` and clones its inputs there.
 
     A model may also have
 
