@@ -51,7 +51,8 @@ class PerPixelUNet(nn.Module):
         for stage in network.decoder.blocks:
             h = torch.cat([h, skips.pop()], dim=1)
             h = _stage(stage, h, level_map, embed, skips[-1].shape[2:] if skips else None)
-        return network.decoder.out(h)
+        group_norm, _, conv = network.decoder.out
+        return conv(F.silu(group_norm(h)))
 
 
 def _stage(stage, h: Tensor, level_map: Tensor, embed: LevelEmbedding, size: torch.Size | None = None) -> Tensor:
@@ -70,7 +71,8 @@ def _stage(stage, h: Tensor, level_map: Tensor, embed: LevelEmbedding, size: tor
 
 
 def _res_block(block: ResBlock, x: Tensor, level_map: Tensor, embed: LevelEmbedding) -> Tensor:
-    h = block.conv_1(x)
+    group_norm, _, conv_1 = block.conv_1
+    h = conv_1(F.silu(group_norm(x)))
     norm = block.norm_with_embedding
     levels = F.interpolate(level_map, size=h.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     half = embed.features // 2
@@ -79,7 +81,7 @@ def _res_block(block: ResBlock, x: Tensor, level_map: Tensor, embed: LevelEmbedd
     embedding = embed.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
     projected = norm.embedding_layer[1](F.silu(embedding)).permute(0, 3, 1, 2)
     shortcut = x if block.shortcut is None else block.shortcut(x)
-    return block.conv_2(norm.norm(h + projected)) + shortcut
+    return block.conv_2[-1](F.silu(norm.norm(h + projected))) + shortcut
 
 
 def _attention(layer: Attention, x: Tensor) -> Tensor:

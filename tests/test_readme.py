@@ -18,14 +18,30 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.fixture
+def _sudoku_checkpoint(tmp_path, monkeypatch):
+    """The file that the README loads, in the working directory: in its format, of a preset made small for this test."""
+    small = ipr_fast.models.SRMUNetConfig(1, 18, 2, (32, 32), (False, True), 1, 32, 32, 16, (1, 0.8), (1, 0.9))
+    monkeypatch.setitem(ipr_fast.models.PRESETS, "mnist_sudoku", small)
+    weights = ipr_fast.models.SRMUNet(small).state_dict()
+    torch.save(
+        {"state_dict": {f"ema_denoiser.module.{k}": v for k, v in weights.items()}}, tmp_path / "mnist_sudoku.ckpt"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_sudoku_checkpoint")
 def test_its_python_runs_as_it_stands():
     namespace = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
-    x, refined, known = (namespace[name] for name in ("x", "refined", "known"))
-    assert x.shape == refined.shape == (64, 1, 32, 32)
-    assert torch.equal(refined[:, :, :8, :8], x[:, :, :8, :8])  # the first cell of every board is known
-    assert known[:, 0].all()
+        if "known" in namespace and "model" not in namespace:
+            x, refined, known = (namespace[name] for name in ("x", "refined", "known"))
+            assert x.shape == refined.shape == (64, 1, 32, 32)
+            assert torch.equal(refined[:, :, :8, :8], x[:, :, :8, :8])  # the first cell of every board is known
+            assert known[:, 0].all()
+    for name in ("refined", "repaired", "same_region", "same_noise", "quiet"):
+        assert namespace[name].shape == (4, 1, 18, 18)
 
     class Network(torch.nn.Module):
         def forward(self, images, level_map):
@@ -53,6 +69,26 @@ def test_its_results_are_the_committed_ones(monkeypatch):
     rows = {row["name"]: row for row in measured["arms"]}
     for name in ("one pass", "IPR, alpha 0.25, 20 iterations"):
         assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
+
+
+def test_its_comparison_with_the_per_pixel_formula_is_the_committed_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import srm_unet
+
+    measured = json.loads((ROOT / "bench/results/srm-unet-even_pixels.json").read_text())
+    assert srm_unet.report(measured) in README
+    least = {1: 2.3, 8: 3.3}
+    assert {row["batch"] for row in measured["rows"]} == set(least)
+    assert all(row["ratio"][1] >= least[row["batch"]] for row in measured["rows"])
+
+
+def test_its_table_of_presets_is_what_they_are():
+    for name, config in ipr_fast.models.PRESETS.items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in ipr_fast.models.SRMUNet(config).parameters())
+        patches = (config.image_size // config.patch_size) ** 2
+        sample = f"{config.channels}x{config.image_size}x{config.image_size}"
+        assert f"| `{name}` | {sample} | {patches} | {parameters:,} |" in README
 
 
 def test_its_words_on_diversity_are_the_committed_ones(monkeypatch):

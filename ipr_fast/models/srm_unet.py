@@ -161,7 +161,11 @@ class SRMUNet(nn.Module):
         return Prediction(velocity, (mix + 1) / 2, log_variance.mean(-1))
 
     def _conditions(self, levels: Tensor, active: ActivePatches | None) -> dict[int, Condition]:
-        """For each size of feature map, the embedded levels and which of them each cell has."""
+        """For each size of feature map, the embedded levels and which of them each cell has.
+
+        A level is one of a few, so a table of their embeddings would do as well. It would save 1.4 % of the time at 64
+        samples, 1.2 % at 8 and nothing at one (a quarter of the patches active, Even Pixels, one thread).
+        """
         grid_size, num_patches = self.grid.grid_h, self.grid.num_patches
         distinct, row = levels.flatten(), torch.arange(levels.numel(), device=levels.device).view(levels.shape)
         if active is not None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels.modulated_norm import group_norm_silu
+
 if TYPE_CHECKING:
     from ipr_fast.models.srm_unet import SRMUNetConfig
 
@@ -92,15 +94,14 @@ class Decoder(nn.Module):
                     layers.append(Upsample(hid_dim))
                 self.blocks.append(Stage(*layers))
                 dim = hid_dim
-        self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, 2 * config.channels + 1, 3, padding=1)
-        )
+        self.out = norm_silu_conv(dim, 2 * config.channels + 1)
 
     def forward(self, h: Tensor, skips: list[Tensor], conditions: dict[int, Condition]) -> Tensor:
         for stage in self.blocks:
             h = torch.cat([h, skips.pop()], dim=1)
             h = stage(h, conditions, size=skips[-1].shape[2:] if skips else None)
-        return self.out(h)
+        norm, _, conv = self.out
+        return conv(norm_silu(norm, h))
 
 
 class Stage(nn.Sequential):
@@ -120,33 +121,27 @@ class Stage(nn.Sequential):
 class ResBlock(nn.Module):
     def __init__(self, dim: int, out_dim: int, t_emb_dim: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Sequential(
-            nn.GroupNorm(GROUPS, dim), nn.SiLU(inplace=True), nn.Conv2d(dim, out_dim, 3, padding=1)
-        )
+        self.conv_1 = norm_silu_conv(dim, out_dim)
         self.norm_with_embedding = NormWithEmbedding(out_dim, t_emb_dim)
-        # In the place of Identity the published network has its dropout, which is for training only.
-        self.conv_2 = nn.Sequential(nn.SiLU(inplace=True), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
+        # The published network has its dropout, which is for training only, in the place of the second.
+        self.conv_2 = nn.Sequential(nn.SiLU(), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
         self.shortcut = nn.Conv2d(dim, out_dim, 1) if dim != out_dim else None
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        h = self.norm_with_embedding(self.conv_1(x), condition)
-        return self.conv_2(h).add_(x if self.shortcut is None else pointwise(self.shortcut, x))
+        (norm_1, _, conv_1), (_, _, conv_2) = self.conv_1, self.conv_2
+        projected = self.norm_with_embedding.embedding_layer[1](condition.rows)
+        h = conv_1(norm_silu(norm_1, x))
+        h = conv_2(norm_silu(self.norm_with_embedding.norm, h, projected, condition.index))
+        return h.add_(x if self.shortcut is None else pointwise(self.shortcut, x))
 
 
 class NormWithEmbedding(nn.Module):
-    """GroupNorm of the map plus each cell's projected level embedding."""
+    """The parameters of a GroupNorm, and of the projection of what is added before it."""
 
     def __init__(self, dim: int, t_emb_dim: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, dim)
-        self.embedding_layer = nn.Sequential(nn.Identity(), nn.Linear(t_emb_dim, dim))  # the SiLU is in the Condition
-
-    def forward(self, h: Tensor, condition: Condition) -> Tensor:
-        cells = F.embedding(condition.index, self.embedding_layer(condition.rows))  # (B, h, w, C)
-        batch, rows, columns, dim = cells.shape
-        cell_h, cell_w = h.shape[2] // rows, h.shape[3] // columns
-        h.view(batch, dim, rows, cell_h, columns, cell_w).add_(cells.permute(0, 3, 1, 2)[:, :, :, None, :, None])
-        return self.norm(h)
+        self.embedding_layer = nn.Sequential(nn.SiLU(), nn.Linear(t_emb_dim, dim))  # a Condition's rows are after SiLU
 
 
 class Attention(nn.Module):
@@ -160,7 +155,9 @@ class Attention(nn.Module):
         self.proj = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.qkv, self.norm(x)).permute(0, 2, 3, 1)
+        norm = self.norm
+        normed = torch.group_norm(x, GROUPS, norm.weight, norm.bias, norm.eps)
+        qkv = pointwise(self.qkv, normed).permute(0, 2, 3, 1)
         heads = (self.num_heads, 3, self.num_head_channels)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -187,6 +184,15 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def norm_silu_conv(dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, out_dim, 3, padding=1))
+
+
+def norm_silu(norm: nn.GroupNorm, h: Tensor, rows: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+    """GroupNorm and SiLU as one operation, after adding rows (R, C) to the cells of index (B, h, w), if given."""
+    return group_norm_silu(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
 
 
 def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
