@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def _sudoku_checkpoint(tmp_path, monkeypatch):
     """The file that the README loads, in the working directory: in its format, of a preset made small for this test."""
-    small = ipr_fast.models.SRMUNetConfig(1, 18, 2, (32, 32), (False, True), 1, 32, 32, 16, (1, 0.8), (1, 0.9))
+    small = ipr_fast.models.SRMUNetConfig(1, 18, 2, (32, 32), (False, True), 1, 32, 32, 16, (1, 1.0), (1, 1.0))
     monkeypatch.setitem(ipr_fast.models.PRESETS, "mnist_sudoku", small)
     weights = ipr_fast.models.SRMUNet(small).state_dict()
     torch.save(
