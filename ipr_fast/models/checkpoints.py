@@ -42,7 +42,7 @@ def model_info(source: str | os.PathLike) -> dict:
     if "architecture" not in weights.metadata:
         published = from_published(path, weights.tensors)
         told = {name: str(value) for name, value in published.fields.items()}
-        told["weights"] = published.prefix.rstrip(".") or "plain"
+        told["weights"] = published.layout.prefix.rstrip(".") or "plain"
         architecture, tensors, metadata, shape = SRMUNet.__name__, published.tensors, told, None
     else:
         tensors, metadata = weights
@@ -82,7 +82,7 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
     tensors, metadata = read_weights(path)
-    described = "architecture" in metadata
+    described, key = "architecture" in metadata, str
     if described and config is None:
         model_type, config = _described(path, metadata)
     elif isinstance(config, PatchTransformerConfig):
@@ -92,14 +92,15 @@ def load_model(
         raise ValueError(f"config must be one of {known}, if any: {path} carries its own; got {type(config).__name__}")
     else:
         model_type = SRMUNet
-        tensors, fields, _ = from_published(path, tensors)
-        config = complete_config(path, fields, config)
-    with torch.device("meta"):  # before memory is taken for what a file only claims to hold
-        check_weights(path, tensors, model_type(config).state_dict())
+        published = from_published(path, tensors)
+        tensors, key = published.tensors, published.key
+        config = complete_config(path, published.fields, config)
+    with torch.device("meta"):  # no memory for what a file only claims to hold, no time for random weights
+        model = model_type(config)
+    check_weights(path, tensors, model.state_dict(), key)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"{path}: its weights are of several types, {', '.join(map(str, dtypes))}: pass dtype=")
-    model = model_type(config)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
     model = model.to(device="cpu" if device is None else device, dtype=dtype, memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)

@@ -228,20 +228,17 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(torch.randn(grid.grid_h, width) * 0.5)
         self.columns = nn.Parameter(torch.randn(grid.grid_w, width) * 0.5)
-        row, column = torch.arange(grid.num_patches) // grid.grid_w, torch.arange(grid.num_patches) % grid.grid_w
-        self.register_buffer("row", row, persistent=False)
-        self.register_buffer("column", column, persistent=False)
-        self.boxes = None
+        self.box_size, self.boxes = box_size, None
         if box_size:
-            across = grid.grid_w // box_size
-            self.boxes = nn.Parameter(torch.randn(across * (grid.grid_h // box_size), width) * 0.5)
-            self.register_buffer("box", (row // box_size) * across + column // box_size, persistent=False)
+            self.boxes = nn.Parameter(torch.randn(grid.num_patches // box_size**2, width) * 0.5)
 
     def forward(self, position: Tensor) -> Tensor:
-        table = self.rows[self.row] + self.columns[self.column]
+        table = self.rows[:, None] + self.columns
         if self.boxes is not None:
-            table = table + self.boxes[self.box]
-        return F.embedding(position, table)
+            size = self.box_size
+            boxes = self.boxes.view(len(self.rows) // size, 1, len(self.columns) // size, 1, -1)
+            table = table + boxes.expand(-1, size, -1, size, -1).reshape(table.shape)
+        return F.embedding(position, table.flatten(0, 1))
 
 
 class LevelEmbedding(nn.Module):
@@ -249,12 +246,13 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        # An integer buffer: the model's own dtype must not round the frequencies.
-        self.register_buffer("index", torch.arange(features // 2), persistent=False)
+        self.features = features
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, levels: Tensor) -> Tensor:
-        frequencies = 1000.0 * torch.exp(self.index.float() * (-math.log(10000.0) / len(self.index)))
+        half = self.features // 2
+        index = torch.arange(half, dtype=torch.float32, device=levels.device)
+        frequencies = 1000.0 * torch.exp(index * (-math.log(10000.0) / half))
         angle = levels.float()[..., None] * frequencies
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
         return self.mlp(features.to(self.mlp[0].weight.dtype))

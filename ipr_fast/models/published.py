@@ -10,7 +10,6 @@ Both repeat the one level embedding in every block, as `...norm_with_embedding.t
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,28 +29,50 @@ PREFIXES = (
 REPEATED = ".norm_with_embedding.t_emb."
 
 
+class Layout(NamedTuple):
+    """How a file names the weights: with which prefix, and whether as spatialreasoners does."""
+
+    prefix: str
+    spatialreasoners: bool
+
+    def key(self, name: str) -> str:
+        """What the file calls the weight that an SRMUNet calls `name`."""
+        if self.spatialreasoners:
+            name = name.replace("time_embedding.", "t_emb.").removeprefix("model.")
+        return self.prefix + name
+
+    def name(self, key: str) -> str:
+        """The inverse of `key`."""
+        name = key.removeprefix(self.prefix)
+        if not self.spatialreasoners:
+            return name
+        if name.startswith("t_emb."):
+            return "time_embedding." + name.removeprefix("t_emb.")
+        return "model." + name if name.startswith(("encoder.", "bottleneck.", "decoder.")) else name
+
+
 class Published(NamedTuple):
-    """A network's weights under SRMUNet's names, what their shapes tell, and which prefix they had."""
+    """A network's weights under SRMUNet's names, what their shapes tell, and how the file names them."""
 
     tensors: dict[str, Tensor]
     fields: dict[str, object]
-    prefix: str
+    layout: Layout
+
+    def key(self, name: str) -> str:
+        return self.layout.key(name)
 
 
 def from_published(path: Path, state: dict[str, Tensor]) -> Published:
     """Raises ValueError, naming the file and the weight, when the weights are not those of such a UNet."""
-    prefix = _prefix(state)
-    if prefix is None:
+    layout = _layout(state)
+    if layout is None:
         raise ValueError(
             f"{path}: neither a file with its configuration in the metadata, nor a published SRM UNet: no weights "
             f"named denoiser.model.encoder... or denoising_model.denoiser.encoder..., but {_examples(state)}"
         )
-    tensors = {}
-    for name, tensor in state.items():
-        if name.startswith(prefix):
-            tensors[_srm_name(name.removeprefix(prefix))] = tensor
-    tensors = _without_repeats(path, tensors)
-    return Published(tensors, _fields(path, tensors), prefix)
+    tensors = {layout.name(key): tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
+    tensors = _without_repeats(path, tensors, layout)
+    return Published(tensors, _fields(path, tensors, layout), layout)
 
 
 def complete_config(path: Path, fields: dict[str, object], given: object | None) -> SRMUNetConfig:
@@ -85,45 +106,39 @@ def complete_config(path: Path, fields: dict[str, object], given: object | None)
         raise ValueError(f"{path}: its shapes and config make no SRMUNet: {error}") from error
 
 
-def _prefix(state: dict[str, Tensor]) -> str | None:
+def _layout(state: dict[str, Tensor]) -> Layout | None:
     for prefix in PREFIXES:
         averaged = state.get(prefix.removesuffix("module.") + "n_averaged")
         if averaged is not None and averaged.numel() == 1 and not averaged.item():
             continue  # an average that was never taken holds the weights that training began with
-        if any(re.match(re.escape(prefix) + r"(model\.)?encoder\.blocks\.", name) for name in state):
-            return prefix
+        for spatialreasoners in (False, True):
+            layout = Layout(prefix, spatialreasoners)
+            if any(key.startswith(layout.key("model.encoder.blocks.")) for key in state):
+                return layout
     return None
 
 
-def _srm_name(name: str) -> str:
-    if name.startswith("t_emb."):
-        return "time_embedding." + name.removeprefix("t_emb.")
-    if name.startswith(("encoder.", "bottleneck.", "decoder.")):
-        return "model." + name
-    return name
-
-
-def _without_repeats(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_repeats(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     kept = {name: tensor for name, tensor in tensors.items() if REPEATED not in name}
     for name in tensors.keys() - kept.keys():
         shared = "time_embedding." + name.split(REPEATED)[1]
         if shared not in kept or not _equal(tensors[name], kept[shared]):
             raise ValueError(
-                f"{path}: weight {name!r} is not equal to {shared!r}; a network with an embedding for each block is "
-                "not an SRMUNet"
+                f"{path}: weight {layout.key(name)!r} is not equal to {layout.key(shared)!r}; a network with an "
+                "embedding for each block is not an SRMUNet"
             )
     return kept
 
 
-def _fields(path: Path, tensors: dict[str, Tensor]) -> dict[str, object]:
+def _fields(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str, object]:
     """What the shapes tell of an SRMUNetConfig."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
-            raise ValueError(f"{path}: no weight {name!r}")
+            raise ValueError(f"{path}: no weight {layout.key(name)!r}")
         if tensors[name].ndim != rank:
             found = tuple(tensors[name].shape)
-            raise ValueError(f"{path}: weight {name!r} has shape {found}, expected {rank} dimensions")
+            raise ValueError(f"{path}: weight {layout.key(name)!r} has shape {found}, expected {rank} dimensions")
         return tuple(tensors[name].shape)
 
     channels = shape("model.encoder.blocks.0.0.weight", 4)[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +28,24 @@ def read_weights(path: Path) -> Weights:
     return _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
 
 
-def check_weights(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the tensors have exactly the expected names and shapes, and floating-point types."""
+def check_weights(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], key: Callable[[str], str] = str
+) -> None:
+    """Raise ValueError unless the tensors have exactly the expected names and shapes, and floating-point types.
+
+    key: what the file calls a weight.
+    """
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
-            raise ValueError(f"{path}: no weight {name!r}, expected shape {tuple(expected[name].shape)}")
+            raise ValueError(f"{path}: no weight {key(name)!r}, expected shape {tuple(expected[name].shape)}")
         found = tensors[name]
         if name not in expected:
-            raise ValueError(f"{path}: unexpected weight {name!r} of shape {tuple(found.shape)}")
+            raise ValueError(f"{path}: unexpected weight {key(name)!r} of shape {tuple(found.shape)}")
         if found.dtype not in DTYPES:
-            raise ValueError(f"{path}: weight {name!r} is of {found.dtype}, expected a floating-point type")
+            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected a floating-point type")
         if found.shape != expected[name].shape:
             shape, wanted = tuple(found.shape), tuple(expected[name].shape)
-            raise ValueError(f"{path}: weight {name!r} has shape {shape}, expected {wanted}")
+            raise ValueError(f"{path}: weight {key(name)!r} has shape {shape}, expected {wanted}")
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -142,7 +142,7 @@ def test_a_preset_is_recognised_but_not_assumed(tmp_path):
         (UNTOLD | {"channels": 3}, r"x\.ckpt: its weights have channels 1, config says 3"),
         (UNTOLD | {"patch_size": 5}, "patch_size must divide"),
         (UNTOLD | {"num_head_channels": 48}, "num_head_channels must divide"),
-        ("mnist_sudoku", r"x\.ckpt: .*weight 'model\.bottleneck.*has shape \(64,\), expected \(512,\)"),
+        ("mnist_sudoku", r"x\.ckpt: .*weight 'denoiser\.model\.bottleneck.*has shape \(64,\), expected \(512,\)"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(unet, tmp_path, config, message):
@@ -209,15 +209,15 @@ def variant(state, kind):
         ("scale shift", "scales and shifts by its level embedding"),
         (
             "embeddings differ",
-            r"weight 'model\.encoder\.blocks\.1.*\.t_emb\.mlp\.2\.bias' is not equal to 'time_embedding",
+            r"weight 'denoiser\.model\.encoder.*\.t_emb\.mlp\.2\.bias' is not equal to 'denoiser\.time",
         ),
-        ("embedding missing", "is not equal to 'time_embedding"),
+        ("embedding missing", r"is not equal to 'denoiser\.time_embedding"),
         ("uneven blocks", "the ResBlocks of its encoder, as .* are"),
         (
             "missing",
-            r"no weight 'model\.encoder\.blocks\.1\.0\.norm_with_embedding\.norm\.bias', expected shape \(32,\)",
+            r"no weight 'denoiser\.model\.encoder\.blocks\.1.*norm\.bias', expected shape \(32,\)",
         ),
-        ("extra", r"unexpected weight 'model\.encoder\.blocks\.1\.0\.gate' of shape \(2, 3\)"),
+        ("extra", r"unexpected weight 'denoiser\.model\.encoder\.blocks\.1\.0\.gate' of shape \(2, 3\)"),
         ("integers", r"norm\.bias' is of torch\.int32, expected a floating-point type"),
         ("sparse", r"norm\.bias' is not a dense tensor \(torch\.sparse_coo, torch\.float32, cpu\)"),
         ("meta", r"norm\.bias' is not a dense tensor \(torch\.strided, torch\.float32, meta\)"),
@@ -229,6 +229,21 @@ def test_what_is_no_srm_unet_is_refused_with_the_reason(unet, tmp_path, kind, me
     path = lightning(tmp_path / "x.ckpt", variant(srm_names(unet, "denoiser."), kind))
     with pytest.raises(ValueError, match=r"x\.ckpt: .*" + message):
         load_model(path, config=UNTOLD)
+
+
+def test_errors_name_the_weight_as_the_file_does(unet, tmp_path):
+    state = spatialreasoners_names(unet, "denoising_model.denoiser.")
+    del state["denoising_model.denoiser.t_emb.mlp.2.bias"]
+    for name in [name for name in state if name.endswith("norm_with_embedding.t_emb.mlp.2.bias")]:
+        del state[name]
+    with pytest.raises(ValueError, match=r"no weight 'denoising_model\.denoiser\.t_emb\.mlp\.2\.bias', expected shape"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+    state = spatialreasoners_names(unet, "denoising_model.denoiser.")
+    state["denoising_model.denoiser.encoder.blocks.1.0.conv_1.0.bias"] = torch.zeros(5)
+    with pytest.raises(
+        ValueError, match=r"'denoising_model\.denoiser\.encoder\.blocks\.1.* has shape \(5,\), expected \(32"
+    ):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
 
 
 def test_mixed_types_load_as_one(unet, tmp_path):

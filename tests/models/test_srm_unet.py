@@ -114,8 +114,16 @@ def test_a_batch_in_parts_is_the_same_batch(unet, generator, at_once, monkeypatc
     active = ActivePatches.from_mask(mask)
     whole = [unet(patches, levels), unet(patches, active.gather(levels), active)]
     monkeypatch.setattr(SRMUNet, "cpu_bytes", at_once * 4 * AWKWARD.map_numel)
-    assert unet._samples_at_once(torch.device("cpu")) == at_once
+    sizes, predict = [], unet._predict
+
+    def spy(patches, levels, active):
+        sizes.append(len(patches))
+        return predict(patches, levels, active)
+
+    monkeypatch.setattr(unet, "_predict", spy)
     parts = [unet(patches, levels), unet(patches, active.gather(levels), active)]
+    assert max(sizes) == at_once
+    assert sum(sizes) == 2 * len(patches)
     for one, other in zip(whole, parts, strict=True):
         for ours, theirs in zip(one, other, strict=True):
             assert_same(ours, theirs)
