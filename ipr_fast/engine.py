@@ -18,7 +18,7 @@ from ipr_fast import checks
 from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE
-from ipr_fast.kernels.renoise import renoise
+from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.patches import ActivePatches
 from ipr_fast.schedule import Schedule
@@ -66,12 +66,6 @@ class SlotState:
         active = ActivePatches(buffer(batch, slots, dtype=torch.int32), buffer(batch, dtype=torch.int32))
         levels = (buffer(batch, slots, dtype=torch.float32) for _ in range(2))
         return cls(active, *levels, buffer(batch, slots, dtype=torch.int32))
-
-    def reset(self, mask: Tensor) -> None:
-        """The patches of `mask` (B, N) become active: pure noise, and waiting."""
-        self.active.assign(mask)
-        self.level.copy_(self.active.occupied)
-        self.start.fill_(-1)
 
 
 @dataclass(frozen=True)
@@ -125,6 +119,7 @@ class Engine:
         most_active: int,
         *,
         slots: int | None = None,
+        choice: PatchChoice | None = None,
         initial: bool = False,
         noise: GivenNoise | None = None,
         on_step: Callable[[], object] | None = None,
@@ -132,32 +127,31 @@ class Engine:
         """Replace the patches of `mask` (B, N) by noise and denoise them, given the others.
 
         most_active: a number that no chain's count of active patches exceeds; it sets the steps. slots: the slots to
-        hold them, at least as many (the default), where counts vary and buffers should not. initial: draw the initial
-        noise in place of an iteration's. noise: in place of the chains' own. on_step: called after each step.
+        hold them, at least as many (the default), where counts vary and buffers should not. choice: choose the patches
+        here, and write them into `mask`. initial: draw the initial noise in place of an iteration's. noise: in place of
+        the chains' own. on_step: called after each step.
         """
         num_steps = self.sampling.schedule.steps(most_active)
         if num_steps == 0 or not len(mask):
             return
         state = self._slot_state(slots or most_active)
-        state.reset(mask)
-        self._renoise(state.active, initial, noise)
+        self._renoise(mask, state, choice, initial, noise)
         self.chains.step.zero_()
         context = self._prepare(state)
         for step in range(num_steps):
             with span("tick"):
-                self.tick(state, context, None if noise is None else state.active.gather(noise.posterior(step)))
+                self.tick(state, context, None if noise is None else noise.posterior(step))
             if on_step is not None:
                 on_step()
 
     def tick(self, slots: SlotState, context: dict[str, Any], noise: Tensor | None = None) -> None:
-        """One step: a denoiser call, the schedule, the update of the moving patches; `noise` (B, A, P) if given."""
+        """One step: a denoiser call, the schedule, the update of the moving patches; `noise` (B, N, P) if given."""
         chains, sampling, active = self.chains, self.sampling, slots.active
         prediction = self.model(chains.patches, slots.level, active, **context)
         checks.prediction(prediction, (*slots.level.shape, chains.patches.shape[-1]))
         advance(
             slots.start,
             slots.next_level,
-            occupied=active.occupied,
             count=active.count,
             step=chains.step,
             log_variance=prediction.log_variance,
@@ -181,18 +175,22 @@ class Engine:
         slots.level.copy_(slots.next_level)
         chains.step.add_(1)
 
-    def _renoise(self, active: ActivePatches, initial: bool, noise: GivenNoise | None) -> None:
-        """Replace the active patches by the noise that this regeneration starts from."""
-        chains, sampling = self.chains, self.sampling
+    def _renoise(
+        self, mask: Tensor, slots: SlotState, choice: PatchChoice | None, initial: bool, noise: GivenNoise | None
+    ) -> None:
+        """Replace the patches of the mask, or the chosen ones, by the noise that this regeneration starts from."""
+        chains, sampling, active = self.chains, self.sampling, slots.active
         as_initial = initial or sampling.fixed_noise
         renoise(
             chains.patches,
-            active.index,
+            mask,
+            Slots(active.index, active.count, slots.level, slots.start),
             seed=sampling.seed,
             stream=STREAM_INITIAL if as_initial else STREAM_RENOISE,
             iteration=torch.zeros_like(chains.iteration) if as_initial else chains.iteration,
             chain_ids=chains.chain_ids,
-            noise=None if noise is None else active.gather(noise.initial),
+            choice=choice,
+            noise=None if noise is None else noise.initial,
         )
 
     def _prepare(self, slots: SlotState) -> dict[str, Any]:

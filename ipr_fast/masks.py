@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.renoise import choose_patches
+from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.patches import PatchGrid
 
 
@@ -56,10 +56,14 @@ class RandomPatches(MaskPolicy):
     def sizes(self, free: Tensor) -> Tensor:
         return self.size_of[free.sum(1)]
 
-    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+    def choice(self, free: Tensor, iteration: Tensor) -> PatchChoice:
+        """The choice among the free patches (B, N), for the engine to make."""
         if self.fixed:
             iteration = torch.zeros_like(iteration)  # the initial generation chooses no patches: its keys are unused
-        return choose_patches(free, self.sizes(free), seed=seed, iteration=iteration, chain_ids=chain_ids)
+        return PatchChoice(free, self.sizes(free), iteration)
+
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        return choose_patches(self.choice(free, iteration), seed=seed, chain_ids=chain_ids)
 
 
 @dataclass(frozen=True)

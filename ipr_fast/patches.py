@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.rows import compact
+
 
 @dataclass(frozen=True)
 class PatchGrid:
@@ -105,14 +107,7 @@ class ActivePatches:
 
     def assign(self, mask: Tensor) -> None:
         """Write the active patches of `mask` (B, N) into this object's own buffers."""
-        batch, num_patches = mask.shape
-        slots = self.index.shape[1]
-        slot = torch.where(mask, mask.cumsum(1) - 1, slots)  # patches that are not active go to a spare column
-        ids = torch.arange(num_patches, dtype=torch.int32, device=mask.device).expand(batch, -1)
-        padded = torch.full((batch, slots + 1), -1, dtype=torch.int32, device=mask.device)
-        padded.scatter_(1, slot.clamp_(max=slots), ids)
-        self.index.copy_(padded[:, :slots])
-        self.count.copy_(mask.sum(1))
+        compact(mask, self.index, self.count)
 
     def __getitem__(self, chains: slice) -> ActivePatches:
         """The active patches of some of the chains."""

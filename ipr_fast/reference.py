@@ -13,6 +13,7 @@ from torch import Tensor
 from ipr_fast import flow
 from ipr_fast.engine import Sampling
 from ipr_fast.kernels import philox
+from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.patches import ActivePatches
 from ipr_fast.schedule import Schedule
@@ -105,10 +106,13 @@ class ReferenceEngine:
         most_active: int,
         *,
         slots: int | None = None,
+        choice: PatchChoice | None = None,
         initial: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> None:
         """See `Engine.regenerate`; `slots` means nothing here."""
+        if choice is not None:
+            mask.copy_(choose_patches(choice, seed=self.sampling.seed, chain_ids=self.chain_ids))
         as_initial = initial or self.sampling.fixed_noise
         refined = [self._regenerate_chain(chain, mask[chain], as_initial) for chain in range(len(mask))]
         self.patches = torch.stack(refined) if refined else self.patches

@@ -107,7 +107,7 @@ def refine_batch(
             with span("iteration"):
                 engine.begin(iteration)
                 selected = select(iteration, engine.iteration, images)
-                engine.regenerate(selected.mask, selected.most_active, slots=selected.slots)
+                engine.regenerate(selected.mask, selected.most_active, slots=selected.slots, choice=selected.choice)
                 touched |= selected.mask
             if callback is not None and select.freeze(_call_back(callback, iteration, images())):
                 break

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
+from ipr_fast.kernels.renoise import PatchChoice
+from ipr_fast.masks import MaskPolicy, RandomPatches, all_patches, fixed_patches, random_patches
 from ipr_fast.patches import PatchGrid
 
 MaskFn = Callable[[Tensor, int], Tensor]
 
 
 class Selection(NamedTuple):
-    """The patches (B, N) of one iteration, a number that no chain's count exceeds, and the slots to hold them."""
+    """The patches (B, N) of one iteration, a number that no chain's count exceeds, and the slots to hold them.
+
+    With a `choice` that is still to be made, the engine makes it and writes the mask.
+    """
 
     mask: Tensor
     most_active: int
     slots: int
+    choice: PatchChoice | None = None
 
 
 class Selector:
@@ -42,6 +48,9 @@ class Selector:
 
     def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
         """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
+        if isinstance(self.mask_fn, RandomPatches):
+            choice = self.mask_fn.choice(self.free, on_device)
+            return Selection(torch.zeros_like(self.free), self.most_active, self.most_active, choice)
         if isinstance(self.mask_fn, MaskPolicy):
             mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters) & self.free
             return Selection(mask, self.most_active, self.most_active)

@@ -16,12 +16,71 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.launch import contiguous, jit, power_of_2, rows_of, runs_kernel
+
+try:
+    import triton.language as tl
+except ImportError:  # macOS and Windows
+    tl = None
+
+
+@jit
+def advance_kernel(
+    p_start,
+    p_next_level,
+    p_count,
+    p_step,
+    p_log_variance,
+    p_steps,
+    p_block,
+    p_starts,
+    N,
+    A,
+    LOG_VARIANCE_STRIDE,
+    HAS_LOG_VARIANCE: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+):
+    """One program a chain."""
+    i_chain = tl.program_id(0).to(tl.int64)
+    o_slot = tl.arange(0, A_BLOCK)
+    count, step = tl.load(p_count + i_chain), tl.load(p_step).to(tl.int32)
+    m_slot = o_slot < count
+    b_start = tl.load(p_start + i_chain * A + o_slot, mask=m_slot, other=0)
+
+    o_patch = tl.arange(0, N_BLOCK)
+    b_starts = tl.load(p_starts + count * N + o_patch, mask=o_patch < N, other=2147483647)
+    due = tl.sum((b_starts <= step).to(tl.int32), axis=0)
+    waiting = m_slot & (b_start < 0)
+    to_start = due - tl.sum((m_slot & (b_start >= 0)).to(tl.int32), axis=0)
+    to_start = tl.minimum(to_start, tl.sum(waiting.to(tl.int32), axis=0))
+
+    b_order = o_slot.to(tl.float32)
+    if HAS_LOG_VARIANCE:
+        o_order = (i_chain * A + o_slot) * LOG_VARIANCE_STRIDE
+        b_order = tl.load(p_log_variance + o_order, mask=waiting, other=0.0).to(tl.float32)
+        b_order = tl.where(b_order != b_order, 3.4028234663852886e38, b_order)
+        b_order = tl.minimum(tl.maximum(b_order, -3.4028234663852886e38), 3.4028234663852886e38)
+    for _ in range(to_start):  # mostly none or one: starts are spread over the steps
+        b_waiting = tl.where(waiting, b_order, float("inf"))
+        lowest = tl.min(b_waiting, axis=0)
+        slot = tl.min(tl.where(waiting & (b_waiting == lowest), o_slot, A_BLOCK), axis=0)
+        b_start = tl.where(o_slot == slot, step, b_start)
+        waiting = waiting & (o_slot != slot)
+    tl.store(p_start + i_chain * A + o_slot, b_start, mask=m_slot)
+
+    length, steps = tl.load(p_block + count), tl.load(p_steps + count)
+    b_level = tl.div_rn((length - (step + 1 - b_start)).to(tl.float32), tl.maximum(length, 1).to(tl.float32))
+    b_level = tl.minimum(tl.maximum(b_level, 0.0), 1.0)
+    b_level = tl.where(b_start < 0, 1.0, b_level)
+    b_level = tl.where(m_slot & (step + 1 < steps), b_level, 0.0)
+    tl.store(p_next_level + i_chain * A + o_slot, b_level, mask=o_slot < A)
+
 
 def advance(
     start: Tensor,
     next_level: Tensor,
     *,
-    occupied: Tensor,
     count: Tensor,
     step: Tensor,
     log_variance: Tensor | None,
@@ -30,6 +89,46 @@ def advance(
     starts: Tensor,
 ) -> None:
     """Update `start` and write `next_level`; padding slots get level 0. Without log-variances slots start in order."""
+    if not runs_kernel(advance_kernel, start):
+        _advance(start, next_level, count, step, log_variance, steps, block, starts)
+        return
+    batch, slots = start.shape
+    if start.numel() == 0:
+        return
+    contiguous(start=start, next_level=next_level, count=count, starts=starts)
+    order, stride = (None, 0) if log_variance is None else rows_of(log_variance[..., None])
+    num_patches = starts.shape[1]
+    advance_kernel[(batch,)](
+        start,
+        next_level,
+        count,
+        step,
+        order,
+        steps,
+        block,
+        starts,
+        num_patches,
+        slots,
+        stride,
+        HAS_LOG_VARIANCE=order is not None,
+        A_BLOCK=power_of_2(slots),
+        N_BLOCK=power_of_2(num_patches),
+        num_warps=1 if num_patches <= 128 else 4,
+    )
+
+
+def _advance(
+    start: Tensor,
+    next_level: Tensor,
+    count: Tensor,
+    step: Tensor,
+    log_variance: Tensor | None,
+    steps: Tensor,
+    block: Tensor,
+    starts: Tensor,
+) -> None:
+    """The torch twin."""
+    occupied = torch.arange(start.shape[1], device=start.device) < count[:, None]
     waiting = (start < 0) & occupied
     started = ((start >= 0) & occupied).sum(1, keepdim=True)
     count = count.long()

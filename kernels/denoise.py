@@ -19,8 +19,90 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals
-from ipr_fast.kernels.rows import patch_rows, write_rows
+from ipr_fast.kernels.launch import contiguous, jit, power_of_2, rows_of, runs_kernel, signed_words
+from ipr_fast.kernels.philox import STREAM_POSTERIOR, normals_4, patch_normals
+from ipr_fast.kernels.rows import patch_rows, read_rows, write_rows
+
+try:
+    import triton.language as tl
+except ImportError:  # macOS and Windows
+    tl = None
+
+
+@jit
+def denoise_kernel(
+    p_patches,
+    p_index,
+    p_level,
+    p_next_level,
+    p_velocity,
+    p_mix,
+    p_noise,
+    p_step,
+    p_iteration,
+    p_chain_ids,
+    seed_low,
+    seed_high,
+    eta,
+    tau,
+    SLOTS,
+    A,
+    N,
+    P,
+    VELOCITY_STRIDE,
+    MIX_STRIDE,
+    STREAM: tl.constexpr,
+    HAS_MIX: tl.constexpr,
+    FRESH: tl.constexpr,
+    GIVEN: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+):
+    """One program for S_BLOCK slots, of one chain or of several, and 4 * Q_BLOCK elements of their patches."""
+    i_slot = tl.program_id(0).to(tl.int64) * S_BLOCK + tl.arange(0, S_BLOCK)
+    m_slot = i_slot < SLOTS
+    t = tl.load(p_level + i_slot, mask=m_slot, other=0.0)
+    s = tl.load(p_next_level + i_slot, mask=m_slot, other=0.0)
+    patch = tl.load(p_index + i_slot, mask=m_slot, other=-1)
+    moves = (t != s) & (patch >= 0)
+    t = tl.where(moves, t, 1.0)  # what does not move is not stored; keep its arithmetic finite
+    s = tl.where(moves, s, 0.0)
+
+    root = tl.div_rn((1.0 - t) * s, (1.0 - s) * t)
+    r = root * root
+    gamma = s * tl.sqrt_rn(1.0 - eta * eta * (1.0 - r))
+    of_z = 1.0 - s + gamma
+    of_u = gamma * (1.0 - t) - (1.0 - s) * t
+    scale = eta * tau * tl.sqrt_rn(1.0 - r) * s
+    log_ratio = tl.where(s > 0, tl.log(t / tl.maximum(s, 1.0e-30)), 0.0)
+
+    i_chain = i_slot // A
+    row = (i_chain * N + patch) * P
+    o_quad = tl.program_id(1) * Q_BLOCK + tl.arange(0, Q_BLOCK)
+    o_element = tl.program_id(1) * 4 * Q_BLOCK + tl.arange(0, 4 * Q_BLOCK)
+    m_element = moves[:, None] & (o_element < P)[None, :]
+    o_patch = row[:, None] + o_element[None, :]
+    z = tl.load(p_patches + o_patch, mask=m_element, other=0.0)
+    o_velocity = i_slot[:, None] * VELOCITY_STRIDE + o_element[None, :]
+    u = tl.load(p_velocity + o_velocity, mask=m_element, other=0.0).to(tl.float32)
+    z = z * of_z[:, None] + u * of_u[:, None]
+    if FRESH:
+        if GIVEN:
+            xi = tl.load(p_noise + o_patch, mask=m_element, other=0.0)
+        else:
+            step, iteration = tl.load(p_step).to(tl.int32), tl.load(p_iteration).to(tl.int32)
+            chain_id = tl.load(p_chain_ids + i_chain, mask=m_slot, other=0).to(tl.int32)
+            place = (step << 16) | tl.maximum(patch, 0)
+            quad = (STREAM << 28) | o_quad[None, :]
+            n0, n1, n2, n3 = normals_4(quad, place[:, None], iteration, chain_id[:, None], seed_low, seed_high)
+            xi = tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
+        sigma = scale[:, None]
+        if HAS_MIX:
+            o_mix = i_slot[:, None] * MIX_STRIDE + o_element[None, :]
+            v = tl.load(p_mix + o_mix, mask=m_element, other=0.0).to(tl.float32)
+            sigma = sigma * tl.exp(v * log_ratio[:, None])
+        z += sigma * xi
+    tl.store(p_patches + o_patch, z, mask=m_element)
 
 
 def denoise(
@@ -41,11 +123,68 @@ def denoise(
 ) -> None:
     """Step the slots whose level changes; every other patch keeps its bits.
 
-    noise: (B, A, P), to be used in place of the normals that seed and counters define.
+    noise: (B, N, P), to be used in place of the normals that seed and counters define.
     """
+    if not runs_kernel(denoise_kernel, patches):
+        counters = (seed, STREAM_POSTERIOR, step, iteration, chain_ids)
+        _denoise(patches, index, level, next_level, velocity, variance_mix, stochasticity, temperature, counters, noise)
+        return
+    (batch, slots), (_, num_patches, numel) = index.shape, patches.shape
+    if index.numel() == 0:
+        return
+    contiguous(patches=patches, index=index, level=level, next_level=next_level, chain_ids=chain_ids, noise=noise)
+    velocity, velocity_stride = rows_of(velocity)
+    mix, mix_stride = (None, 0) if variance_mix is None else rows_of(variance_mix)
+    quads = -(-numel // 4)
+    q_block = min(power_of_2(quads), 256)
+    s_block = max(1, min(64, 256 // q_block))
+    grid = (-(-batch * slots // s_block), -(-quads // q_block))
+    denoise_kernel[grid](
+        patches,
+        index,
+        level,
+        next_level,
+        velocity,
+        mix,
+        noise,
+        step,
+        iteration,
+        chain_ids,
+        *signed_words(seed),
+        stochasticity,
+        temperature,
+        batch * slots,
+        slots,
+        num_patches,
+        numel,
+        velocity_stride,
+        mix_stride,
+        STREAM=STREAM_POSTERIOR,
+        HAS_MIX=mix is not None,
+        FRESH=stochasticity * temperature > 0,
+        GIVEN=noise is not None,
+        S_BLOCK=s_block,
+        Q_BLOCK=q_block,
+        num_warps=4,
+    )
+
+
+def _denoise(
+    patches: Tensor,
+    index: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    velocity: Tensor,
+    variance_mix: Tensor | None,
+    stochasticity: float,
+    temperature: float,
+    counters: tuple,
+    noise: Tensor | None,
+) -> None:
+    """The torch twin."""
     _, num_patches, numel = patches.shape
     rows = patch_rows(index, num_patches)
-    z = patches.view(-1, numel).index_select(0, rows.flatten()).view(*rows.shape, numel)
+    z = read_rows(patches, rows)
 
     t, s = level[..., None], next_level[..., None]
     moves = t != s
@@ -55,9 +194,7 @@ def denoise(
     gamma = s * torch.sqrt(1 - stochasticity**2 * (1 - r))
     new = torch.addcmul(z * (1 - s + gamma), velocity.float(), gamma * (1 - t) - (1 - s) * t)
     if stochasticity * temperature > 0:
-        xi = noise
-        if xi is None:
-            xi = patch_normals(seed, STREAM_POSTERIOR, step, iteration, chain_ids, index.clamp(min=0), numel)
+        xi = patch_normals(*counters, index.clamp(min=0), numel) if noise is None else read_rows(noise, rows)
         scale = stochasticity * temperature * torch.sqrt(1 - r) * s
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)

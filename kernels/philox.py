@@ -17,6 +17,14 @@ import math
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.launch import jit
+
+try:
+    import triton.language as tl
+    from triton.language.random import philox_impl
+except ImportError:  # macOS and Windows
+    tl = philox_impl = None
+
 STREAM_INITIAL, STREAM_RENOISE, STREAM_POSTERIOR, STREAM_CHOICE, STREAM_SWAP = range(5)
 
 MAX_PATCH_NUMEL = 4 << 28
@@ -29,6 +37,79 @@ _WORD = (1 << 32) - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _UNIFORM_SCALE = 4.6566127342e-10
+
+
+@jit
+def normals_4(c0, c1, c2, c3, seed_low, seed_high):
+    """Four standard normals for each counter; words as int32, of shapes that broadcast."""
+    k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
+    c0, c1, c2, c3 = words_4(c0, c1, c2, c3, k0, k1)
+    n0, n1 = box_muller(uniform(c0), uniform(c1))
+    n2, n3 = box_muller(uniform(c2), uniform(c3))
+    return n0, n1, n2, n3
+
+
+@jit
+def words_4(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 of counter words of any integer type, as uint32."""
+    zero = c0 * 0 + c1 * 0 + c2 * 0 + c3 * 0  # of the shape that all have
+    c0, c1, c2, c3 = (
+        (c0 + zero).to(tl.uint32),
+        (c1 + zero).to(tl.uint32),
+        (c2 + zero).to(tl.uint32),
+        (c3 + zero).to(tl.uint32),
+    )
+    return philox_impl(c0, c1, c2, c3, k0, k1)
+
+
+@jit
+def uniform(word):
+    word = word.to(tl.int32, bitcast=True)
+    return tl.where(word < 0, ~word, word) * 4.6566127342e-10
+
+
+@jit
+def box_muller(u1, u2):
+    """Two normals of two uniforms.
+
+    Logarithm, sine and cosine are polynomials (Moshier's, in Cephes) after an exact reduction of the argument: the
+    hardware's logarithm is off by 2e-7 where it is near 0, and Triton's sine and cosine keep a slow path for arguments
+    that do not occur here, at the price of a stack and twice the registers.
+    """
+    radius = tl.sqrt_rn(-2.0 * log(tl.maximum(u1, 1.0e-7)))
+    turns = 4.0 * u2
+    quarter = tl.floor(turns + 0.5)
+    x = (turns - quarter) * 1.5707963267948966  # in [-pi/4, pi/4]
+    z = x * x
+    sine = x + x * z * (-1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4))
+    cosine = 1.0 - 0.5 * z + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5))
+    q = quarter.to(tl.int32)
+    odd = (q & 1) == 1
+    c = tl.where(odd, sine, cosine)
+    s = tl.where(odd, cosine, sine)
+    c = tl.where(((q + 1) & 2) == 2, -c, c)
+    s = tl.where((q & 2) == 2, -s, s)
+    return radius * c, radius * s
+
+
+@jit
+def log(u):
+    """The natural logarithm of a positive normal float32."""
+    bits = u.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23  # so that the mantissa is in [sqrt(1/2), sqrt(2))
+    x = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    z = x * x
+    y = 7.0376836292e-2
+    y = y * x - 1.1514610310e-1
+    y = y * x + 1.1676998740e-1
+    y = y * x - 1.2420140846e-1
+    y = y * x + 1.4249322787e-1
+    y = y * x - 1.6668057665e-1
+    y = y * x + 2.0000714765e-1
+    y = y * x - 2.4999993993e-1
+    y = y * x + 3.3333331174e-1
+    e = exponent.to(tl.float32)
+    return x + (x * z * y - 0.5 * z - 2.12194440e-4 * e) + 0.693359375 * e
 
 
 def philox_4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,45 +1,219 @@
-"""Choosing the patches of an iteration, and replacing them by noise.
+"""Choosing the patches of an iteration, making them the active ones, and replacing them by noise: one launch.
 
-    key(b, n)  = word 0 of Philox(stream 3, patch n, iteration, chain b)
-    mask(b, n) = free(b, n) and fewer than size(b) free patches have a smaller (key, id)
-    z(b, n)    = normals(stream, step 0, patch n, iteration, chain b)   for the active patches
+    key(b, n)   = word 0 of Philox(stream 3, patch n, iteration, chain b)
+    mask(b, n)  = free(b, n) and fewer than size(b) free patches have a smaller (key, id)          where chosen here
+    index(b, a) = the a-th patch of the mask, or -1; count(b) the patches of the mask
+    level(b, a) = 1 for those slots, 0 for padding; start(b, a) = -1, waiting
+    z(b, n)     = normals(stream, step 0, patch n, iteration, chain b)                             for active patches
 
-Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index (B, A) int32, padded with -1.
-Bytes that must move: 4 B A P written, plus 4 B A of index.
+Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size,
+chain_ids (B,) int64; iterations () int64.
+Bytes that must move: 4 B A P written for A active patches a chain, 12 B A of slots, B N of masks.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, patch_keys, patch_normals
-from ipr_fast.kernels.rows import patch_rows, write_rows
+from ipr_fast.kernels.launch import contiguous, jit, power_of_2, runs_kernel, signed_words
+from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, normals_4, patch_keys, patch_normals, words_4
+from ipr_fast.kernels.rows import compact, patch_rows, read_rows, write_rows
+
+try:
+    import triton.language as tl
+except ImportError:  # macOS and Windows
+    tl = None
 
 
-def choose_patches(free: Tensor, size: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
-    """A uniformly random subset of `size` (B,) of each chain's free patches, as a mask (B, N)."""
-    num_patches = free.shape[1]
-    ids = torch.arange(num_patches, device=free.device)
-    keys = patch_keys(seed, STREAM_CHOICE, iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by patch id
-    rank = keys.masked_fill_(~free, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
-    return (rank < size[:, None]) & free
+class PatchChoice(NamedTuple):
+    """A random choice that is still to be made: `size` (B,) of each chain's `free` patches (B, N)."""
+
+    free: Tensor
+    size: Tensor
+    iteration: Tensor  # () int64, of which the keys are
+
+
+class Slots(NamedTuple):
+    """Where the active patches are written: index, start (B, A) int32, count (B,) int32, level (B, A) float32."""
+
+    index: Tensor
+    count: Tensor
+    level: Tensor
+    start: Tensor
+
+
+@jit
+def renoise_kernel(
+    p_patches,
+    p_mask,
+    p_free,
+    p_size,
+    p_index,
+    p_count,
+    p_level,
+    p_start,
+    p_iteration,
+    p_choice_iteration,
+    p_chain_ids,
+    p_noise,
+    seed_low,
+    seed_high,
+    N,
+    P,
+    A,
+    STREAM: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    GIVEN: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+    J_BLOCK: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+):
+    """One program a chain."""
+    i_chain = tl.program_id(0).to(tl.int64)
+    chain_id = tl.load(p_chain_ids + i_chain).to(tl.int32)
+    o_patch = tl.arange(0, N_BLOCK)
+    m_patch = o_patch < N
+    if CHOOSE:
+        iteration = tl.load(p_choice_iteration).to(tl.int32)
+        free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
+        size = tl.load(p_size + i_chain).to(tl.int32)
+        b_key = choice_key(o_patch, iteration, chain_id, seed_low, seed_high)
+        rank = tl.zeros([N_BLOCK], dtype=tl.int32)
+        for j in range(0, N, J_BLOCK):
+            o_other = j + tl.arange(0, J_BLOCK)
+            other = tl.load(p_free + i_chain * N + o_other, mask=o_other < N, other=0) != 0
+            other_key = choice_key(o_other, iteration, chain_id, seed_low, seed_high)
+            before = (other_key[None, :] < b_key[:, None]) | (
+                (other_key[None, :] == b_key[:, None]) & (o_other[None, :] < o_patch[:, None])
+            )
+            rank += tl.sum((before & other[None, :]).to(tl.int32), axis=1)
+        active = free & (rank < size)
+        tl.store(p_mask + i_chain * N + o_patch, active.to(tl.int8), mask=m_patch)
+    else:
+        active = tl.load(p_mask + i_chain * N + o_patch, mask=m_patch, other=0) != 0
+    b_slot = tl.cumsum(active.to(tl.int32), axis=0) - 1
+    count = tl.sum(active.to(tl.int32), axis=0)
+    tl.store(p_count + i_chain, count)
+
+    iteration = tl.load(p_iteration).to(tl.int32)
+    for a in range(0, A, A_BLOCK):
+        o_slot = a + tl.arange(0, A_BLOCK)
+        m_slot = o_slot < count
+        here = active[None, :] & (b_slot[None, :] == o_slot[:, None])
+        patch = tl.sum(tl.where(here, o_patch[None, :], 0), axis=1)
+        o_out = i_chain * A + o_slot
+        tl.store(p_index + o_out, tl.where(m_slot, patch, -1), mask=o_slot < A)
+        tl.store(p_level + o_out, m_slot.to(tl.float32), mask=o_slot < A)
+        tl.store(p_start + o_out, tl.full([A_BLOCK], -1, tl.int32), mask=o_slot < A)
+        row = (i_chain * N + patch) * P
+        for q in range(0, tl.cdiv(P, 4), Q_BLOCK):
+            o_element = 4 * q + tl.arange(0, 4 * Q_BLOCK)
+            m_element = m_slot[:, None] & (o_element < P)[None, :]
+            if GIVEN:
+                noise = tl.load(p_noise + row[:, None] + o_element[None, :], mask=m_element, other=0.0)
+            else:
+                quad = (STREAM << 28) | (q + tl.arange(0, Q_BLOCK))[None, :]
+                n0, n1, n2, n3 = normals_4(quad, patch[:, None], iteration, chain_id, seed_low, seed_high)
+                noise = tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
+            tl.store(p_patches + row[:, None] + o_element[None, :], noise, mask=m_element)
+
+
+@jit
+def choice_key(patch, iteration, chain_id, seed_low, seed_high):
+    k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
+    key, _, _, _ = words_4(3 << 28, patch, iteration, chain_id, k0, k1)
+    return key
 
 
 def renoise(
     patches: Tensor,
-    index: Tensor,
+    mask: Tensor,
+    slots: Slots,
     *,
     seed: int,
     stream: int,
     iteration: Tensor,
     chain_ids: Tensor,
+    choice: PatchChoice | None = None,
     noise: Tensor | None = None,
 ) -> None:
-    """Replace the active patches by standard normals, in place; every other patch keeps its bits.
+    """Make the patches of `mask` active and replace them by standard normals; every other patch keeps its bits.
 
-    noise: (B, A, P), to be used in place of the normals that seed and counters define.
+    choice: choose the patches here, and write them into `mask`. noise: (B, N, P), to be used in place of the normals
+    that seed and counters define.
     """
+    if not runs_kernel(renoise_kernel, patches):
+        _renoise(patches, mask, slots, seed, stream, iteration, chain_ids, choice, noise)
+        return
+    batch, num_patches, numel = patches.shape
+    if batch == 0:
+        return
+    contiguous(patches=patches, mask=mask, **slots._asdict(), chain_ids=chain_ids, noise=noise)
+    if choice is not None:
+        contiguous(free=choice.free, size=choice.size)
+    num_slots = slots.index.shape[1]
+    quads = power_of_2(-(-numel // 4))
+    q_block = min(quads, 256)
+    renoise_kernel[(batch,)](
+        patches,
+        mask.view(torch.int8),
+        None if choice is None else choice.free.view(torch.int8),
+        None if choice is None else choice.size,
+        *slots,
+        iteration,
+        None if choice is None else choice.iteration,
+        chain_ids,
+        noise,
+        *signed_words(seed),
+        num_patches,
+        numel,
+        num_slots,
+        STREAM=stream,
+        CHOOSE=choice is not None,
+        GIVEN=noise is not None,
+        N_BLOCK=power_of_2(num_patches, 16),
+        J_BLOCK=16,
+        A_BLOCK=max(1, min(power_of_2(num_slots), 256 // q_block)),
+        Q_BLOCK=q_block,
+        num_warps=4,
+    )
+
+
+def choose_patches(choice: PatchChoice, *, seed: int, chain_ids: Tensor) -> Tensor:
+    """The chosen patches as a mask (B, N): uniformly random, the smallest keys of the free ones."""
+    num_patches = choice.free.shape[1]
+    ids = torch.arange(num_patches, device=choice.free.device)
+    keys = patch_keys(seed, STREAM_CHOICE, choice.iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by id
+    rank = keys.masked_fill_(~choice.free, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
+    return (rank < choice.size[:, None]) & choice.free
+
+
+def _renoise(
+    patches: Tensor,
+    mask: Tensor,
+    slots: Slots,
+    seed: int,
+    stream: int,
+    iteration: Tensor,
+    chain_ids: Tensor,
+    choice: PatchChoice | None,
+    noise: Tensor | None,
+) -> None:
+    """The torch twin."""
+    if choice is not None:
+        mask.copy_(choose_patches(choice, seed=seed, chain_ids=chain_ids))
+    _, num_patches, numel = patches.shape
+    compact(mask, slots.index, slots.count)
+    occupied = slots.index >= 0
+    slots.level.copy_(occupied)
+    slots.start.fill_(-1)
+    rows = patch_rows(slots.index, num_patches)
     if noise is None:
-        noise = patch_normals(seed, stream, 0, iteration, chain_ids, index.clamp(min=0), patches.shape[-1])
-    write_rows(patches, patch_rows(index, patches.shape[1]), noise, index >= 0)
+        values = patch_normals(seed, stream, 0, iteration, chain_ids, slots.index.clamp(min=0), numel)
+    else:
+        values = read_rows(noise, rows)
+    write_rows(patches, rows, values, occupied)

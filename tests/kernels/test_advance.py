@@ -16,7 +16,6 @@ def run_schedule(schedule, counts, log_variance, slots):
         advance(
             start,
             next_level,
-            occupied=occupied,
             count=count,
             step=torch.tensor(step),
             log_variance=None if log_variance is None else log_variance[step],

@@ -52,9 +52,9 @@ def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, gene
 
 
 def test_given_noise_takes_the_place_of_its_own(generator):
-    inputs, active = make_step(5, generator, mix=True)
+    inputs, _ = make_step(5, generator, mix=True)
     counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
-    xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], active.index.clamp(min=0), 5)
+    xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], torch.arange(PATCHES).repeat(BATCH, 1), 5)
     given = dict(inputs, patches=inputs["patches"].clone())
     denoise(**inputs, **counters, stochasticity=0.5, temperature=1.0)
     denoise(**given, **counters | {"seed": 99}, stochasticity=0.5, temperature=1.0, noise=xi)

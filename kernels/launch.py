@@ -1,0 +1,55 @@
+"""When an operation runs as its Triton kernel, and what the launchers share.
+
+An operation takes its kernel for tensors on a GPU, and for any tensor under Triton's interpreter (TRITON_INTERPRET=1,
+set before this package is imported); its torch twin otherwise, and wherever Triton is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+try:
+    import triton
+except ImportError:  # macOS and Windows
+    triton = None
+
+
+def jit(function: Callable) -> Any:
+    """`triton.jit` where there is Triton; else the function as it stands, never to be called."""
+    return function if triton is None else triton.jit(function)
+
+
+def runs_kernel(kernel: Any, tensor: Tensor) -> bool:
+    """Whether an operation on this tensor is to launch `kernel`."""
+    if triton is None:
+        return False
+    return tensor.is_cuda or not isinstance(kernel, triton.runtime.JITFunction)
+
+
+def contiguous(**tensors: Tensor | None) -> None:
+    """A launcher's contract: each tensor, where given, is contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} of shape {tuple(tensor.shape)}")
+
+
+def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
+    """Slots (B, A, P), perhaps a slice of a model's output, and the numbers between two rows; a copy where need be."""
+    _, slots, numel = tensor.shape
+    if (numel == 1 or tensor.stride(2) == 1) and tensor.stride(0) == slots * tensor.stride(1):
+        return tensor, tensor.stride(1)
+    return tensor.contiguous(), numel
+
+
+def power_of_2(number: int, low: int = 1) -> int:
+    """The smallest power of two that is at least `number` and `low`."""
+    return max(low, 1 << max(0, number - 1).bit_length())
+
+
+def signed_words(seed: int) -> tuple[int, int]:
+    """The low and the high word of a 64-bit seed as int32, which is how a kernel takes them whatever their values."""
+    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)

@@ -1,0 +1,41 @@
+"""Whole runs of the engine with its kernels, against the reference, which has none."""
+
+import pytest
+import torch
+
+import ipr_fast
+from ipr_fast import Schedule, random_patches
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
+
+MODELS = {
+    "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
+    "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("schedule", [Schedule(3, 0.0), Schedule(4, 0.8)], ids=str)
+def test_the_engine_equals_the_reference(name, schedule, device, generator):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape, generator=generator)
+    model, batch, grid = model.to(device), 5, model.grid
+    number = torch.tensor([0, grid.num_patches, grid.num_patches - 1, 2, 5])[:, None]
+    known = (torch.rand(batch, grid.num_patches, generator=generator).argsort(1).argsort(1) < number).to(device)
+    values = torch.randn(batch, *grid.sample_shape, generator=generator).clamp(-1, 1).to(device)
+
+    def by_hand(x, iteration):
+        mask = torch.zeros(batch, grid.num_patches, dtype=torch.bool, device=device)
+        mask[:, iteration % 3 :: 3] = True
+        return mask
+
+    runs = []
+    for backend in ("torch", "reference"):
+        options = {"model": model, "known": known, "backend": backend, "seed": 2**40 + 5, "schedule": schedule}
+        x = ipr_fast.generate_batch(batch, known_values=values, **options)
+        x = ipr_fast.refine_batch(x, random_patches(0.3), 2, **options)
+        x = ipr_fast.refine_batch(x, random_patches(0.3, fixed=True), 1, noise="fixed", **options)
+        runs.append(ipr_fast.refine_batch(x, by_hand, 1, first_iteration=7, **options))
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
+    assert runs[0].isfinite().all()
