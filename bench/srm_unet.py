@@ -1,6 +1,6 @@
 """SRMUNet against the formula as published (bench/per_pixel.py), with the same weights, on this machine.
 
-    python bench/srm_unet.py                     measure, write bench/results/srm-unet-even_pixels.json, print a table
+    python bench/srm_unet.py --out FILE.json     measure, print a table, and write the numbers
     python bench/srm_unet.py --report FILE.json  print an earlier measurement
 
 Each round times both, one after the other, on the same patches; a ratio is the median over the rounds, with quartiles.
@@ -24,7 +24,6 @@ from per_pixel import PerPixelUNet
 from ipr_fast import ActivePatches
 from ipr_fast.models import PRESETS, SRMUNet
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDING = 1e-5  # of the largest value: float32 through a whole forward pass, summed in another order
 
 
@@ -47,8 +46,8 @@ def check(baseline: PerPixelUNet, model: SRMUNet, call: tuple) -> None:
 
 def time_rounds(functions: dict[str, torch.nn.Module], call: tuple, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
+    for i in range(rounds + 1):
+        for name, function in list(functions.items())[:: (-1) ** i]:  # each goes first in every second round
             start = time.perf_counter()
             function(*call)
             seconds[name].append(time.perf_counter() - start)
@@ -102,18 +101,20 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="even_pixels")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=25, help="at least 2 (default 25)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", type=Path, help="print this file, measure nothing")
     arguments = parser.parse_args()
     if arguments.report is not None:
         print(report(json.loads(arguments.report.read_text())))
         return
+    if arguments.rounds < 2:
+        parser.error("--rounds must be at least 2")
     results = measure(arguments.preset, arguments.batches, arguments.threads, arguments.rounds)
-    out = arguments.out or RESULTS / f"srm-unet-{arguments.preset}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
     print(report(results))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

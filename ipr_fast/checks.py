@@ -95,8 +95,9 @@ def usable_device(name: str, value: object) -> torch.device:
     """A device on which tensors can be made, with its index: "cuda" as cuda:0."""
     try:
         device = torch.empty(0, device=value).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"{name} {value!r} cannot be used: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} {value!r} cannot be used: {reason}") from error
     if device.type == "meta":
         raise ValueError(f"{name} 'meta' cannot be used: it holds no data")
     return device

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 1
     except (ValueError, FloatingPointError, MissingExtra, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"ipr-fast {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"ipr-fast {arguments.command}: error: {_printable(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # how torch's CPU allocator says it
@@ -244,7 +244,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     parser = _command(
         commands, "convert", _convert, "write a published checkpoint as .safetensors, with its configuration"
     )
-    parser.add_argument("source", help="a .ckpt or .pt of an SRM UNet, or anything else that --model takes")
+    parser.add_argument("source", help=f"a .ckpt or .pt of an SRM UNet, or {MODEL}")
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--preset", choices=PRESETS, help="the network's published configuration")
     for name, meaning in (
@@ -273,8 +273,16 @@ def _convert(arguments: argparse.Namespace) -> None:
             pair = (schedule.steps_per_patch, schedule.overlap)
             model.config = dataclasses.replace(model.config, **{name: pair})
     files.prepare_folder(arguments.out.parent)
-    save_model(model, arguments.out, source=Path(arguments.source).name)
+    save_model(model, arguments.out, **_kept_metadata(arguments.source), source=_printable(Path(arguments.source).name))
     print(f"wrote {arguments.out}")
+
+
+def _kept_metadata(source: str) -> dict[str, str]:
+    """What a file says of itself beside what `save_model` writes; of a checkpoint, which weights were taken."""
+    metadata = model_info(source)["metadata"]
+    if "architecture" not in metadata:
+        return {"weights": metadata["weights"]}
+    return {key: value for key, value in metadata.items() if key not in ("format", "architecture", "config", "source")}
 
 
 # ----------------------------------------------------------------------------------------------------------- info
@@ -283,14 +291,14 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
     parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
-    parser.add_argument("model", nargs="?", help=MODEL)
+    parser.add_argument("model", nargs="?", help=f"{MODEL}, or a .ckpt or .pt of an SRM UNet")
     parser.set_defaults(run=_info)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
         for key, value in _model_lines(arguments.model):
-            print(f"{key:13} {value}")
+            print(f"{_printable(key):13} {_printable(value)}")
         return
     print(f"ipr-fast     {ipr_fast.__version__}")
     print(f"python       {platform.python_version()} on {platform.platform()}")
@@ -348,6 +356,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def _device(arguments: argparse.Namespace) -> torch.device:
     checks.integer("--seed", arguments.seed, 0, 2**64 - 1)
     return checks.usable_device("--device", arguments.device)
+
+
+def _printable(value: object) -> str:
+    """As one line without control characters: a name or a note in a file may be anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
 def _count(text: str) -> int:

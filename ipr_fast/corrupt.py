@@ -23,7 +23,8 @@ def swap_patches(
 
     x: float images (B, C, H, W); left alone. pairs: K >= 0; the 2 K patches of a sample are all different.
     patch_size: of the model that is to repair them. known: bool (B, N) or (B, grid_h, grid_w), patches that stay.
-    seed: int in [0, 2**64). chain_ids: int64 (B,), default 0..B-1. A sample's pairs depend on seed and chain id alone.
+    seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A sample's pairs depend on
+        seed and chain id alone.
 
     Returns images of the shape, dtype and device of x. Raises ValueError for bad input, among it samples with fewer
     than 2 K patches that may move.

@@ -103,6 +103,13 @@ def check_writable(
         raise ValueError(f"{path}: holds other PNG files ({min(left)}); choose an empty folder")
 
 
+def replace_durably(partial: Path, path: Path) -> None:
+    """Put a finished file in the place of `path`: after a crash either the old or the new one is there, whole."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 def prepare_folder(path: Path) -> None:
     """Make a folder to write into. Raises ValueError where that cannot be done."""
     try:

@@ -161,7 +161,7 @@ def generate_batch(
         checks.same_device("known_values", known_values, device)
         if len(known_values) != batch_size:
             raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
-        given = known_values.float()
+        given = known_values.detach().float()
     ids = checks.chain_ids(chain_ids, batch_size, device)
     values = grid.to_patches(given)
     engine = _backend(backend)(model, values, ids, sampling)

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ipr_fast.files import prepare_folder
-from ipr_fast.models.checkpoints import replace_durably, save_model
+from ipr_fast.files import prepare_folder, replace_durably
+from ipr_fast.models.checkpoints import save_model
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.objective import Losses, compute_losses
 from ipr_fast.tasks.base import Task

@@ -101,7 +101,7 @@ def denoise_kernel(
             o_mix = i_slot[:, None] * MIX_STRIDE + o_element[None, :]
             v = tl.load(p_mix + o_mix, mask=m_element, other=0.0).to(tl.float32)
             sigma = sigma * tl.exp(v * log_ratio[:, None])
-        z += sigma * xi
+        z += tl.where((s > 0)[:, None], sigma, 0.0) * xi  # not 0 * inf where an extreme mix has made sigma infinite
     tl.store(p_patches + o_patch, z, mask=m_element)
 
 
@@ -199,5 +199,6 @@ def _denoise(
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)
             scale = scale * torch.exp(variance_mix.float() * log_ratio)
-        new = torch.addcmul(new, scale, xi)
+        # Not 0 * inf, where an extreme mix or temperature has made the scale infinite.
+        new = torch.addcmul(new, torch.where(s > 0, scale, 0.0), xi)
     write_rows(patches, rows, torch.where(moves, new, z), index >= 0)

@@ -5,7 +5,8 @@
 
 A cell is a square of pixels, and all its pixels add the same row: the embedding is never spread over the pixels.
 
-Shapes: h (B, C, H, W) channels-last; rows (R, C); index (B, rows of cells, columns of cells) int64; weight, bias (C,).
+Shapes: h (B, C, H, W) channels-last; rows (R, C); index (B, rows of cells, columns of cells) int64, numbers
+that divide H and W; weight, bias (C,).
 Bytes that must move: 2 numbers of h read (once for the statistics, once for the result) and one written, for each.
 """
 

@@ -258,3 +258,26 @@ def test_info_of_a_checkpoint_says_what_its_shapes_tell(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "sample_shape  not told by the file" in out
     assert "hid_dims      (32, 32)" in out
+
+
+def test_what_a_file_says_is_printed_as_one_line(tmp_path, capsys):
+    torch.save({"a\nb\x1b[31m": torch.zeros(2)}, tmp_path / "x.ckpt")
+    assert main(["info", str(tmp_path / "x.ckpt")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+    model = make_checkpoint(tmp_path / "y.ckpt")
+    ipr_fast.save_model(model, tmp_path / "y.safetensors", note="\x1b[2J\nparameters    0")
+    assert main(["info", str(tmp_path / "y.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\nparameters ") == 1
+
+
+def test_convert_keeps_what_a_file_says_of_itself(tmp_path):
+    assert main(["convert", "digit-sudoku-4x4", str(tmp_path / "x.safetensors"), "--dtype", "bfloat16"]) == 0
+    before, after = (
+        ipr_fast.models.checkpoints.model_info(s) for s in ("digit-sudoku-4x4", tmp_path / "x.safetensors")
+    )
+    for key in set(before["metadata"]) - {"source"}:
+        assert after["metadata"][key] == before["metadata"][key]

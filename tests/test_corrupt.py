@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ipr_fast import PatchGrid, all_patches, refine_batch, swap_patches
+from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 
 GRID = PatchGrid(1, 16, 16, 4)
 
@@ -40,6 +41,24 @@ def test_the_choice_is_the_chains_own_and_uniform(finished):
     x = GRID.to_images(many)
     share = moved(x, swap_patches(x, 2, 4)).float().mean(0)
     assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_every_pair_is_as_likely_and_no_choice_of_refinement_is_repeated():
+    x = GRID.to_images(torch.arange(16.0).view(1, 16, 1).expand(6000, 16, 16))
+    swapped = GRID.to_patches(swap_patches(x, 2, 4))[..., 0].long()
+    partner = torch.zeros(16, 16)
+    for n in range(16):
+        partner[n] = torch.bincount(swapped[:, n], minlength=16)
+    expected = 6000 * 4 / 16 / 15  # each patch is moved in a quarter of the samples, to each other place alike
+    off = partner[~torch.eye(16, dtype=torch.bool)]
+    assert (off - expected).abs().max() < 5 * expected**0.5
+    swap = moved(x, swap_patches(x, 2, 4))
+    for stream_iteration in (0, 1):
+        free, size = torch.ones(6000, 16, dtype=torch.bool), torch.full((6000,), 4)
+        choice = PatchChoice(free, size, torch.tensor(stream_iteration))
+        renoised = choose_patches(choice, seed=0, chain_ids=torch.arange(6000))
+        both = (swap & renoised).sum(1).float()  # four of sixteen, twice: one in the mean, with variance 9/16 * 16/15
+        assert both.mean().item() == pytest.approx(1, abs=5 * (0.6 / 6000) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

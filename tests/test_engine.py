@@ -8,7 +8,7 @@ import ipr_fast
 from ipr_fast import Schedule, random_patches, reference
 from ipr_fast.engine import Engine, Sampling
 from ipr_fast.kernels import philox
-from ipr_fast.models import PatchTransformer
+from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 
 
 class OneOff:
@@ -186,7 +186,12 @@ def make_engine(model, finished):
     return Engine(model, patches, torch.arange(len(patches)), Sampling(Schedule(10, 0.8)))
 
 
-def test_an_iteration_never_looks_at_the_data(model, finished, ragged_known):
+@pytest.mark.parametrize("network", ["transformer", "unet", "unet in parts"])
+def test_an_iteration_never_looks_at_the_data(model, finished, ragged_known, network, monkeypatch):
+    if network != "transformer":
+        config = SRMUNetConfig(1, 16, 4, (32, 32, 32, 32), (False, True, False, False), 1, 32, 32, 16)
+        model = SRMUNet(config).eval().requires_grad_(False)
+        monkeypatch.setattr(SRMUNet, "cpu_bytes", 4 * 5 * config.map_numel if network == "unet in parts" else 2**30)
     engine, free = make_engine(model, finished), ~ragged_known
     policy = random_patches().bind(model.grid, 12, free.device)
     most_active = int(policy.sizes(free).max())

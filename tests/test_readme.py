@@ -57,8 +57,7 @@ def test_its_python_runs_as_it_stands():
     torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
 
 
-def test_its_results_are_the_committed_ones(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+def test_its_results_are_the_committed_ones():
     import quality
 
     measured = json.loads((ROOT / "bench/results/quality-digit-sudoku-4x4.json").read_text())
@@ -71,8 +70,7 @@ def test_its_results_are_the_committed_ones(monkeypatch):
         assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
 
 
-def test_its_comparison_with_the_per_pixel_formula_is_the_committed_one(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+def test_its_comparison_with_the_per_pixel_formula_is_the_committed_one():
     import srm_unet
 
     measured = json.loads((ROOT / "bench/results/srm-unet-even_pixels.json").read_text())
@@ -91,8 +89,7 @@ def test_its_table_of_presets_is_what_they_are():
         assert f"| `{name}` | {sample} | {patches} | {parameters:,} |" in README
 
 
-def test_its_words_on_diversity_are_the_committed_ones(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+def test_its_words_on_diversity_are_the_committed_ones():
     import diversity
 
     assert diversity.report(json.loads(diversity.RESULTS.read_text())) in README

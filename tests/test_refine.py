@@ -12,6 +12,12 @@ def refine(model, x, mask_fn=None, iters=3, **options):
     return ipr_fast.refine_batch(x, mask_fn or random_patches(), iters, model=model, **options)
 
 
+def test_known_values_with_a_gradient_leave_none_in_the_result(model, finished, ragged_known):
+    values = finished.clone().requires_grad_(True)
+    x = ipr_fast.generate_batch(12, model=model, known=ragged_known, known_values=values)
+    assert not x.requires_grad
+
+
 def test_the_input_is_left_alone_and_the_output_is_like_it(model, finished):
     before = finished.clone()
     out = refine(model, finished)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
+from ipr_fast import checks
+from ipr_fast.files import replace_durably
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.models.published import complete_config, from_published
 from ipr_fast.models.sources import bundled_models, find
@@ -78,6 +83,7 @@ def load_model(
     Raises ValueError, naming the file and what is wrong with it: an unknown name, no such file, truncated or foreign
     contents, no configuration, or weights whose names or shapes are not the configuration's.
     """
+    device = checks.usable_device("device", "cpu" if device is None else device)
     path = find(source)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
@@ -89,7 +95,9 @@ def load_model(
         model_type = PatchTransformer
     elif described and not isinstance(config, SRMUNetConfig):
         known = sorted(config_type.__name__ for _, config_type in ARCHITECTURES.values())
-        raise ValueError(f"config must be one of {known}, if any: {path} carries its own; got {type(config).__name__}")
+        raise ValueError(
+            f"config must be one of {known}, or better none, since {path} carries its own; got {config!r:.80}"
+        )
     else:
         model_type = SRMUNet
         published = from_published(path, tensors)
@@ -101,29 +109,48 @@ def load_model(
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"{path}: its weights are of several types, {', '.join(map(str, dtypes))}: pass dtype=")
-    model.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
-    model = model.to(device="cpu" if device is None else device, dtype=dtype, memory_format=torch.channels_last)
+    # Copies: weights may share memory with each other, or with a file that somebody writes to.
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    model.load_state_dict(own, assign=True)
+    if dtype is not None:
+        _check_range(path, model, dtype, key)
+    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
 
 def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **metadata: str) -> None:
     """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically.
 
-    Metadata values are strings. Raises OSError where the file cannot be written; an earlier one is then left whole.
+    metadata: further strings; "format", "architecture" and "config" are the file's own. Raises ValueError for another
+    model or metadata, OSError where the file cannot be written; an earlier one is then left whole.
     """
     path = Path(path)
-    description = {"architecture": type(model).__name__, "config": json.dumps(model.config.to_dict())}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if type(model).__name__ not in ARCHITECTURES:
+        raise ValueError(f"model must be one of {sorted(ARCHITECTURES)}, got {type(model).__name__}")
+    own = {"format": "pt", "architecture": type(model).__name__, "config": json.dumps(model.config.to_dict())}
+    for name, value in metadata.items():
+        if name in own or not isinstance(value, str):
+            raise ValueError(
+                f"metadata must be strings, under other names than {sorted(own)}, got {name}={value!r:.80}"
+            )
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata={"format": "pt", **description, **metadata}))
-    replace_durably(partial, path)
+    try:
+        partial.write_bytes(save(tensors, metadata={**own, **metadata}))
+        replace_durably(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def replace_durably(partial: Path, path: Path) -> None:
-    """Put a finished file in the place of `path`: after a crash either the old or the new one is there, whole."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _check_range(path: Path, model: torch.nn.Module, dtype: torch.dtype, key: Callable[[str], str]) -> None:
+    """Raise ValueError for a weight that `dtype` cannot hold."""
+    for name, tensor in model.state_dict().items():
+        largest = tensor.abs().max().item() if tensor.numel() else 0.0
+        if math.isfinite(largest) and largest > torch.finfo(dtype).max:
+            raise ValueError(f"{path}: weight {key(name)!r} is up to {largest:g}, more than {dtype} can hold")
 
 
 def _described(path: Path, metadata: dict[str, str]) -> tuple[type[torch.nn.Module], object]:
@@ -133,5 +160,5 @@ def _described(path: Path, metadata: dict[str, str]) -> tuple[type[torch.nn.Modu
         raise ValueError(f"{path}: its metadata hold no configuration of one of {sorted(ARCHITECTURES)}; pass config=")
     try:
         return ARCHITECTURES[name][0], ARCHITECTURES[name][1](**json.loads(metadata["config"]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its configuration is not one of {name} ({error})") from error

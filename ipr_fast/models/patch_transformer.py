@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipr_fast.models.config import positive_int, schedule_pair
+from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
@@ -42,9 +42,10 @@ class PatchTransformerConfig:
     refine_schedule: tuple[int, float] = (10, 0.8)
 
     def __post_init__(self) -> None:
-        PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
-        for name in ("width", "depth", "num_heads", "mlp_ratio", "level_features"):
+        square_grid(self.channels, self.image_size, self.patch_size)
+        for name in ("width", "num_heads", "mlp_ratio", "level_features"):
             positive_int(name, getattr(self, name))
+        positive_int("depth", self.depth, MOST_LAYERS)
         if self.width % self.num_heads or self.level_features % 2:
             raise ValueError(
                 f"num_heads must divide width and level_features be even, got {self.num_heads}, {self.width} and "
@@ -77,7 +78,7 @@ class PatchTransformer(nn.Module):
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.grid = PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
+        self.grid = square_grid(config.channels, config.image_size, config.patch_size)
         self.generate_schedule = Schedule(*config.generate_schedule)
         self.refine_schedule = Schedule(*config.refine_schedule)
         width, numel = config.width, self.grid.patch_numel

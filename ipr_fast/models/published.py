@@ -2,8 +2,8 @@
 
 Two layouts are known, each with the weights' moving average beside them or not:
 
-    SRM               [ema_]denoiser.[module.] + time_embedding.mlp, model.{encoder,bottleneck,decoder}
-    spatialreasoners  denoising_model.[ema_]denoiser.[module.] + t_emb.mlp, {encoder,bottleneck,decoder}
+    SRM               denoiser. or ema_denoiser.module. + time_embedding.mlp, model.{encoder,bottleneck,decoder}
+    spatialreasoners  the same after denoising_model.   + t_emb.mlp, {encoder,bottleneck,decoder}
 
 Both repeat the one level embedding in every block, as `...norm_with_embedding.t_emb.mlp`.
 """
@@ -18,14 +18,7 @@ from torch import Tensor
 
 from ipr_fast.models.srm_unet import PRESETS, SRMUNetConfig
 
-# Where the network's weights may be, best first: the moving average before the weights that it is of.
-PREFIXES = (
-    "ema_denoiser.module.",
-    "denoising_model.ema_denoiser.module.",
-    "denoiser.",
-    "denoising_model.denoiser.",
-    "",
-)
+BASES = ("", "denoising_model.")
 REPEATED = ".norm_with_embedding.t_emb."
 
 
@@ -64,13 +57,15 @@ class Published(NamedTuple):
 
 def from_published(path: Path, state: dict[str, Tensor]) -> Published:
     """Raises ValueError, naming the file and the weight, when the weights are not those of such a UNet."""
-    layout = _layout(state)
-    if layout is None:
-        raise ValueError(
-            f"{path}: neither a file with its configuration in the metadata, nor a published SRM UNet: no weights "
-            f"named denoiser.model.encoder... or denoising_model.denoiser.encoder..., but {_examples(state)}"
-        )
-    tensors = {layout.name(key): tensor for key, tensor in state.items() if key.startswith(layout.prefix)}
+    layout = _layout(path, state)
+    tensors: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    for key, tensor in state.items():
+        if key.startswith(layout.prefix):
+            name = layout.name(key)
+            if name in tensors:
+                raise ValueError(f"{path}: weights {keys[name]!r} and {key!r} are the same one of a network")
+            tensors[name], keys[name] = tensor, key
     tensors = _without_repeats(path, tensors, layout)
     return Published(tensors, _fields(path, tensors, layout), layout)
 
@@ -87,39 +82,72 @@ def complete_config(path: Path, fields: dict[str, object], given: object | None)
     if not isinstance(given, dict):
         raise ValueError(f"config must be an SRMUNetConfig, a preset's name or a dict, got {type(given).__name__}")
     known = set(SRMUNetConfig.__dataclass_fields__)
-    if not given.keys() <= known:
-        raise ValueError(f"config: {sorted(given.keys() - known)} are not fields of SRMUNetConfig, {sorted(known)} are")
-    for name in given.keys() & fields.keys():
-        if _plain(given[name]) != _plain(fields[name]):
-            raise ValueError(f"{path}: its weights have {name} {fields[name]}, config says {given[name]}")
+    foreign = [name for name in given if name not in known]
+    if foreign:
+        raise ValueError(f"config: {foreign} are not fields of SRMUNetConfig, {sorted(known)} are")
     untold = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in given]
     if untold:
         alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
         raise ValueError(
             f"{path}: the weights do not tell {', '.join(untold)}: pass config= a dict of them, an SRMUNetConfig, or "
-            f"the name of a preset ({', '.join(PRESETS)}); or convert it once, by ipr-fast convert. Its network "
-            + (f"is that of the preset {alike[0]!r}" if alike else "is that of no preset")
+            f"the name of a preset ({', '.join(PRESETS)}); on the command line, convert the file first (ipr-fast "
+            f"convert) with --preset, or with {', '.join('--' + n.replace('_', '-') for n in untold)}. Its network is "
+            "that of " + (f"the preset {alike[0]!r}" if alike else "no preset")
         )
     try:
-        return SRMUNetConfig(**{**given, **fields})
+        config = SRMUNetConfig(**{**fields, **given})
     except ValueError as error:
         raise ValueError(f"{path}: its shapes and config make no SRMUNet: {error}") from error
+    for name, value in fields.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{path}: its weights have {name} {value}, config says {getattr(config, name)}")
+    return config
 
 
-def _layout(state: dict[str, Tensor]) -> Layout | None:
-    for prefix in PREFIXES:
-        averaged = state.get(prefix.removesuffix("module.") + "n_averaged")
-        if averaged is not None and averaged.numel() == 1 and not averaged.item():
-            continue  # an average that was never taken holds the weights that training began with
-        for spatialreasoners in (False, True):
-            layout = Layout(prefix, spatialreasoners)
-            if any(key.startswith(layout.key("model.encoder.blocks.")) for key in state):
-                return layout
+def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
+    """Where the network's weights are: the moving average before the weights that it is of."""
+    for base in BASES:
+        average = base + "ema_denoiser."
+        if _average_was_taken(state, average):
+            found = _network(state, average + "module.") or _network(state, average)
+            if found is None:
+                raise ValueError(f"{path}: its moving average ({average}*) holds no encoder of a published SRM UNet")
+            return found
+    for base in BASES:
+        found = _network(state, base + "denoiser.") or _network(state, base + "denoiser.module.")
+        if found is not None:
+            return found
+    found = _network(state, "")
+    if found is not None:
+        return found
+    raise ValueError(
+        f"{path}: neither a file with the configuration of an SRMUNet in its metadata, nor a published SRM UNet: no "
+        f"weights named denoiser.model.encoder... or denoising_model.denoiser.encoder..., but {_examples(state)}"
+    )
+
+
+def _average_was_taken(state: dict[str, Tensor], average: str) -> bool:
+    """Whether there is a moving average; one of no steps holds the weights that training began with."""
+    count = state.get(average + "n_averaged")
+    if count is not None and count.numel() == 1 and not count.item():
+        return False
+    return any(key.startswith(average) for key in state)
+
+
+def _network(state: dict[str, Tensor], prefix: str) -> Layout | None:
+    for spatialreasoners in (False, True):
+        layout = Layout(prefix, spatialreasoners)
+        if any(key.startswith(layout.key("model.encoder.blocks.")) for key in state):
+            return layout
     return None
 
 
 def _without_repeats(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    kept = {name: tensor for name, tensor in tensors.items() if REPEATED not in name}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if REPEATED not in name or name.split(REPEATED)[0] + ".norm_with_embedding.norm.weight" not in tensors
+    }
     for name in tensors.keys() - kept.keys():
         shared = "time_embedding." + name.split(REPEATED)[1]
         if shared not in kept or not _equal(tensors[name], kept[shared]):
@@ -179,7 +207,8 @@ def _refuse_variants(path: Path, tensors: dict[str, Tensor], channels: int, out_
         reason = "has no bottleneck"
     elif out_channels == channels and channels % 2:
         reason = (
-            f"takes the mask and the masked image as inputs ({channels} channels in, {out_channels} out: concat_mask)"
+            f"has {channels} channels in and {out_channels} out: either it takes the mask and the masked image as "
+            "inputs (concat_mask), or it predicts no variance and no uncertainty"
         )
     elif out_channels != 2 * channels + 1:
         reason = (
@@ -199,10 +228,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def _plain(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _examples(state: dict[str, Tensor]) -> str:
-    names = sorted(state)
+    names = [repr(name) for name in sorted(state)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -23,6 +23,7 @@ def bundled_models() -> list[str]:
 def find(source: str | os.PathLike) -> Path:
     """The file of a bundled model, a path, or a hub id `owner/name[/file][@revision]`, downloaded or from its cache.
 
+    A bundled name comes before a path, a path before a hub id; an id whose owner is a folder here is taken as a path.
     Raises ValueError when there is none, MissingExtra where a hub id needs huggingface_hub.
     """
     bundled = bundled_models()
@@ -30,12 +31,16 @@ def find(source: str | os.PathLike) -> Path:
         return Path(str(WEIGHTS / f"{source}.safetensors"))
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"source must be a bundled model's name, a path or a hub id, got {type(source).__name__}")
-    path = Path(source)
-    if path.is_file():
-        return path
+    try:
+        path = Path(source)
+        if path.is_file():
+            return path
+        owner_is_folder = bool(path.parts) and Path(path.parts[0]).is_dir()
+    except (OSError, TypeError, ValueError) as error:  # a name too long, a folder that may not be entered, bytes
+        raise ValueError(f"source: {str(source)[:80]!r} cannot be a file here ({error})"[:400]) from error
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     # What ends like a file or begins with a folder that exists was meant as a path.
-    if hub_id is None or (hub_id["file"] is None and path.suffix in SUFFIXES) or Path(path.parts[0]).is_dir():
+    if hub_id is None or (hub_id["file"] is None and path.suffix in SUFFIXES) or owner_is_folder:
         raise ValueError(
             f"source must be a bundled model ({', '.join(bundled)}), an existing file or a Hugging Face hub id "
             f"(owner/name or owner/name/file), got {str(source)!r}"
@@ -47,9 +52,13 @@ def _download(source: str, repo: str, file: str, revision: str | None) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingExtra("huggingface_hub", "hub", "models from the Hugging Face hub") from error
+        raise MissingExtra(
+            "huggingface_hub", "hub", f"{source}: no such file here; models from the Hugging Face hub"
+        ) from error
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except Exception as error:  # of the network, the hub, its cache, or the id
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{source}: no file {file!r} from the hub repository {repo!r} ({reason})") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{source}: no such file here, and no file {file!r} from the hub repository {repo!r} ({reason})"
+        ) from error

@@ -17,21 +17,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipr_fast.models.config import positive_int, schedule_pair
+from ipr_fast.models.config_checks import positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.models.unet import GROUPS, Condition, UNet
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
+
+MOST_RESOLUTIONS, MOST_BLOCKS = 20, 64
 
 
 @dataclass(frozen=True)
 class SRMUNetConfig:
     """The shape of an SRMUNet.
 
-    hid_dims: channels of each resolution, finest first; each next one has half the size, rounded up.
+    channels, image_size, patch_size: of the samples, which are square; patch_size divides image_size.
+    hid_dims: channels of each resolution, multiples of 32, finest first; each next one has half the size, rounded up.
     attention: for each resolution, whether its ResBlocks are followed by self-attention.
     num_blocks: ResBlocks of a resolution in the encoder; the decoder has one more.
-    t_emb_dim, d_emb: width of the level embedding, and of the sinusoidal features that it is made of.
+    num_head_channels: channels of an attention head; divides the channels wherever there is attention, which the
+        bottleneck has always.
+    t_emb_dim, d_emb: width of the level embedding, and of the sinusoidal features that it is made of (even).
+    generate_schedule, refine_schedule: (steps_per_patch, overlap), the model's defaults.
+
+    Raises ValueError, naming the field. Source: Wewer et al. 2025, and their code's configurations.
     """
 
     channels: int
@@ -47,18 +55,23 @@ class SRMUNetConfig:
     refine_schedule: tuple[int, float] = (10, 0.8)
 
     def __post_init__(self) -> None:
-        PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
-        for name in ("num_blocks", "num_head_channels", "t_emb_dim", "d_emb"):
+        square_grid(self.channels, self.image_size, self.patch_size)
+        for name in ("num_head_channels", "t_emb_dim", "d_emb"):
             positive_int(name, getattr(self, name))
         for name in ("generate_schedule", "refine_schedule"):
             object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
         for name in ("hid_dims", "attention"):  # JSON brings lists
             if not isinstance(getattr(self, name), (tuple, list)):
-                raise ValueError(f"{name} must be a tuple, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a tuple, got {getattr(self, name)!r:.80}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not 1 <= len(getattr(self, name)) <= MOST_RESOLUTIONS:
+                raise ValueError(
+                    f"{name} must be of 1 to {MOST_RESOLUTIONS} resolutions, got {len(getattr(self, name))}"
+                )
+        positive_int("num_blocks", self.num_blocks, MOST_BLOCKS)
         if self.d_emb % 2:
             raise ValueError(f"d_emb must be even, got {self.d_emb}")
-        if not self.hid_dims or any(positive_int("hid_dims", dim) % GROUPS for dim in self.hid_dims):
+        if any(positive_int("hid_dims", dim) % GROUPS for dim in self.hid_dims):
             raise ValueError(f"hid_dims must be multiples of {GROUPS}, one for each resolution, got {self.hid_dims}")
         if len(self.attention) != len(self.hid_dims) or any(not isinstance(flag, bool) for flag in self.attention):
             raise ValueError(f"attention must be {len(self.hid_dims)} bools, got {self.attention}")
@@ -130,7 +143,7 @@ class SRMUNet(nn.Module):
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.grid = PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
+        self.grid = square_grid(config.channels, config.image_size, config.patch_size)
         self.out_grid = PatchGrid(2 * config.channels + 1, config.image_size, config.image_size, config.patch_size)
         self.generate_schedule = Schedule(*config.generate_schedule)
         self.refine_schedule = Schedule(*config.refine_schedule)
@@ -181,8 +194,9 @@ class SRMUNet(nn.Module):
 
     def _condition_of_pixels(self, levels: Tensor, size: int) -> Condition:
         """For a map in which pixels cover parts of several patches: the levels (B, N) resampled, as published."""
+        patch_size = self.config.patch_size
         level_map = levels.view(-1, 1, self.grid.grid_h, self.grid.grid_w)
-        level_map = F.interpolate(level_map, scale_factor=self.config.patch_size, mode="nearest")
+        level_map = level_map.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
         pixels = F.interpolate(level_map, size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
         row = torch.arange(pixels.numel(), device=levels.device).view(pixels.shape)
         return Condition(self.time_embedding(pixels.flatten()), row)
@@ -195,7 +209,11 @@ class SRMUNet(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """Sinusoidal features of levels (R,), then a small MLP, then SiLU, with which every user of it would begin."""
+    """Sinusoidal features of levels (R,), then a small MLP, then SiLU, with which every user of it would begin.
+
+    The features are of 1000 t - 1, at least 0: levels as the 1000 discrete steps, counted from 0, of older diffusion
+    models. So the published code has it.
+    """
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()

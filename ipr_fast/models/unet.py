@@ -3,7 +3,7 @@
 A ResBlock is told the noise level of every cell of its feature map, by an embedding that it projects to its channels
 and adds: `h = GroupNorm(h + Linear(SiLU(e)))`. A cell is a square of pixels with one level. Feature maps (B, C, H, W)
 are channels-last: a pixel's channels are one row, so convolutions of kernel 1 are matrix products, and attention reads
-its tokens, without a copy.
+its tokens, with no copy of the map before them.
 """
 
 from __future__ import annotations

@@ -24,8 +24,21 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: Path) -> Weights:
-    """Raises ValueError, naming the file, when it is truncated, foreign, or holds more than plain data."""
-    return _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+    """The tensors, which may be mapped from the file.
+
+    Raises ValueError, naming the file, when it is truncated, foreign, or holds more than plain data.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        # Safetensors begin with the length of a header in JSON, whatever the file is called.
+        if path.suffix == ".safetensors" or head[8:] == b"{":
+            return _read_safetensors(path)
+        return _read_torch(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: damaged, or larger than the memory") from error
 
 
 def check_weights(
@@ -42,16 +55,22 @@ def check_weights(
         if name not in expected:
             raise ValueError(f"{path}: unexpected weight {key(name)!r} of shape {tuple(found.shape)}")
         if found.dtype not in DTYPES:
-            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected a floating-point type")
+            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected one of {_names(DTYPES)}")
         if found.shape != expected[name].shape:
             shape, wanted = tuple(found.shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: weight {key(name)!r} has shape {shape}, expected {wanted}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             return Weights({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
@@ -60,19 +79,29 @@ def _read_torch(path: Path) -> Weights:
     """The state dict of a Lightning checkpoint, or a plain one."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a foreign file makes the loader raise almost anything
         raise ValueError(f"{path}: {_reason(error)}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: holds no state dict, but an object of type {type(loaded).__name__}")
-    tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    # Detached: plain tensors, without what a file may have hung on them.
+    tensors = {
+        name.replace("_orig_mod.", ""): torch.Tensor.detach(value)  # the prefix is torch.compile's addition
+        for name, value in loaded.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise ValueError(f"{path}: holds no state dict; its keys are {sorted(map(str, loaded))[:10]}")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
             kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}"
             raise ValueError(f"{path}: weight {name!r} is not a dense tensor ({kind})")
+        held = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if held < tensor.numel():
+            raise ValueError(f"{path}: weight {name!r} claims {tensor.numel()} numbers, the file holds {held} of them")
     return Weights(tensors, {})
 
 

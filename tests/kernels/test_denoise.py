@@ -51,6 +51,16 @@ def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, gene
     assert (inputs["patches"][moving] != before[moving]).any(1).all()
 
 
+def test_the_last_step_has_no_noise_whatever_its_scale(generator):
+    inputs, active = make_step(4, generator, mix=True)
+    inputs["next_level"] = torch.zeros_like(inputs["next_level"])
+    inputs["variance_mix"] = torch.full_like(inputs["variance_mix"], float("inf"))
+    before, counters = inputs["patches"].clone(), {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
+    denoise(**inputs, **counters, stochasticity=1.0, temperature=1e39)
+    clean = before - active.scatter(inputs["level"][..., None] * inputs["velocity"], PATCHES)
+    torch.testing.assert_close(inputs["patches"], clean, atol=1e-5, rtol=0)
+
+
 def test_given_noise_takes_the_place_of_its_own(generator):
     inputs, _ = make_step(5, generator, mix=True)
     counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}

@@ -32,7 +32,7 @@ def test_without_rows_it_is_the_formula_and_leaves_the_map_alone(generator, heig
     before = h.clone()
     found = group_norm_silu(h, weight, bias, groups=GROUPS, eps=EPS)
     assert torch.equal(h, before)
-    # Values below 8; a dozen roundings of them, and the statistics' own over up to 512 terms.
+    # Values below 8; some thirty roundings of them, those of the statistics over up to 512 terms among them.
     torch.testing.assert_close(found.double(), formula(h, weight, bias), atol=8 * 30 * 2**-24, rtol=0)
 
 

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,7 +53,7 @@ def bad_files(model):
     tensors = {name: t.clone() for name, t in model.state_dict().items()}
     missing = {k: v for k, v in tensors.items() if k != "patch_in.bias"}
     return {
-        "no metadata": (tensors, None, "neither a file with its configuration in the metadata, nor"),
+        "no metadata": (tensors, None, "neither a file with the configuration of an SRMUNet in its metadata, nor"),
         "foreign": (tensors, good | {"architecture": "ResNet"}, "hold no configuration"),
         "no JSON": (tensors, good | {"config": "{"}, "its configuration is not one of PatchTransformer"),
         "wrong field": (tensors, good | {"config": '{"colour": 3}'}, "its configuration is not one of"),
@@ -78,7 +80,7 @@ def test_integer_weights_are_refused(model, tmp_path):
     metadata = {"architecture": "PatchTransformer", "config": json.dumps(model.config.to_dict())}
     tensors = {name: t.to(torch.int32) for name, t in model.state_dict().items()}
     save_file(tensors, tmp_path / "int.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match=r"is of torch\.int32, expected a floating-point type"):
+    with pytest.raises(ValueError, match=r"is of torch\.int32, expected one of float16, bfloat16"):
         load_model(tmp_path / "int.safetensors")
 
 
@@ -103,3 +105,32 @@ def test_wrong_config_and_dtype_are_refused(model, tmp_path):
         load_model(tmp_path / "model.safetensors", config={"width": 3})
     with pytest.raises(ValueError, match="dtype must be a floating-point type"):
         load_model(tmp_path / "model.safetensors", dtype=torch.int8)
+
+
+def test_save_model_refuses_what_it_could_not_read_again(model, tmp_path):
+    for bad in ({"config": "y"}, {"architecture": "z"}, {"steps": 3}):
+        with pytest.raises(ValueError, match="metadata must be strings, under other names"):
+            save_model(model, tmp_path / "x.safetensors", **bad)
+    with pytest.raises(ValueError, match=r"model must be one of .* got Linear"):
+        save_model(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
+    with pytest.raises(IsADirectoryError):
+        save_model(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_nothing_behind(model, tmp_path, monkeypatch):
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.safetensors"):
+        save_model(model, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_schedules_of_numpy_numbers_are_saved(model, tmp_path):
+    config = dataclasses.replace(model.config, refine_schedule=(np.int64(4), np.float32(0.5)))
+    odd = ipr_fast.models.PatchTransformer(config)
+    save_model(odd, tmp_path / "x.safetensors")
+    assert load_model(tmp_path / "x.safetensors").config.refine_schedule == (4, 0.5)

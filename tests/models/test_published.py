@@ -1,16 +1,18 @@
 """Checkpoints of the published networks: what is taken from them, what is asked for, and what is refused."""
 
 import io
+import json
 import pickle
 import random
 import re
 import zipfile
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from recordings import DATA, config_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ipr_fast import generate_batch, load_model, random_patches, refine_batch, save_model
 from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
@@ -123,8 +125,7 @@ def test_what_is_not_told_is_asked_for(unet, tmp_path):
 def test_a_preset_is_recognised_but_not_assumed(tmp_path):
     with torch.device("meta"):
         weights = SRMUNet(PRESETS["even_pixels"]).state_dict()
-    # Expanded, so that the file is small.
-    path = lightning(tmp_path / "x.ckpt", {name: torch.zeros(1).expand(t.shape) for name, t in weights.items()})
+    path = lightning(tmp_path / "x.ckpt", {name: torch.zeros_like(t, device="cpu") for name, t in weights.items()})
     with pytest.raises(ValueError, match="Its network is that of the preset 'even_pixels'"):
         load_model(path)
     model = load_model(path, config="even_pixels")
@@ -138,7 +139,10 @@ def test_a_preset_is_recognised_but_not_assumed(tmp_path):
     [
         ("sudoku", r"config must be a preset \(even_pixels, counting_polygons, mnist_sudoku\).*got 'sudoku'"),
         (3, "config must be an SRMUNetConfig, a preset's name or a dict, got int"),
-        (UNTOLD | {"colour": 1}, r"config: \['colour'\] are not fields of SRMUNetConfig"),
+        (UNTOLD | {"colour": 1, 2: 3}, r"config: \['colour', 2\] are not fields of SRMUNetConfig"),
+        (UNTOLD | {"channels": torch.ones(2)}, "channels must be a positive int"),
+        (UNTOLD | {"hid_dims": np.array([32, 64])}, "hid_dims must be a tuple"),
+        (UNTOLD | {"image_size": "16"}, "image_size must be a positive int"),
         (UNTOLD | {"channels": 3}, r"x\.ckpt: its weights have channels 1, config says 3"),
         (UNTOLD | {"patch_size": 5}, "patch_size must divide"),
         (UNTOLD | {"num_head_channels": 48}, "num_head_channels must divide"),
@@ -204,7 +208,10 @@ def variant(state, kind):
     [
         ("labels", "is conditioned on labels"),
         ("no bottleneck", "has no bottleneck"),
-        ("concat_mask", r"takes the mask and the masked image as inputs \(3 channels in, 3 out: concat_mask\)"),
+        (
+            "concat_mask",
+            r"has 3 channels in and 3 out: either it takes the mask .*\(concat_mask\), or it predicts no variance",
+        ),
         ("no variance", "puts out 2 channels for 1 of image; .* 3"),
         ("scale shift", "scales and shifts by its level embedding"),
         (
@@ -218,11 +225,11 @@ def variant(state, kind):
             r"no weight 'denoiser\.model\.encoder\.blocks\.1.*norm\.bias', expected shape \(32,\)",
         ),
         ("extra", r"unexpected weight 'denoiser\.model\.encoder\.blocks\.1\.0\.gate' of shape \(2, 3\)"),
-        ("integers", r"norm\.bias' is of torch\.int32, expected a floating-point type"),
+        ("integers", r"norm\.bias' is of torch\.int32, expected one of float16"),
         ("sparse", r"norm\.bias' is not a dense tensor \(torch\.sparse_coo, torch\.float32, cpu\)"),
         ("meta", r"norm\.bias' is not a dense tensor \(torch\.strided, torch\.float32, meta\)"),
         ("mixed", r"its weights are of several types, .*: pass dtype="),
-        ("transformer", r"nor a published SRM UNet: no weights named .* but denoising_model\.denoiser\.blocks\.0"),
+        ("transformer", r"nor a published SRM UNet: no weights named .* but 'denoising_model\.denoiser\.blocks\.0"),
     ],
 )
 def test_what_is_no_srm_unet_is_refused_with_the_reason(unet, tmp_path, kind, message):
@@ -244,6 +251,108 @@ def test_errors_name_the_weight_as_the_file_does(unet, tmp_path):
         ValueError, match=r"'denoising_model\.denoiser\.encoder\.blocks\.1.* has shape \(5,\), expected \(32"
     ):
         load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+
+
+def test_a_loaded_model_owns_its_weights(unet, tmp_path):
+    """Neither a change of the file nor of another weight reaches it."""
+    path = tmp_path / "x.safetensors"
+    save_model(unet, path)
+    model = load_model(path)
+    path.write_bytes(b"\0" * 100)
+    assert_weights(model, unet)
+    state, shared = srm_names(unet, "denoiser."), torch.zeros(32)
+    tied = {name: shared if t.shape == (32,) and "norm.bias" in name else t for name, t in state.items()}
+    model = load_model(lightning(tmp_path / "x.ckpt", tied), config=UNTOLD)
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)
+    save_model(model, path)
+
+
+def test_more_than_the_file_holds_is_refused(unet, tmp_path):
+    state = srm_names(unet, "denoiser.")
+    state["denoiser.model.encoder.blocks.0.0.bias"] = torch.zeros(1).expand(32)
+    with pytest.raises(ValueError, match=r"x\.ckpt: .*claims 32 numbers, the file holds 1 of them"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_blocks": 10**9}, {"hid_dims": [32] * 3000}, {"t_emb_dim": 2**62}, {"channels": 2**70}, "[" * 10**5]
+)
+def test_an_absurd_configuration_in_a_file_takes_neither_time_nor_memory(unet, tmp_path, change):
+    config = change if isinstance(change, str) else json.dumps(unet.config.to_dict() | change)
+    metadata = {"format": "pt", "architecture": "SRMUNet", "config": config}
+    save_file(
+        {name: t.clone().contiguous() for name, t in unet.state_dict().items()}, tmp_path / "x.safetensors", metadata
+    )
+    for function in (load_model, model_info):
+        with pytest.raises(ValueError, match=r"x\.safetensors: its configuration is not one of SRMUNet"):
+            function(tmp_path / "x.safetensors")
+
+
+def test_two_weights_of_one_name_are_refused(unet, tmp_path):
+    state = srm_names(unet, "denoiser.") | {"denoiser.encoder.blocks.0.0.bias": torch.ones(32)}
+    with pytest.raises(ValueError, match=r"unexpected weight 'denoiser\.encoder\.blocks\.0\.0\.bias'"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+    state = spatialreasoners_names(unet, "denoiser.") | {"denoiser.model.decoder.out.0.bias": torch.ones(32)}
+    with pytest.raises(ValueError, match="are the same one of a network"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+    state = srm_names(unet, "denoiser.") | {"denoiser.zzz.norm_with_embedding.t_emb.mlp.0.bias": torch.zeros(32)}
+    with pytest.raises(ValueError, match=r"unexpected weight 'denoiser\.zzz"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+
+
+def test_a_moving_average_is_never_passed_over_in_silence(unet, tmp_path):
+    state = srm_names(made(TINY, 1), "denoiser.") | srm_names(unet, "ema_denoiser.")
+    assert_weights(load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD), unet)
+    average = srm_names(unet, "ema_denoiser.module.") | {"ema_denoiser.n_averaged": torch.tensor(9)}
+    partly = {name: tensor for name, tensor in average.items() if "encoder.blocks" not in name}
+    state = srm_names(made(TINY, 1), "denoiser.") | partly
+    with pytest.raises(ValueError, match=r"x\.ckpt: its moving average \(ema_denoiser\.\*\) holds no encoder"):
+        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+
+
+def test_attributes_on_a_files_tensors_do_nothing(unet, tmp_path):
+    state = srm_names(unet, "denoiser.")
+    odd = torch.nn.Parameter(state["denoiser.model.encoder.blocks.0.0.bias"])
+    odd.contiguous, odd.numel, odd.clone = "x", "y", "z"
+    state["denoiser.model.encoder.blocks.0.0.bias"] = odd
+    assert_weights(load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD), unet)
+
+
+def test_a_weight_that_a_type_cannot_hold_is_refused(unet, tmp_path):
+    state = srm_names(unet, "denoiser.")
+    state["denoiser.model.encoder.blocks.0.0.bias"][3] = 1e5
+    path = lightning(tmp_path / "x.ckpt", state)
+    with pytest.raises(ValueError, match=r"blocks\.0\.0\.bias' is up to 100000, more than torch\.float16 can hold"):
+        load_model(path, config=UNTOLD, dtype=torch.float16)
+    load_model(path, config=UNTOLD, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xyz", "meta", 3.5])
+def test_a_device_that_cannot_be_used_is_refused_first(device):
+    with pytest.raises(ValueError, match=r"device .* cannot be used"):
+        load_model("no such file", device=device)
+
+
+def test_loading_leaves_torchs_random_numbers_alone(unet, tmp_path):
+    path = lightning(tmp_path / "x.ckpt", srm_names(unet, "denoiser."))
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    load_model(path, config=UNTOLD)
+    load_model("digit-sudoku-4x4")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_of_a_compiled_network_load(unet, tmp_path):
+    state = {name.replace("denoiser.", "denoiser._orig_mod."): t for name, t in srm_names(unet, "denoiser.").items()}
+    assert_weights(load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD), unet)
+
+
+@pytest.mark.parametrize("name", ["last", "x.CKPT", "model.pt.old"])
+def test_the_kind_of_a_file_is_told_by_its_contents(unet, tmp_path, name):
+    assert_weights(load_model(lightning(tmp_path / name, srm_names(unet, "denoiser.")), config=UNTOLD), unet)
+    save_model(unet, tmp_path / name)
+    assert_weights(load_model(tmp_path / name), unet)
 
 
 def test_mixed_types_load_as_one(unet, tmp_path):
@@ -282,7 +391,7 @@ def test_other_contents_are_refused(tmp_path):
         "list": ([1, 2], "holds no state dict, but an object of type list"),
         "empty": ({}, r"holds no state dict; its keys are \[\]"),
         "no tensors": ({"state_dict": {"a": 1}}, r"holds no state dict; its keys are \['a'\]"),
-        "other": ({"weight": torch.zeros(3)}, "nor a published SRM UNet: .* but weight"),
+        "other": ({"weight": torch.zeros(3)}, "nor a published SRM UNet: .* but 'weight'"),
     }.values():
         torch.save(contents, tmp_path / "x.pt")
         with pytest.raises(ValueError, match=r"x\.pt: .*" + message):

@@ -49,8 +49,10 @@ for source in ("someone/boards/other.safetensors", "someone/else"):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:2] == ["['the default', 'the default', 'another', 'another']", "(1, 16, 16)"]
-    assert lines[2].startswith("someone/boards/other.safetensors: no file 'other.safetensors' from the hub repository")
-    assert lines[3].startswith("someone/else: no file 'model.safetensors' from the hub repository 'someone/else' (")
+    assert lines[2].startswith(
+        "someone/boards/other.safetensors: no such file here, and no file 'other.safetensors' from"
+    )
+    assert "no file 'model.safetensors' from the hub repository 'someone/else' (" in lines[3]
 
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
@@ -67,6 +69,23 @@ def test_what_is_no_hub_id_is_never_looked_for_there(source, monkeypatch):
     with pytest.raises(
         ValueError, match=r"source must be a bundled model .*digit-sudoku-4x4.*, an existing file or a Hug"
     ):
+        sources.find(source)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError(), RuntimeError("two\nlines")])
+def test_whatever_the_hub_raises_is_the_documented_error(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(ValueError, match=r"someone/boards: no such file here, and no file 'model\.safetensors' from"):
+        sources.find("someone/boards")
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a/" + "b" * 5000 + ".ckpt"])
+def test_names_that_no_file_can_have_are_refused(source):
+    with pytest.raises(ValueError, match="source"):
         sources.find(source)
 
 

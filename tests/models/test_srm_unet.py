@@ -1,22 +1,19 @@
 """The published UNet: its recorded outputs, its size, its arithmetic, and the ways to call it."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from per_pixel import PerPixelUNet
 from recordings import config_of, model_of, read
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipr_fast import ActivePatches, Denoiser, generate_batch, random_patches, refine_batch
 from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from per_pixel import PerPixelUNet
-
 PARAMETERS = {"even_pixels": 19_718_791, "counting_polygons": 76_765_191, "mnist_sudoku": 118_994_691}
 MOST_GFLOP = {"even_pixels": 3.5, "counting_polygons": 128, "mnist_sudoku": 500}
+GFLOP = {"even_pixels": 3.474, "counting_polygons": 126.38, "mnist_sudoku": 487.15}
 PER_PIXEL_GFLOP = {"even_pixels": 9.2, "counting_polygons": 226, "mnist_sudoku": 876}
 # Grids of 3x3 patches whose maps are finer than the patches, as fine, and coarser, with odd sizes among them.
 AWKWARD = SRMUNetConfig(1, 21, 7, (32, 64, 32, 32), (False, True, False, True), 1, 32, 32, 16)
@@ -75,10 +72,20 @@ def test_presets_have_the_published_size_and_a_fraction_of_the_arithmetic(name):
             gflop[key] = counter.get_total_flops() / 1e9
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert gflop["ours"] <= MOST_GFLOP[name]
+    assert gflop["ours"] == pytest.approx(GFLOP[name], rel=1e-3)
     assert gflop["per pixel"] == pytest.approx(PER_PIXEL_GFLOP[name], rel=0.01)
 
 
-@pytest.mark.parametrize("config", [AWKWARD, replace(AWKWARD, image_size=20, patch_size=20), config_of("tiny_rgb")])
+SHAPES = [
+    AWKWARD,
+    config_of("tiny_rgb"),
+    replace(AWKWARD, image_size=20, patch_size=20),
+    # 41 pixels: where a nearest-neighbour resampling by float32 scale takes the wrong patch at a border.
+    replace(AWKWARD, image_size=82, patch_size=41, hid_dims=(32, 32, 32), attention=(False,) * 3),
+]
+
+
+@pytest.mark.parametrize("config", SHAPES)
 def test_it_equals_the_formula_for_every_pixel(config, generator):
     model = randomised(config)
     patches, _, levels = make_state(config, generator)
@@ -146,11 +153,10 @@ def test_lower_precision_stays_near(unet, generator, dtype):
     patches, _, levels = make_state(AWKWARD, generator)
     low = randomised(AWKWARD).to(dtype)
     low.load_state_dict(unet.state_dict())
-    found, expected = low(patches, levels), unet(patches, levels)
-    assert {field.dtype for field in found} == {dtype}
-    # Some forty roundings of terms of order one, as a random walk.
-    error = (found.velocity.float() - expected.velocity).abs().max()
-    assert error < 40 * torch.finfo(dtype).eps * expected.velocity.abs().max()
+    # Some forty roundings of half an eps, as a random walk; measured: up to 2 eps of the largest value.
+    for ours, theirs in zip(low(patches, levels), unet(patches, levels), strict=True):
+        assert ours.dtype == dtype
+        assert (ours.float() - theirs).abs().max() < 4 * torch.finfo(dtype).eps * theirs.abs().max()
 
 
 def test_gradients_reach_every_parameter(generator):
@@ -185,7 +191,12 @@ def test_it_is_a_denoiser_with_the_papers_schedules(unet):
         ({"image_size": 20}, "patch_size must divide"),
         ({"channels": 0}, "channels must be a positive int"),
         ({"hid_dims": (32, 48, 32, 32)}, "hid_dims must be multiples of 32"),
-        ({"hid_dims": ()}, "hid_dims must be multiples of 32"),
+        ({"hid_dims": ()}, "hid_dims must be of 1 to 20 resolutions, got 0"),
+        ({"hid_dims": (32,) * 3000}, "hid_dims must be of 1 to 20 resolutions, got 3000"),
+        ({"num_blocks": 10**9}, "num_blocks must be a positive int of at most 64"),
+        ({"t_emb_dim": 2**62}, "t_emb_dim must be a positive int of at most 1048576"),
+        ({"image_size": 0}, "image_size must be a positive int"),
+        ({"image_size": 2**20, "patch_size": 1}, "patch_size: at most 65536 patches"),
         ({"hid_dims": 32}, "hid_dims must be a tuple"),
         ({"attention": (True,)}, "attention must be 4 bools"),
         ({"attention": (0, 1, 0, 1)}, "attention must be 4 bools"),
