@@ -19,18 +19,18 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def _sudoku_checkpoint(tmp_path, monkeypatch):
+def _checkpoint(tmp_path, monkeypatch):
     """The file that the README loads, in the working directory: in its format, of a preset made small for this test."""
     small = ipr_fast.models.SRMUNetConfig(1, 18, 2, (32, 32), (False, True), 1, 32, 32, 16, (1, 1.0), (1, 1.0))
-    monkeypatch.setitem(ipr_fast.models.PRESETS, "mnist_sudoku", small)
+    monkeypatch.setitem(ipr_fast.models.PRESETS, "even_pixels", small)
     weights = ipr_fast.models.SRMUNet(small).state_dict()
     torch.save(
-        {"state_dict": {f"ema_denoiser.module.{k}": v for k, v in weights.items()}}, tmp_path / "mnist_sudoku.ckpt"
+        {"state_dict": {f"ema_denoiser.module.{k}": v for k, v in weights.items()}}, tmp_path / "even_pixels.ckpt"
     )
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("_sudoku_checkpoint")
+@pytest.mark.usefixtures("_checkpoint")
 def test_its_python_runs_as_it_stands():
     namespace = {}
     for block in blocks("python"):
@@ -86,7 +86,10 @@ def test_its_table_of_presets_is_what_they_are():
             parameters = sum(p.numel() for p in ipr_fast.models.SRMUNet(config).parameters())
         patches = (config.image_size // config.patch_size) ** 2
         sample = f"{config.channels}x{config.image_size}x{config.image_size}"
-        assert f"| `{name}` | {sample} | {patches} | {parameters:,} |" in README
+        generate, refine = ipr_fast.Schedule(*config.generate_schedule), ipr_fast.Schedule(*config.refine_schedule)
+        calls = f"{generate.steps(patches)} + 50 x {refine.steps(patches // 4)}"
+        row = rf"\| `{name}` \| {sample} \| {patches} \| {parameters:,} \| [\d.]+ \| {re.escape(calls)} \|"
+        assert re.search(row, README)
 
 
 def test_its_words_on_diversity_are_the_committed_ones():
