@@ -1,6 +1,6 @@
 """Does refinement make all boards alike? How evenly valid boards cover the 288 grids, before and after.
 
-    python bench/diversity.py                     measure, write bench/results/diversity-digit-sudoku-4x4.json, print
+    python bench/diversity.py --out FILE.json     measure, print, and write the numbers
     python bench/diversity.py --report FILE.json  print an earlier measurement
 
 Each valid board shows one of the 288 grids of side 4, which the training data hold equally often. The chi-square
@@ -74,16 +74,17 @@ def report(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boards", type=int, default=2048)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--report", type=Path, help="print this file, measure nothing")
     arguments = parser.parse_args()
     if arguments.report is not None:
         print(report(json.loads(arguments.report.read_text())))
         return
     results = measure(arguments.boards)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     print(report(results))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
