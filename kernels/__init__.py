@@ -1,6 +1,5 @@
-"""The operations of the engine's step, one file each: the formula, the shapes, the code.
+"""The operations of the engine and its models, one file each: the formula, the shapes, the kernel, its torch twin.
 
-They know tensors only, nothing of models or policies, and write into the buffers that they are given. What stands here
-runs on any device in torch; a fused Triton kernel is to stand beside each, and what is here will be its twin, the
-version that it is tested against.
+They know tensors only, nothing of models or policies, and write into the buffers that they are given. `launch.py` says
+when an operation runs as its Triton kernel and when as its twin, the version that the kernel is tested against.
 """

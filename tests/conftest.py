@@ -2,21 +2,12 @@
 
 import pytest
 import torch
+from small_models import TINY, randomise
 
-from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models import PatchTransformer
 
 # On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
 torch.set_num_threads(1)
-
-TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
-
-
-def randomise(model: PatchTransformer, seed: int) -> PatchTransformer:
-    """Move every weight away from its start, zeros above all, so that no part of the model is idle."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data = 0.25 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from ipr_fast.files import read_samples
 @pytest.fixture
 def weights(tmp_path):
     """A small model of 16x16 samples, as a file."""
-    from conftest import TINY, randomise
+    from small_models import TINY, randomise
 
     path = tmp_path / "tiny.safetensors"
     ipr_fast.save_model(randomise(ipr_fast.models.PatchTransformer(TINY), seed=0), path)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import TINY
+from small_models import TINY
 
 from ipr_fast.models import PatchTransformer
 from ipr_fast.objective import ETA, best_mix, compute_losses, sample_levels, sample_roles

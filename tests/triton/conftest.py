@@ -25,8 +25,3 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def device():
     return torch.device("cpu" if INTERPRETED else "cuda")
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(1)
