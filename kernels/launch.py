@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -23,8 +24,8 @@ def jit(function: Callable) -> Any:
 
 
 def runs_kernel(kernel: Any, tensor: Tensor) -> bool:
-    """Whether an operation on this tensor is to launch `kernel`."""
-    if triton is None:
+    """Whether an operation on this tensor is to launch `kernel`: never where autograd would need its derivative."""
+    if triton is None or (tensor.requires_grad and torch.is_grad_enabled()):
         return False
     return tensor.is_cuda or not isinstance(kernel, triton.runtime.JITFunction)
 
@@ -37,7 +38,7 @@ def contiguous(**tensors: Tensor | None) -> None:
 
 
 def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
-    """Slots (B, A, P), perhaps a slice of a model's output, and the numbers between two rows; a copy where need be."""
+    """Rows (B, A, P), perhaps a slice of a larger tensor, and the numbers between two of them; a copy where need be."""
     _, slots, numel = tensor.shape
     if (numel == 1 or tensor.stride(2) == 1) and tensor.stride(0) == slots * tensor.stride(1):
         return tensor, tensor.stride(1)

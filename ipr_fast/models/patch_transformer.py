@@ -19,10 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels.modulated_norm import modulated_layer_norm
+from ipr_fast.kernels.partial_attention import partial_attention
 from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
+
+EPS = 1e-6  # of every LayerNorm
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,6 @@ class PatchTransformer(nn.Module):
         self.condition = LevelEmbedding(config.level_features, width)
         self.modulation = nn.Linear(width, 6 * width)
         self.layers = nn.ModuleList(Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
         for layer in (self.modulation, self.modulation_out, self.patch_out):
@@ -181,7 +184,7 @@ class PatchTransformer(nn.Module):
 
     def _read_out(self, h: Tensor, condition: Tensor) -> Prediction:
         scale, shift = self.modulation_out(condition).chunk(2, dim=-1)
-        out = self.patch_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        out = self.patch_out(modulated_layer_norm(h, scale, shift, eps=EPS))
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
         return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
@@ -193,7 +196,6 @@ class Layer(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.mlp_in = nn.Linear(width, mlp_ratio * width)
@@ -207,10 +209,12 @@ class Layer(nn.Module):
     def project(self, h: Tensor, scales: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, n, width) of tokens h (B, n, width)."""
         scale, shift, *_ = scales
-        return self.qkv(torch.addcmul(shift, self.norm(h), 1 + scale)).chunk(3, dim=-1)
+        return self.qkv(modulated_layer_norm(h, scale, shift, eps=EPS)).chunk(3, dim=-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None = None) -> Tensor:
         """Attention of tokens (B, n, width) over keys and values (B, m, width)."""
+        if may_attend is None:
+            return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
 
@@ -218,7 +222,7 @@ class Layer(nn.Module):
         """The layer's output (B, n, width), given its input and what the tokens have attended to."""
         _, _, gate, mlp_scale, mlp_shift, mlp_gate = scales
         h = torch.addcmul(h, gate, self.attention_out(attended))
-        hidden = F.gelu(self.mlp_in(torch.addcmul(mlp_shift, self.norm(h), 1 + mlp_scale)), approximate="tanh")
+        hidden = F.gelu(self.mlp_in(modulated_layer_norm(h, mlp_scale, mlp_shift, eps=EPS)), approximate="tanh")
         return torch.addcmul(h, mlp_gate, self.mlp_out(hidden))
 
 

@@ -11,11 +11,12 @@ MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
     "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
 }
+# The interpreter takes seconds for a UNet's call: a norm has a program for each group.
+RUNS = [("transformer", Schedule(1, 0.0)), ("transformer", Schedule(4, 0.8)), ("unet", Schedule(1, 0.9))]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("schedule", [Schedule(3, 0.0), Schedule(4, 0.8)], ids=str)
-def test_the_engine_equals_the_reference(name, schedule, device, generator):
+@pytest.mark.parametrize(("name", "schedule"), RUNS, ids=str)
+def test_the_engine_equals_the_reference(name, schedule, device, generator, monkeypatch):
     torch.manual_seed(0)
     model = MODELS[name]().eval().requires_grad_(False)
     for parameter in model.parameters():
