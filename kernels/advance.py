@@ -8,7 +8,8 @@ At step s of a chain with n active patches, T steps, block length L and starts S
 
 Shapes: level, next_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step ()
 int64. The tables are those of `ScheduleTables`: steps, block (N + 1,), starts (N + 1, N), int32.
-Bytes that must move: 20 B A, and 4 N of the tables for each chain, which stay in cache.
+Bytes that must move: 16 B A (start read and written, log-variance read, next level written), and 4 N of the tables for
+each chain, which stay in cache.
 """
 
 from __future__ import annotations
@@ -115,6 +116,11 @@ def advance(
         N_BLOCK=power_of_2(num_patches),
         num_warps=1 if num_patches <= 128 else 4,
     )
+
+
+def bytes_moved(batch: int, slots: int) -> int:
+    """What must move at the least; the tables stay in cache."""
+    return 16 * batch * slots
 
 
 def _advance(

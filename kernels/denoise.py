@@ -169,6 +169,11 @@ def denoise(
     )
 
 
+def bytes_moved(moving: int, numel: int, size: int, mix: bool) -> int:
+    """What must move at the least for slots that move, with predictions of `size` bytes a number."""
+    return moving * numel * (8 + size * (2 if mix else 1))
+
+
 def _denoise(
     patches: Tensor,
     index: Tensor,

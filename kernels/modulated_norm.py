@@ -93,6 +93,11 @@ def modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, *, eps: float)
     return out
 
 
+def layer_norm_bytes(batch: int, tokens: int, width: int, size: int) -> int:
+    """What must move at the least, for numbers of `size` bytes."""
+    return 4 * size * batch * tokens * width
+
+
 def _modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """The torch twin."""
     return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=eps), 1 + scale)
@@ -299,6 +304,11 @@ def group_norm_silu(
     )
     scale_silu_kernel[(batch, -(-pixels // p_block), blocks)](h, rows, index, factors, out, *cells, **tile)
     return out
+
+
+def group_norm_bytes(batch: int, channels: int, height: int, width: int, size: int) -> int:
+    """What must move at the least, for numbers of `size` bytes."""
+    return 3 * size * batch * channels * height * width
 
 
 def _group_norm_silu(

@@ -96,7 +96,11 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
     out = torch.empty(batch, slots, width, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    a_block = min(64, power_of_2(slots, 16))
+    # Float32 is multiplied without tensor cores, from registers: larger blocks spill.
+    most_queries, most_keys = (16, 32) if q.dtype == torch.float32 else (64, 64)
+    if head_size > 64:
+        most_keys //= 2
+    a_block = min(most_queries, power_of_2(slots, 16))
     partial_attention_kernel[(-(-slots // a_block), batch * heads)](
         q,
         keys,
@@ -112,11 +116,16 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
         D=head_size,
         D_BLOCK=power_of_2(head_size, 16),
         A_BLOCK=a_block,
-        N_BLOCK=min(64 if head_size <= 64 else 32, power_of_2(num_tokens, 16)),
+        N_BLOCK=min(most_keys, power_of_2(num_tokens, 16)),
         num_warps=4,
         num_stages=2,
     )
     return out
+
+
+def bytes_moved(batch: int, slots: int, tokens: int, width: int, size: int) -> int:
+    """What must move at the least, for numbers of `size` bytes."""
+    return size * batch * (2 * slots + 2 * tokens) * width
 
 
 def _partial_attention(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:

@@ -72,9 +72,9 @@ def uniform(word):
 def box_muller(u1, u2):
     """Two normals of two uniforms.
 
-    Logarithm, sine and cosine are polynomials (Moshier's, in Cephes) after an exact reduction of the argument: the
+    Logarithm, sine and cosine are polynomials (Moshier's, in Cephes) after an exact reduction of the argument. The
     hardware's logarithm is off by 2e-7 where it is near 0, and Triton's sine and cosine keep a slow path for arguments
-    that do not occur here, at the price of a stack and twice the registers.
+    that do not occur here: four normals take 22 registers so and 28 with Triton's (3.9, sm_90; neither has a stack).
     """
     radius = tl.sqrt_rn(-2.0 * log(tl.maximum(u1, 1.0e-7)))
     turns = 4.0 * u2

@@ -183,6 +183,11 @@ def renoise(
     )
 
 
+def bytes_moved(batch: int, num_patches: int, slots: int, numel: int) -> int:
+    """What must move at the least: the new noise, the slots, the masks."""
+    return batch * (4 * slots * numel + 12 * slots + num_patches)
+
+
 def choose_patches(choice: PatchChoice, *, seed: int, chain_ids: Tensor) -> Tensor:
     """The chosen patches as a mask (B, N): uniformly random, the smallest keys of the free ones."""
     num_patches = choice.free.shape[1]

@@ -5,6 +5,7 @@ import torch
 
 import ipr_fast
 from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
+from ipr_fast.kernels import philox
 from ipr_fast.selection import slot_bucket
 
 
@@ -243,3 +244,21 @@ def test_slot_buckets_are_few_and_hold_the_count(num_patches):
     buckets = {slot_bucket(n, num_patches) for n in range(num_patches + 1)}
     assert len(buckets) <= 9
     assert all(n <= slot_bucket(n, num_patches) <= num_patches for n in range(num_patches + 1))
+
+
+def test_no_counter_is_used_twice_in_a_run(model, monkeypatch):
+    """Generation, refinement, and the same refinement's continuation: every number of a run is drawn once."""
+    drawn, philox_4x32 = [], philox.philox_4x32
+
+    def record(c0, c1, c2, c3, seed):
+        words = torch.broadcast_tensors(*(torch.as_tensor(c) & 0xFFFFFFFF for c in (c0, c1, c2, c3)))
+        drawn.append(torch.stack([word.flatten() for word in words], dim=1))
+        return philox_4x32(c0, c1, c2, c3, seed)
+
+    monkeypatch.setattr(philox, "philox_4x32", record)
+    options = {"model": model, "schedule": Schedule(3, 0.5), "seed": 4}
+    x = ipr_fast.generate_batch(5, **options)
+    x = ipr_fast.refine_batch(x, random_patches(0.25), 3, **options)
+    ipr_fast.refine_batch(x, random_patches(0.5), 2, first_iteration=4, **options)
+    counters = torch.cat(drawn)
+    assert len(counters.unique(dim=0)) == len(counters) > 5 * 16 * 4 * 20

@@ -88,6 +88,21 @@ def test_moments_over_four_million_draws():
     assert abs((normals[:-1] * normals[1:]).mean()) < 5 / math.sqrt(n / 2)  # chains
 
 
+@pytest.mark.parametrize("field", ["step", "iteration", "stream", "seed"])
+def test_neighbouring_counters_are_uncorrelated_over_four_million_draws(field):
+    patches, ids = torch.arange(64).repeat(256, 1), torch.arange(256)
+
+    def draw(**change):
+        counter = {"seed": 5, "stream": STREAM_RENOISE, "step": 3, "iteration": 2} | change
+        return patch_normals(**counter, chain_ids=ids, patches=patches, numel=256).double()
+
+    here, there = draw(), draw(**{field: {"seed": 6, "stream": 2, "step": 4, "iteration": 3}[field]})
+    n = here.numel()
+    assert n == 2**22
+    assert abs((here * there).mean()) < 5 / math.sqrt(n)
+    assert abs((here.square() * there.square()).mean() - 1) < 5 * math.sqrt(8 / n)
+
+
 def test_keys_are_uniform_words():
     keys = patch_keys(9, STREAM_CHOICE, 3, torch.arange(4096), 64)
     assert keys.min() >= 0

@@ -1,0 +1,205 @@
+"""What the compiler makes of every Triton kernel, with no GPU at hand.
+
+    python profiling/kernel_resources.py                     all kernels, all targets, as a table
+    python profiling/kernel_resources.py --targets sm_90     one of them
+
+Each kernel is compiled as its launcher launches it: the launchers run on the CPU for the shapes of the bundled model
+and of the published networks, and what they would have launched is compiled. Registers a thread, bytes of stack and of
+spilled registers a thread, bytes of shared memory a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ipr_fast import Schedule
+from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as a launcher would have launched it."""
+
+    case: str
+    kernel: Any
+    arguments: tuple
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes; stack and spills are bytes a thread, shared memory bytes a block."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+class Recorder:
+    """Stands in for a kernel and remembers its launches."""
+
+    def __init__(self, kernel: Any, case: str, launches: list[Launch]) -> None:
+        self.kernel, self.case, self.launches = kernel, case, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **options: self.launches.append(Launch(self.case, self.kernel, arguments, options))
+
+
+def record(case: str, module: ModuleType, call: Callable[[], object]) -> list[Launch]:
+    """What `call` launches of a module's kernels."""
+    launches: list[Launch] = []
+    kernels = {name: k for name, k in vars(module).items() if isinstance(k, triton.runtime.JITFunction)}
+    kernels = {name: kernel for name, kernel in kernels.items() if name.endswith("_kernel")}
+    with patch.multiple(module, **{name: Recorder(kernel, case, launches) for name, kernel in kernels.items()}):
+        call()
+    return launches
+
+
+def launches() -> Iterator[Launch]:
+    """Every shipped configuration: 4x4 and 9x9 boards of the transformer, the published UNets."""
+    for name, patches, slots, numel in (("4x4", 16, 4, 64), ("9x9", 81, 20, 784), ("Even Pixels", 64, 16, 48)):
+        yield from step_launches(name, patches, slots, numel)
+    heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
+    maps = {"Even Pixels": (64, 32, 8), "Sudoku": (128, 252, 9), "coarse": (384, 8, 8)}
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        for name, sizes in heads.items():
+            yield from record(f"{name}, {kind}", partial_attention, partial(attend, dtype, *sizes))
+            yield from record(f"{name}, {kind}", modulated_norm, partial(layer_norm, dtype, *sizes))
+        for name, sizes in maps.items():
+            yield from record(f"{name}, {kind}", modulated_norm, partial(group_norm, dtype, *sizes))
+
+
+def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
+    """The engine's own operations, for two chains."""
+    z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
+    level, free, number = torch.ones(2, slots), torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
+    choice, into = renoise.PatchChoice(free, count.long(), number), renoise.Slots(index, count, level, index.clone())
+    counters = {"seed": 0, "iteration": number, "chain_ids": torch.arange(2)}
+    for how, chosen in (("chosen", choice), ("mask", None)):
+        call = partial(renoise.renoise, z, free, into, stream=1, choice=chosen, **counters)
+        yield from record(f"{name}, {how}", renoise, call)
+    tables = Schedule(10, 0.8).tables(patches)._asdict()
+    at = {"count": count, "step": number, "log_variance": level}
+    yield from record(name, advance, partial(advance.advance, into.start, level, **at, **tables))
+    for dtype in (torch.float32, torch.bfloat16):
+        velocity = torch.zeros(2, slots, numel, dtype=dtype)
+        step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
+        call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=number, **counters)
+        yield from record(f"{name}, {str(dtype).removeprefix('torch.')}", denoise, call)
+
+
+def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    q, keys = (torch.zeros(2, n, heads * head_size, dtype=dtype) for n in (slots, tokens))
+    partial_attention.partial_attention(q, keys, keys, heads=heads)
+
+
+def layer_norm(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    h = torch.zeros(2, slots, heads * head_size, dtype=dtype)
+    modulated_norm.modulated_layer_norm(h, h, h, eps=1e-6)
+
+
+def group_norm(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
+    h = torch.zeros(1, channels, size, size, dtype=dtype)
+    rows, index = torch.zeros(4, channels, dtype=dtype), torch.zeros(1, cells, cells, dtype=torch.int64)
+    modulated_norm.group_norm_silu(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
+
+
+def compile_for(launch: Launch, target: str) -> Resources:
+    """Compile a launch as Triton would, with pointers and numbers that 16 divides known to be so."""
+    signature, constants, attributes = {}, {}, {}
+    names = [parameter.name for parameter in launch.kernel.params]
+    for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
+        if value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = TYPES[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    options = {}
+    for name, value in launch.options.items():
+        if name in names:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            options[name] = value
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        compiled = triton.compile(source, target=TARGETS[target], options=options)
+    return _of_amd(compiled) if target.startswith("gfx") else _of_nvidia(compiled)
+
+
+def _of_nvidia(compiled: Any) -> Resources:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        dump = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump.stdout)}
+    return Resources(used["REG"], used["STACK"], used["LOCAL"], compiled.metadata.shared)
+
+
+def _of_amd(compiled: Any) -> Resources:
+    def used(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])[1])
+
+    spills = 4 * used("vgpr_spill_count")
+    return Resources(used("vgpr_count"), used("private_segment_fixed_size"), spills, compiled.metadata.shared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    arguments = parser.parse_args()
+    columns = f"{'warps':>5} {'registers':>9} {'stack':>6} {'spills':>6} {'shared':>7}"
+    print(f"{'target':7} {'kernel':26} {'case':24} {columns}")
+    for target in arguments.targets:
+        for launch in launches():
+            used = compile_for(launch, target)
+            name, warps = launch.kernel.__name__, launch.options["num_warps"]
+            print(
+                f"{target:7} {name:26} {launch.case:24} {warps:5} {used.registers:9} {used.stack:6} {used.spills:6} "
+                f"{used.shared:7}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

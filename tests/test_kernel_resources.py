@@ -1,0 +1,39 @@
+"""What the compiler makes of the kernels, for targets that need not be here."""
+
+import importlib.util
+import os
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton"),
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's compilers"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+]
+
+
+@pytest.fixture(scope="module")
+def launches():
+    import kernel_resources
+
+    return list(kernel_resources.launches())
+
+
+def test_every_kernel_is_compiled(launches):
+    from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+
+    files = (advance, denoise, modulated_norm, partial_attention, renoise)
+    kernels = {name for file in files for name in vars(file) if name.endswith("_kernel")} - {"runs_kernel"}
+    assert {launch.kernel.__name__ for launch in launches} == kernels
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_no_stack_no_spills_and_shared_memory_within_the_limit(launches, target):
+    import kernel_resources
+
+    for launch in launches:
+        used = kernel_resources.compile_for(launch, target)
+        assert used.spills == 0, launch
+        assert used.stack == 0, launch
+        assert used.shared <= kernel_resources.MOST_SHARED[target], launch
