@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import ipr_fast
-from ipr_fast import Schedule, random_patches
+from ipr_fast import ActivePatches, Schedule, random_patches
 from ipr_fast.cli import main
 from ipr_fast.kernels import philox
+from ipr_fast.models import SRMUNet, SRMUNetConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def _full_precision():
     """Products in float32, not TF32: the CPU is the yardstick."""
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def test_random_numbers_are_those_of_the_cpu():
@@ -37,6 +39,22 @@ def test_the_engine_equals_the_reference(finished, ragged_known, schedule, model
     model.cpu()
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_unet_equals_itself_on_the_cpu(dtype, generator):
+    torch.manual_seed(0)
+    config = SRMUNetConfig(3, 28, 7, (64, 64, 128), (False, True, True), num_blocks=1, num_head_channels=32)
+    here = SRMUNet(config).eval().requires_grad_(False)
+    there = SRMUNet(config).eval().requires_grad_(False).to("cuda", dtype)
+    there.load_state_dict(here.state_dict())
+    patches, mask = torch.randn(6, 16, 147, generator=generator), torch.rand(6, 16, generator=generator) < 0.4
+    active, levels = ActivePatches.from_mask(mask), torch.rand(6, 16, generator=generator)
+    slots = ActivePatches(active.index.cuda(), active.count.cuda())
+    found = there(patches.cuda(), levels.cuda(), slots)
+    for ours, theirs in zip(found, here(patches, levels, active), strict=True):
+        error = (ours.cpu().float() - theirs)[active.occupied].abs().max()
+        assert error <= (1e-5 if dtype == torch.float32 else 4 * 2**-8) * theirs.abs().max()
 
 
 def test_the_bundled_model_follows_the_samples():
