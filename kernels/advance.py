@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, power_of_2, rows_of, runs_kernel
+from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel
 
 try:
     import triton.language as tl
@@ -46,11 +46,11 @@ def advance_kernel(
     i_chain = tl.program_id(0).to(tl.int64)
     o_slot = tl.arange(0, A_BLOCK)
     count, step = tl.load(p_count + i_chain), tl.load(p_step).to(tl.int32)
-    m_slot = o_slot < count
+    m_slot = (o_slot < count) & (o_slot < A)
     b_start = tl.load(p_start + i_chain * A + o_slot, mask=m_slot, other=0)
 
     o_patch = tl.arange(0, N_BLOCK)
-    b_starts = tl.load(p_starts + count * N + o_patch, mask=o_patch < N, other=2147483647)
+    b_starts = tl.load(p_starts + count.to(tl.int64) * N + o_patch, mask=o_patch < N, other=2147483647)
     due = tl.sum((b_starts <= step).to(tl.int32), axis=0)
     waiting = m_slot & (b_start < 0)
     to_start = due - tl.sum((m_slot & (b_start >= 0)).to(tl.int32), axis=0)
@@ -90,7 +90,7 @@ def advance(
     starts: Tensor,
 ) -> None:
     """Update `start` and write `next_level`; padding slots get level 0. Without log-variances slots start in order."""
-    if not runs_kernel(advance_kernel, start):
+    if not runs_kernel(advance_kernel, start, log_variance):
         _advance(start, next_level, count, step, log_variance, steps, block, starts)
         return
     batch, slots = start.shape
@@ -99,7 +99,9 @@ def advance(
     contiguous(start=start, next_level=next_level, count=count, starts=starts)
     order, stride = (None, 0) if log_variance is None else rows_of(log_variance[..., None])
     num_patches = starts.shape[1]
-    advance_kernel[(batch,)](
+    launch(
+        advance_kernel,
+        (batch,),
         start,
         next_level,
         count,

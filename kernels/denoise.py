@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, power_of_2, rows_of, runs_kernel, signed_words
+from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel, signed_words
 from ipr_fast.kernels.philox import STREAM_POSTERIOR, normals_4, patch_normals
 from ipr_fast.kernels.rows import patch_rows, read_rows, write_rows
 
@@ -125,7 +125,7 @@ def denoise(
 
     noise: (B, N, P), to be used in place of the normals that seed and counters define.
     """
-    if not runs_kernel(denoise_kernel, patches):
+    if not runs_kernel(denoise_kernel, patches, velocity, variance_mix, noise):
         counters = (seed, STREAM_POSTERIOR, step, iteration, chain_ids)
         _denoise(patches, index, level, next_level, velocity, variance_mix, stochasticity, temperature, counters, noise)
         return
@@ -139,7 +139,9 @@ def denoise(
     q_block = min(power_of_2(quads), 256)
     s_block = max(1, min(64, 256 // q_block))
     grid = (-(-batch * slots // s_block), -(-quads // q_block))
-    denoise_kernel[grid](
+    launch(
+        denoise_kernel,
+        grid,
         patches,
         index,
         level,

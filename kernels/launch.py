@@ -6,6 +6,7 @@ set before this package is imported); its torch twin otherwise, and wherever Tri
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +19,37 @@ except ImportError:  # macOS and Windows
     triton = None
 
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the kernels compute with, in float32 inside
+
+
 def jit(function: Callable) -> Any:
-    """`triton.jit` where there is Triton; else the function as it stands, never to be called."""
-    return function if triton is None else triton.jit(function)
+    """`triton.jit` where there is Triton; else the function as it stands, never to be called.
+
+    The words of a seed are never specialised: a word of 1 would become a constant, and each seed a compilation.
+    """
+    if triton is None:
+        return function
+    seed = [name for name in ("seed_low", "seed_high") if name in inspect.signature(function).parameters]
+    return triton.jit(function, do_not_specialize=seed)
 
 
-def runs_kernel(kernel: Any, tensor: Tensor) -> bool:
-    """Whether an operation on this tensor is to launch `kernel`: never where autograd would need its derivative."""
-    if triton is None or (tensor.requires_grad and torch.is_grad_enabled()):
+def runs_kernel(kernel: Any, *tensors: Tensor | None) -> bool:
+    """Whether an operation on these tensors, the first of which says where, is to launch `kernel`.
+
+    Never where autograd would need its derivative, nor for float64.
+    """
+    if triton is None or not (tensors[0].is_cuda or not isinstance(kernel, triton.runtime.JITFunction)):
         return False
-    return tensor.is_cuda or not isinstance(kernel, triton.runtime.JITFunction)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return False
+    return all(tensor.dtype in DTYPES for tensor in given if tensor.is_floating_point())
+
+
+def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *arguments: Any, **options: Any) -> None:
+    """Launch a kernel, of whose arguments `tensor` is the first, on the device of that tensor."""
+    with torch.cuda.device_of(tensor):
+        kernel[grid](tensor, *arguments, **options)
 
 
 def contiguous(**tensors: Tensor | None) -> None:

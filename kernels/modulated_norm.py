@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.kernels.launch import jit, power_of_2, rows_of, runs_kernel
+from ipr_fast.kernels.launch import jit, launch, power_of_2, rows_of, runs_kernel
 
 try:
     import triton.language as tl
@@ -66,7 +66,7 @@ def layer_norm_kernel(
 
 def modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, *, eps: float) -> Tensor:
     """Tokens (B, n, W) of the type of h."""
-    if not runs_kernel(layer_norm_kernel, h):
+    if not runs_kernel(layer_norm_kernel, h, scale, shift):
         return _modulated_layer_norm(h, scale, shift, eps)
     batch, tokens, width = h.shape
     out = torch.empty(batch, tokens, width, dtype=h.dtype, device=h.device)
@@ -75,7 +75,9 @@ def modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, *, eps: float)
     (h, h_stride), (scale, scale_stride), (shift, shift_stride) = (rows_of(x) for x in (h, scale, shift))
     w_block = power_of_2(width)
     r_block = max(1, 1024 // w_block)
-    layer_norm_kernel[(-(-batch * tokens // r_block),)](
+    launch(
+        layer_norm_kernel,
+        (-(-batch * tokens // r_block),),
         h,
         scale,
         shift,
@@ -262,7 +264,7 @@ def group_norm_silu(
     index: Tensor | None = None,
 ) -> Tensor:
     """The result as a map of its own. With `rows`, h is the caller's to lose: it may be overwritten."""
-    if not runs_kernel(scale_silu_kernel, h):
+    if not runs_kernel(scale_silu_kernel, h, weight, bias, rows):
         return _group_norm_silu(h, weight, bias, groups, eps, rows, index)
     h = h.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(h)
@@ -282,10 +284,12 @@ def group_norm_silu(
     statistics = torch.empty(batch, shares, 2, channels, dtype=torch.float32, device=h.device)
     factors = torch.empty(batch, 2, channels, dtype=torch.float32, device=h.device)
     tile = {"CELLS": rows is not None, "P_BLOCK": p_block, "C_BLOCK": c_block, "num_warps": 4}
-    channel_statistics_kernel[(batch, shares, blocks)](h, rows, index, statistics, *cells, share, **tile)
+    launch(channel_statistics_kernel, (batch, shares, blocks), h, rows, index, statistics, *cells, share, **tile)
     s_block, m_block = power_of_2(shares), power_of_2(channels // groups)
     g_block = max(1, min(power_of_2(groups), 1024 // (s_block * m_block)))
-    channel_factors_kernel[(batch, -(-groups // g_block))](
+    launch(
+        channel_factors_kernel,
+        (batch, -(-groups // g_block)),
         statistics,
         weight,
         bias,
@@ -302,7 +306,7 @@ def group_norm_silu(
         M_BLOCK=m_block,
         num_warps=4,
     )
-    scale_silu_kernel[(batch, -(-pixels // p_block), blocks)](h, rows, index, factors, out, *cells, **tile)
+    launch(scale_silu_kernel, (batch, -(-pixels // p_block), blocks), h, rows, index, factors, out, *cells, **tile)
     return out
 
 

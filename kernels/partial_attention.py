@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.kernels.launch import jit, power_of_2, runs_kernel
+from ipr_fast.kernels.launch import jit, launch, power_of_2, runs_kernel
 
 try:
     import triton.language as tl
@@ -49,8 +49,8 @@ def partial_attention_kernel(
     N_BLOCK: tl.constexpr,
 ):
     """One program for A_BLOCK queries of one head of one chain."""
-    i_chain, i_head = (tl.program_id(1) // HEADS).to(tl.int64), tl.program_id(1) % HEADS
-    o_query = tl.program_id(0) * A_BLOCK + tl.arange(0, A_BLOCK)
+    i_chain, i_head = (tl.program_id(0) // HEADS).to(tl.int64), tl.program_id(0) % HEADS
+    o_query = tl.program_id(1) * A_BLOCK + tl.arange(0, A_BLOCK)
     o_dim, m_query = tl.arange(0, D_BLOCK), o_query < A
     m_dim = o_dim < D
     head = i_head * D + o_dim
@@ -87,12 +87,13 @@ def partial_attention_kernel(
 def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) -> Tensor:
     """(B, A, W), of the type of q."""
     head_size = q.shape[-1] // heads
-    if not runs_kernel(partial_attention_kernel, q) or head_size > MOST_HEAD_SIZE:
+    if not runs_kernel(partial_attention_kernel, q, keys, values) or head_size > MOST_HEAD_SIZE:
         return _partial_attention(q, keys, values, heads)
     (batch, slots, width), num_tokens = q.shape, keys.shape[1]
+    keys, values = keys.to(q.dtype), values.to(q.dtype)  # under autocast a cache has the weights' type
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
-        if tensor.stride(-1) != 1 or tensor.dtype != q.dtype:
-            raise ValueError(f"{name} must have contiguous rows of {q.dtype}, got {tensor.stride()} of {tensor.dtype}")
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must have contiguous rows, got strides {tensor.stride()}")
     out = torch.empty(batch, slots, width, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
@@ -101,7 +102,9 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
     if head_size > 64:
         most_keys //= 2
     a_block = min(most_queries, power_of_2(slots, 16))
-    partial_attention_kernel[(-(-slots // a_block), batch * heads)](
+    launch(
+        partial_attention_kernel,
+        (batch * heads, -(-slots // a_block)),
         q,
         keys,
         values,

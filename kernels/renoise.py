@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, power_of_2, runs_kernel, signed_words
+from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, runs_kernel, signed_words
 from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, normals_4, patch_keys, patch_normals, words_4
 from ipr_fast.kernels.rows import compact, patch_rows, read_rows, write_rows
 
@@ -28,8 +28,14 @@ except ImportError:  # macOS and Windows
     tl = None
 
 
+MOST_PATCHES = 4096  # that a program holds at once; above, the twin
+
+
 class PatchChoice(NamedTuple):
-    """A random choice that is still to be made: `size` (B,) of each chain's `free` patches (B, N)."""
+    """A random choice that is still to be made: `size` (B,) of each chain's `free` patches (B, N).
+
+    The mask that it is written to must not be `free` itself.
+    """
 
     free: Tensor
     size: Tensor
@@ -146,7 +152,7 @@ def renoise(
     choice: choose the patches here, and write them into `mask`. noise: (B, N, P), to be used in place of the normals
     that seed and counters define.
     """
-    if not runs_kernel(renoise_kernel, patches):
+    if not runs_kernel(renoise_kernel, patches, noise) or patches.shape[1] > MOST_PATCHES:
         _renoise(patches, mask, slots, seed, stream, iteration, chain_ids, choice, noise)
         return
     batch, num_patches, numel = patches.shape
@@ -157,8 +163,10 @@ def renoise(
         contiguous(free=choice.free, size=choice.size)
     num_slots = slots.index.shape[1]
     quads = power_of_2(-(-numel // 4))
-    q_block = min(quads, 256)
-    renoise_kernel[(batch,)](
+    q_block, n_block = min(quads, 256), power_of_2(num_patches, 16)
+    launch(
+        renoise_kernel,
+        (batch,),
         patches,
         mask.view(torch.int8),
         None if choice is None else choice.free.view(torch.int8),
@@ -175,11 +183,11 @@ def renoise(
         STREAM=stream,
         CHOOSE=choice is not None,
         GIVEN=noise is not None,
-        N_BLOCK=power_of_2(num_patches, 16),
+        N_BLOCK=n_block,
         J_BLOCK=16,
-        A_BLOCK=max(1, min(power_of_2(num_slots), 256 // q_block)),
+        A_BLOCK=max(1, min(power_of_2(num_slots), 256 // q_block, 8192 // n_block)),
         Q_BLOCK=q_block,
-        num_warps=4,
+        num_warps=4 if n_block <= 256 else 16,
     )
 
 

@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
 from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels.launch import DTYPES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -91,11 +92,17 @@ def record(case: str, module: ModuleType, call: Callable[[], object]) -> list[La
 
 def launches() -> Iterator[Launch]:
     """Every shipped configuration: 4x4 and 9x9 boards of the transformer, the published UNets."""
-    for name, patches, slots, numel in (("4x4", 16, 4, 64), ("9x9", 81, 20, 784), ("Even Pixels", 64, 16, 48)):
-        yield from step_launches(name, patches, slots, numel)
+    step = {
+        "4x4": (16, 4, 64, 0),
+        "9x9": (81, 20, 784, 1),
+        "Even Pixels": (64, 16, 48, 2**32),
+        "1024": (1024, 1024, 4, 3),
+    }
+    for name, sizes in step.items():
+        yield from step_launches(name, *sizes)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
     maps = {"Even Pixels": (64, 32, 8), "Sudoku": (128, 252, 9), "coarse": (384, 8, 8)}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
         for name, sizes in heads.items():
             yield from record(f"{name}, {kind}", partial_attention, partial(attend, dtype, *sizes))
@@ -104,19 +111,19 @@ def launches() -> Iterator[Launch]:
             yield from record(f"{name}, {kind}", modulated_norm, partial(group_norm, dtype, *sizes))
 
 
-def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
+def step_launches(name: str, patches: int, slots: int, numel: int, seed: int) -> Iterator[Launch]:
     """The engine's own operations, for two chains."""
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
     level, free, number = torch.ones(2, slots), torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
     choice, into = renoise.PatchChoice(free, count.long(), number), renoise.Slots(index, count, level, index.clone())
-    counters = {"seed": 0, "iteration": number, "chain_ids": torch.arange(2)}
+    counters = {"seed": seed, "iteration": number, "chain_ids": torch.arange(2)}
     for how, chosen in (("chosen", choice), ("mask", None)):
         call = partial(renoise.renoise, z, free, into, stream=1, choice=chosen, **counters)
         yield from record(f"{name}, {how}", renoise, call)
     tables = Schedule(10, 0.8).tables(patches)._asdict()
     at = {"count": count, "step": number, "log_variance": level}
     yield from record(name, advance, partial(advance.advance, into.start, level, **at, **tables))
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         velocity = torch.zeros(2, slots, numel, dtype=dtype)
         step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
         call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=number, **counters)
@@ -144,14 +151,15 @@ def compile_for(launch: Launch, target: str) -> Resources:
     signature, constants, attributes = {}, {}, {}
     names = [parameter.name for parameter in launch.kernel.params]
     for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
+        specialised = not launch.kernel.params[i].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and specialised):
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, Tensor):
             signature[name] = TYPES[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and specialised):
             attributes[(i,)] = [["tt.divisibility", 16]]
     options = {}
     for name, value in launch.options.items():

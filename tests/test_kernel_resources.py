@@ -1,13 +1,23 @@
 """What the compiler makes of the kernels, for targets that need not be here."""
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
 
 import pytest
 
+
+def _triton_version() -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return (0,)
+
+
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton"),
+    pytest.mark.skipif(_triton_version() < (3, 3), reason="Triton's interface for this begins with 3.3"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's compilers"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
 ]

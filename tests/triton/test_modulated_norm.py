@@ -90,5 +90,6 @@ def test_autograd_takes_the_twin(device, generator):
     h = torch.randn(2, 3, 8, generator=generator).to(device).requires_grad_(True)
     assert not runs_kernel(file.layer_norm_kernel, h)
     assert runs_kernel(file.layer_norm_kernel, h.detach())
+    assert file.modulated_layer_norm(h.detach(), h, h, eps=1e-6).requires_grad
     file.modulated_layer_norm(h, h, h, eps=1e-6).sum().backward()
     assert h.grad.isfinite().all()

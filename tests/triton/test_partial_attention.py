@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ipr_fast.kernels import partial_attention as file
+from ipr_fast.kernels.launch import runs_kernel
 
 SHAPES = [(1, 1, 1), (3, 4, 16), (2, 20, 81), (1, 64, 256), (2, 17, 33), (1, 81, 81), (1, 3, 1024)]
 
@@ -44,9 +45,24 @@ def test_nothing_to_attend_for(shape, device):
     assert file.partial_attention(torch.zeros(*shape, 32, device=device), keys, keys, heads=2).shape == (*shape, 32)
 
 
-def test_mixed_types_and_scattered_rows_are_refused(device):
+def test_a_cache_of_another_type_is_read_as_the_queries(device, generator):
+    q, keys = (
+        torch.randn(2, 3, 32, generator=generator).to(device),
+        torch.randn(2, 5, 32, generator=generator).to(device),
+    )
+    low = file.partial_attention(q.half(), keys, keys, heads=2)
+    assert low.dtype == torch.float16
+    assert torch.equal(low, file.partial_attention(q.half(), keys.half(), keys.half(), heads=2))
+
+
+def test_scattered_rows_are_refused(device):
     q, keys = torch.zeros(2, 3, 32, device=device), torch.zeros(2, 5, 32, device=device)
-    with pytest.raises(ValueError, match=r"values must have contiguous rows of .*float32, got .*float16"):
-        file.partial_attention(q, keys, keys.half(), heads=2)
-    with pytest.raises(ValueError, match="keys must have contiguous rows"):
+    with pytest.raises(ValueError, match=r"keys must have contiguous rows, got strides \(160, 1, 5\)"):
         file.partial_attention(q, torch.zeros(2, 32, 5, device=device).transpose(1, 2), keys, heads=2)
+
+
+def test_autograd_and_float64_take_the_twin(device):
+    q, keys = torch.zeros(2, 3, 32, device=device), torch.zeros(2, 5, 32, device=device, requires_grad=True)
+    assert file.partial_attention(q, keys, keys, heads=2).requires_grad
+    assert not runs_kernel(file.partial_attention_kernel, q.double(), q.double())
+    assert runs_kernel(file.partial_attention_kernel, q, keys.detach(), None)

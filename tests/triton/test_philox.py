@@ -7,10 +7,10 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from ipr_fast.kernels import philox  # noqa: E402
-from ipr_fast.kernels.launch import signed_words  # noqa: E402
+from ipr_fast.kernels.launch import jit, signed_words  # noqa: E402
 
 
-@triton.jit
+@jit
 def words_kernel(p_out, p_c0, p_c1, p_c2, p_c3, seed_low, seed_high, SIZE: tl.constexpr):
     o = tl.arange(0, SIZE)
     k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
@@ -22,7 +22,7 @@ def words_kernel(p_out, p_c0, p_c1, p_c2, p_c3, seed_low, seed_high, SIZE: tl.co
     tl.store(p_out + 3 * SIZE + o, w3.to(tl.int64))
 
 
-@triton.jit
+@jit
 def normals_kernel(p_out, p_u1, p_u2, SIZE: tl.constexpr):
     o = tl.arange(0, SIZE)
     n0, n1 = philox.box_muller(tl.load(p_u1 + o), tl.load(p_u2 + o))
