@@ -89,3 +89,14 @@ def test_imports_run_one_way():
 def test_nothing_of_the_extras_is_imported_with_the_package():
     code = "import ipr_fast, ipr_fast.cli, sys; print(sorted({'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
+
+
+def test_without_triton_it_runs_on_the_twins():
+    code = """
+import sys
+sys.modules["triton"] = sys.modules["triton.language"] = None
+import ipr_fast
+x = ipr_fast.generate_batch(2)
+print(ipr_fast.refine_batch(x, ipr_fast.random_patches(), 1).shape)
+"""
+    assert "[2, 1, 32, 32]" in run(sys.executable, "-c", code, cwd=ROOT)
