@@ -95,6 +95,10 @@ def test_advance(schedule, slots, uncertainty, device, generator):
         assert torch.equal(levels[0], levels[1])
 
 
+def test_advance_of_a_thousand_slots(device, generator):
+    test_advance(Schedule(10, 0.8), 1024, "float32", device, generator)
+
+
 @pytest.mark.parametrize(("batch", "num_patches", "numel"), SHAPES)
 @pytest.mark.parametrize("mix", [True, False])
 @pytest.mark.parametrize(("eta", "tau", "given"), [(0.5, 1.0, False), (1.0, 0.5, True), (0.0, 1.0, False)])
