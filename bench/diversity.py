@@ -82,9 +82,7 @@ def main() -> None:
         return
     results = measure(arguments.boards)
     print(report(results))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    environment.write(results, arguments.out)
 
 
 if __name__ == "__main__":

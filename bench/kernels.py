@@ -9,7 +9,6 @@ Every kernel first has to equal its twin. A memory-bound kernel's bandwidth is t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -151,7 +150,9 @@ def attention_rows(batch: int, device: torch.device, dtype: torch.dtype) -> list
             lambda q=q, k=keys, v=values, h=heads: partial_attention.partial_attention(q, k, v, heads=h), device
         )
         theirs = seconds(lambda k=k, v=v, m=mask: F.scaled_dot_product_attention(k, k, v, attn_mask=m), device)
-        rows.append({"operation": f"partial attention, {name}", "seconds": ours, "times_faster": theirs / ours})
+        moved = partial_attention.bytes_moved(batch, slots, tokens, width, q.element_size())
+        row = {"operation": f"partial attention, {name}", "bytes": moved, "seconds": ours}
+        rows.append(row | {"times_faster": theirs / ours})
     return rows
 
 
@@ -187,9 +188,7 @@ def main() -> None:
         parser.error("needs a CUDA device")
     results = measure(arguments.batch, torch.device("cuda"))
     print(report(results))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    environment.write(results, arguments.out)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,7 @@ def main() -> None:
         parser.error("--rounds must be at least 2")
     results = measure(arguments.preset, arguments.batches, arguments.threads, arguments.rounds)
     print(report(results))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    environment.write(results, arguments.out)
 
 
 if __name__ == "__main__":
