@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ipr_fast import Schedule
 from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels.philox import seed_tensor
 
 SHAPES = {"digit-sudoku-4x4": (16, 4, 64), "9x9": (81, 20, 784), "Even Pixels": (64, 16, 48)}
 
@@ -57,20 +58,20 @@ def step_rows(name: str, batch: int, device: torch.device, copies: float) -> lis
     patches, slots, numel = SHAPES[name]
     z, noise = (torch.randn(batch, patches, numel, device=device) for _ in range(2))
     free = torch.ones(batch, patches, dtype=torch.bool, device=device)
-    number, ids = torch.tensor(1, device=device), torch.arange(batch, device=device)
+    seed, number, ids = seed_tensor(1, device), torch.tensor(1, device=device), torch.arange(batch, device=device)
     index, start = (torch.zeros(batch, slots, dtype=torch.int32, device=device) for _ in range(2))
     count = torch.full((batch,), slots, dtype=torch.int32, device=device)
     level, next_level, order = (torch.ones(batch, slots, device=device) for _ in range(3))
     into, mask = renoise.Slots(index, count, level, start), free.clone()
     choice = renoise.PatchChoice(free, count.long(), number)
-    counters = {"seed": 1, "iteration": number, "chain_ids": ids}
+    counters = {"seed": seed, "iteration": number, "chain_ids": ids}
 
     def fused_renoise() -> Sequence[Tensor]:
         renoise.renoise(z, mask, into, stream=1, choice=choice, **counters)
         return z, mask, *into
 
     def plain_renoise() -> Sequence[Tensor]:
-        renoise._renoise(z, mask, into, 1, 1, number, ids, choice, None)
+        renoise._renoise(z, mask, into, seed, 1, number, ids, choice, None)
         return z, mask, *into
 
     tables = Schedule(10, 0.8).tables(patches).to(device)
@@ -91,7 +92,7 @@ def step_rows(name: str, batch: int, device: torch.device, copies: float) -> lis
         return (z,)
 
     def plain_denoise() -> Sequence[Tensor]:
-        denoise._denoise(z, index, level, half, u, v, 0.5, 1.0, (1, 2, number, number, ids), None)
+        denoise._denoise(z, index, level, half, u, v, 0.5, 1.0, (seed, 2, number, number, ids), None)
         return (z,)
 
     here = (copies, device)
@@ -126,8 +127,8 @@ def norm_rows(batch: int, device: torch.device, copies: float) -> list[dict]:
         compare(
             "group norm, 64 x 32 x 32",
             modulated_norm.group_norm_bytes(samples, 64, 32, 32, 4),
-            lambda: (modulated_norm.group_norm_silu(image, weight, bias, **options),),
-            lambda: (modulated_norm._group_norm_silu(image, weight, bias, *options.values()),),
+            lambda: (modulated_norm.group_norm(image, weight, bias, **options),),
+            lambda: (modulated_norm._group_norm(image, weight, bias, *options.values()),),
             copies,
             device,
             lambda: image.copy_(original),  # the twin may overwrite it

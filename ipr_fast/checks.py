@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import torch
@@ -34,6 +35,13 @@ def number(name: str, value: object, low: float, high: float | None = None) -> f
         wanted = f">= {low:g}" if high is None else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number {wanted}, got {value!r}")
     return float(value)
+
+
+def boolean(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be a bool, got {value!r}")
+    return value
 
 
 def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
@@ -163,6 +171,11 @@ def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) 
 def count_not_finite(value: Tensor) -> int:
     """How many samples of (B, ...) hold a NaN or inf, as float32."""
     return int((~torch.isfinite(value.float())).flatten(1).any(1).sum())
+
+
+def name_of(function: Callable) -> str:
+    """What to call a user's function or model in a message."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

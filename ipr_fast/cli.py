@@ -18,6 +18,7 @@ import ipr_fast
 from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import MissingExtra
+from ipr_fast.graphs import CaptureError
 from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.sources import bundled_models
@@ -35,6 +36,9 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
 
 
 MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
+DTYPES = ("float32", "bfloat16", "float16")
+# What the user can do something about: told in one line.
+EXPECTED = (ValueError, FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError, MissingExtra, CaptureError)
 SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
 
 
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 1
-    except (ValueError, FloatingPointError, MissingExtra, OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except EXPECTED as error:
         print(f"ipr-fast {arguments.command}: error: {_printable(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -92,7 +96,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out: {arguments.out} is not a folder")
     policy = random_patches(arguments.ratio)
-    model = load_model(arguments.model or DEFAULT_MODEL, device=_device(arguments))
+    model = _load(arguments, DEFAULT_MODEL, _device(arguments))
     side = model.grid.grid_h
     if side not in SIDES:
         raise ValueError(f"model: the demo draws boards of {SIDES} cells a side, got samples {model.grid.sample_shape}")
@@ -119,7 +123,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     device = _device(arguments)
-    model = load_model(arguments.model or DEFAULT_MODEL, device=device)
+    model = _load(arguments, DEFAULT_MODEL, device)
     files.check_writable(arguments.out, (arguments.count, *model.grid.sample_shape))
     if (arguments.known is None) != (arguments.known_values is None):
         raise ValueError("--known and --known-values must be given together")
@@ -153,12 +157,12 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
 def _refine(arguments: argparse.Namespace) -> None:
     device, samples = _device(arguments), files.read_samples(arguments.input)
     files.check_writable(arguments.out, tuple(samples.images.shape), samples.names)
-    source = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
+    fitting = None if arguments.model else bundled_model_for(tuple(samples.images.shape[1:]))
     x = refine_batch(
         samples.images.to(device),
         random_patches(arguments.ratio, fixed=arguments.fixed_region),
         arguments.iters,
-        model=load_model(source, device=device),
+        model=_load(arguments, fitting, device),
         first_iteration=arguments.first_iteration,
         noise=arguments.noise,
         **_sampling(arguments, device),
@@ -173,6 +177,10 @@ def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
     parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
     parser.add_argument("--backend", choices=sorted(BACKENDS), default="auto", help="default auto")
+    parser.add_argument(
+        "--max-chains", type=_max_chains, default="auto", help="samples at a time (default auto: what memory holds)"
+    )
+    parser.add_argument("--tf32", action="store_true", help="let a GPU multiply float32 in TF32")
 
 
 def _sampling(arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -185,6 +193,8 @@ def _sampling(arguments: argparse.Namespace, device: torch.device) -> dict:
         "seed": arguments.seed,
         "progress": not arguments.quiet,
         "backend": arguments.backend,
+        "max_chains": arguments.max_chains,
+        "tf32": arguments.tf32,
     }
 
 
@@ -255,7 +265,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=_count, help=f"{meaning}, where there is no preset")
     for name in ("generate", "refine"):
         parser.add_argument(f"--{name}-schedule", **SCHEDULE, help=f"the model's default to {name}")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default as stored")
+    parser.add_argument("--dtype", choices=DTYPES, help="default as stored")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -344,6 +354,12 @@ def _command(commands: argparse._SubParsersAction, name: str, run, description: 
 
 def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--model", help=f"{MODEL} ({default})")
+    parser.add_argument("--dtype", choices=DTYPES, help="in which the network computes (default as stored)")
+
+
+def _load(arguments: argparse.Namespace, default: str, device: torch.device) -> torch.nn.Module:
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    return load_model(arguments.model or default, device=device, dtype=dtype)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -365,6 +381,10 @@ def _printable(value: object) -> str:
 
 def _count(text: str) -> int:
     return _integer_from(text, 1)
+
+
+def _max_chains(text: str) -> int | str:
+    return text if text == "auto" else _integer_from(text, 1)
 
 
 def _count_or_zero(text: str) -> int:

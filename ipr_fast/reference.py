@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ipr_fast import flow
-from ipr_fast.engine import Sampling
+from ipr_fast.engine import Sampling, Selection
 from ipr_fast.kernels import philox
-from ipr_fast.kernels.renoise import PatchChoice, choose_patches
+from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.patches import ActivePatches
 from ipr_fast.schedule import Schedule
@@ -102,22 +102,24 @@ class ReferenceEngine:
 
     def regenerate(
         self,
-        mask: Tensor,
-        most_active: int,
+        selection: Selection,
         *,
-        slots: int | None = None,
-        choice: PatchChoice | None = None,
         initial: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> None:
-        """See `Engine.regenerate`; `slots` means nothing here."""
-        if choice is not None:
-            mask.copy_(choose_patches(choice, seed=self.sampling.seed, chain_ids=self.chain_ids))
+        """See `Engine.regenerate`."""
+        mask = selection.mask
+        if selection.choice is not None:
+            mask.copy_(choose_patches(selection.choice, seed=self.sampling.seed, chain_ids=self.chain_ids))
         as_initial = initial or self.sampling.fixed_noise
         refined = [self._regenerate_chain(chain, mask[chain], as_initial) for chain in range(len(mask))]
         self.patches = torch.stack(refined) if refined else self.patches
-        for _ in range(self.sampling.schedule.steps(most_active) if on_step is not None else 0):
+        for _ in range(self.num_steps(selection.counts) if on_step is not None else 0):
             on_step()
+
+    def num_steps(self, counts: Tensor) -> int:
+        """See `Engine.num_steps`."""
+        return self.sampling.schedule.steps(max(counts.tolist(), default=0))
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, as_initial: bool) -> Tensor:
         patches, sampling = self.patches[chain], self.sampling

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ipr_fast import checks
-from ipr_fast.engine import Engine, Sampling
+from ipr_fast.engine import Engine, Sampling, Selection
+from ipr_fast.graphs import CudaCapture
+from ipr_fast.lanes import Lanes
 from ipr_fast.masks import MaskPolicy
 from ipr_fast.models.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.pace import Pace
 from ipr_fast.patches import PatchGrid
 from ipr_fast.reference import ReferenceEngine
+from ipr_fast.reuse import lanes_for
 from ipr_fast.schedule import Schedule
-from ipr_fast.selection import MaskFn, Selector, guarded, name_of
+from ipr_fast.selection import MaskFn, Selector, guarded
 from ipr_fast.trace import span
 
 Callback = Callable[[int, Tensor], "Tensor | None"]
 
-BACKENDS = {"auto": Engine, "torch": Engine, "reference": ReferenceEngine}
+BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
 DEFAULT_REFINE_SCHEDULE = Schedule(10, 0.8)
 DEFAULT_GENERATE_SCHEDULE = Schedule(3, 0.0)
@@ -45,6 +49,8 @@ def refine_batch(
     callback: Callback | None = None,
     progress: bool = False,
     noise: str = "random",
+    max_chains: int | str = "auto",
+    tf32: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Refine finished samples: `iters` times renoise some patches of each and regenerate them given the rest.
@@ -66,10 +72,14 @@ def refine_batch(
     progress: show a progress bar.
     noise: "random" renoises a patch with fresh noise each time; "fixed" with the noise of its initial generation, which
         is that of `generate_batch` for the same seed and chain ids.
-    backend: "auto" and "torch" run the batched engine, "reference" the slow definition, one chain at a time.
+    max_chains: how many chains run at a time, >= 1; "auto" is what the free memory holds. More are taken in turn.
+    tf32: let a GPU multiply float32 in TF32. In which type a network computes is that of its weights (`load_model`).
+    backend: "auto" runs the engine, as CUDA graphs where x is on a GPU; "graphs" insists on those, "torch" does
+        without; "reference" runs the slow definition, one chain at a time.
 
     Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
-    Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected. When
+    Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected; also
+    where `max_chains` chains do not fit into the memory. CaptureError when the model cannot be captured. When
     mask_fn or callback raises, a RuntimeError names it, with the original as its cause; what they return is checked
     when it comes. Warns (RuntimeWarning) when the model has made some samples NaN or inf.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
@@ -87,7 +97,8 @@ def refine_batch(
     checks.counters(grid, sampling.schedule, first_iteration, iters)
     free = checks.free_patches(known, len(x), grid, x.device)
     ids = checks.chain_ids(chain_ids, len(x), x.device)
-    engine_type = _backend(backend)
+    backend = _backend(backend, x.device)
+    max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
     select = Selector(mask_fn, grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
@@ -96,22 +107,24 @@ def refine_batch(
 
     given = grid.to_patches(x)
     touched = torch.zeros_like(free)
-    engine = engine_type(model, given, ids, sampling)
-
-    def images() -> Tensor:
-        return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), given))
-
     iterations = range(first_iteration, first_iteration + iters)
-    with span("refine_batch"):
-        for iteration in tqdm(iterations, desc="refine", unit="iteration", disable=not progress):
+    lanes = _lanes(backend, model, len(x), select.most_active, sampling, max_chains, tf32, x.device)
+    with span("refine_batch"), lanes as run_on, Pace(x.device, iters, "refine", "iteration", progress) as pace:
+        engine = _engine(model, given, ids, sampling, run_on)
+
+        def images() -> Tensor:
+            return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), given))
+
+        for iteration in iterations:
             with span("iteration"):
                 engine.begin(iteration)
                 selected = select(iteration, engine.iteration, images)
-                engine.regenerate(selected.mask, selected.most_active, slots=selected.slots, choice=selected.choice)
+                engine.regenerate(selected)
                 touched |= selected.mask
+            pace.step()
             if callback is not None and select.freeze(_call_back(callback, iteration, images())):
                 break
-    return _finite(images())
+        return _finite(images())
 
 
 def generate_batch(
@@ -127,6 +140,8 @@ def generate_batch(
     chain_ids: Tensor | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    max_chains: int | str = "auto",
+    tf32: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Generate samples from noise in one pass, given the known patches: iteration 0 of the chains to be refined.
@@ -164,21 +179,26 @@ def generate_batch(
         given = known_values.detach().float()
     ids = checks.chain_ids(chain_ids, batch_size, device)
     values = grid.to_patches(given)
-    engine = _backend(backend)(model, values, ids, sampling)
+    backend = _backend(backend, device)
+    max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
     if not batch_size:
         return given
 
-    most_active = int(free.sum(1).max())
-    engine.begin(0)
-    steps = sampling.schedule.steps(most_active)
-    with span("generate_batch"), tqdm(total=steps, desc="generate", unit="step", disable=not progress) as bar:
-        engine.regenerate(free, most_active, initial=True, on_step=bar.update if progress else None)
-    return _finite(grid.to_images(torch.where(free[..., None], engine.patches, values)))
+    selected = Selection(free.clone(), free.sum(1).cpu())
+    most_active = max(selected.counts.tolist())
+    lanes = _lanes(backend, model, batch_size, most_active, sampling, max_chains, tf32, device)
+    with span("generate_batch"), lanes as run_on:
+        engine = _engine(model, values, ids, sampling, run_on)
+        engine.begin(0)
+        with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
+            engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
+        return _finite(grid.to_images(torch.where(free[..., None], engine.patches, values)))
 
 
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
-    name = f"callback {name_of(callback)}"
-    frozen = guarded(name, iteration, callback, iteration, x)
+    name = f"callback {checks.name_of(callback)}"
+    with span("callback"):
+        frozen = guarded(name, iteration, callback, iteration, x)
     if frozen is None:
         return None
     if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
@@ -218,7 +238,42 @@ def _sampling(schedule: object, stochasticity: float, temperature: float, seed: 
     )
 
 
-def _backend(name: str) -> type[Engine] | type[ReferenceEngine]:
+def _backend(name: str, device: torch.device) -> str:
+    """The backend, "auto" resolved."""
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
-    return BACKENDS[name]
+    if name == "graphs" and device.type != "cuda":
+        raise ValueError(f'backend "graphs" needs the samples on a CUDA device, got {device}')
+    if name == "auto":
+        return "graphs" if device.type == "cuda" else "torch"
+    return name
+
+
+def _max_chains(value: object) -> int | str:
+    return value if isinstance(value, str) and value == "auto" else checks.integer("max_chains", value, 1)
+
+
+def _lanes(
+    backend: str,
+    model: Denoiser,
+    batch: int,
+    most_active: int,
+    sampling: Sampling,
+    max_chains: int | str,
+    tf32: bool,
+    device: torch.device,
+) -> AbstractContextManager[Lanes | None]:
+    """Where the chains run; None for the reference, which has no lanes."""
+    if backend == "reference":
+        return nullcontext()
+    capture = CudaCapture if backend == "graphs" else None
+    settings = sampling.settings(tf32)
+    return lanes_for(model, batch, most_active, device, settings, max_chains=max_chains, capture=capture)
+
+
+def _engine(
+    model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling, lanes: Lanes | None
+) -> Engine | ReferenceEngine:
+    if lanes is None:
+        return ReferenceEngine(model, patches, chain_ids, sampling)
+    return Engine(model, patches, chain_ids, sampling, lanes)

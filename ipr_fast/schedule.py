@@ -82,6 +82,11 @@ class Schedule:
             starts=starts.masked_fill(k >= counts[:, None], never),
         )
 
+    def levels(self, num_patches: int) -> Tensor:
+        """Every level that a patch can have under this schedule, (R,) float32, ascending from 0 to 1."""
+        blocks = {self.block(n) for n in range(1, num_patches + 1)}
+        return torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in sorted(blocks)]).unique()
+
     def _starts(self, k: Tensor, ideal_block: Tensor) -> Tensor:
         # float32 in this very order: it decides ties, and the published code's ties are the definition.
         return (k.float() * ideal_block * (1 - self.overlap)).floor()

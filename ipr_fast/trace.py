@@ -1,15 +1,52 @@
-"""NVTX ranges, for Nsight Systems. A range costs about a microsecond when no profiler listens."""
+"""Named ranges around the engine's work: for Nsight Systems (NVTX), or for torch's profiler.
+
+Off, which they are unless `tracing` is entered, a range costs a tenth of a microsecond. A graph's replay is one range:
+what is in it shows as kernels only, by their names.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
 
 try:
     import nvtx
 except ImportError:  # no wheels for macOS, and nothing to profile there
     nvtx = None
 
+_OFF: AbstractContextManager = nullcontext()
+_open: Callable[[str], AbstractContextManager] | None = None
+
 
 def span(name: str) -> AbstractContextManager:
     """A named range around a block of host code."""
-    return nullcontext() if nvtx is None else nvtx.annotate(name, domain="ipr_fast")
+    return _OFF if _open is None else _open(name)
+
+
+@contextmanager
+def tracing(kind: str = "nvtx") -> Iterator[None]:
+    """Ranges are on within this block, of all threads.
+
+    kind: "nvtx" for Nsight Systems and Nsight Compute, in the domain ipr_fast; "torch" for torch.profiler. Raises
+    ValueError for another kind, ImportError where the package nvtx is not installed.
+    """
+    global _open
+    if kind not in ("nvtx", "torch"):
+        raise ValueError(f'kind must be "nvtx" or "torch", got {kind!r}')
+    if kind == "nvtx" and nvtx is None:
+        raise ImportError('ranges of NVTX need the package nvtx; tracing("torch") does without')
+    before, _open = _open, _nvtx_range if kind == "nvtx" else _torch_range
+    try:
+        yield
+    finally:
+        _open = before
+
+
+def _nvtx_range(name: str) -> AbstractContextManager:
+    return nvtx.annotate(name, domain="ipr_fast")
+
+
+def _torch_range(name: str) -> AbstractContextManager:
+    return torch.profiler.record_function(f"ipr_fast::{name}")

@@ -10,7 +10,8 @@ With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + t
 so a slot needs three numbers of its own, and an element two products, one power and one normal. Where t' = 0 all of
 gamma, sigma and r vanish and z' = x0.
 
-Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P).
+Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P); seed, step,
+iteration () int64; chain_ids (B,) int64.
 Bytes that must move, for each slot that moves: 4 P read and 4 P written of z, the predictions read once.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel, signed_words
+from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel
 from ipr_fast.kernels.philox import STREAM_POSTERIOR, normals_4, patch_normals
 from ipr_fast.kernels.rows import patch_rows, read_rows, write_rows
 
@@ -41,8 +42,7 @@ def denoise_kernel(
     p_step,
     p_iteration,
     p_chain_ids,
-    seed_low,
-    seed_high,
+    p_seed,
     eta,
     tau,
     SLOTS,
@@ -91,10 +91,11 @@ def denoise_kernel(
             xi = tl.load(p_noise + o_patch, mask=m_element, other=0.0)
         else:
             step, iteration = tl.load(p_step).to(tl.int32), tl.load(p_iteration).to(tl.int32)
+            seed = tl.load(p_seed)
             chain_id = tl.load(p_chain_ids + i_chain, mask=m_slot, other=0).to(tl.int32)
             place = (step << 16) | tl.maximum(patch, 0)
             quad = (STREAM << 28) | o_quad[None, :]
-            n0, n1, n2, n3 = normals_4(quad, place[:, None], iteration, chain_id[:, None], seed_low, seed_high)
+            n0, n1, n2, n3 = normals_4(quad, place[:, None], iteration, chain_id[:, None], seed)
             xi = tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
         sigma = scale[:, None]
         if HAS_MIX:
@@ -115,7 +116,7 @@ def denoise(
     variance_mix: Tensor | None,
     stochasticity: float,
     temperature: float,
-    seed: int,
+    seed: Tensor,
     step: Tensor,
     iteration: Tensor,
     chain_ids: Tensor,
@@ -152,7 +153,7 @@ def denoise(
         step,
         iteration,
         chain_ids,
-        *signed_words(seed),
+        seed,
         stochasticity,
         temperature,
         batch * slots,

@@ -6,7 +6,6 @@ set before this package is imported); its torch twin otherwise, and wherever Tri
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,14 +22,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the kernels comp
 
 
 def jit(function: Callable) -> Any:
-    """`triton.jit` where there is Triton; else the function as it stands, never to be called.
-
-    The words of a seed are never specialised: a word of 1 would become a constant, and each seed a compilation.
-    """
-    if triton is None:
-        return function
-    seed = [name for name in ("seed_low", "seed_high") if name in inspect.signature(function).parameters]
-    return triton.jit(function, do_not_specialize=seed)
+    """`triton.jit` where there is Triton; else the function as it stands, never to be called."""
+    return function if triton is None else triton.jit(function)
 
 
 def runs_kernel(kernel: Any, *tensors: Tensor | None) -> bool:
@@ -70,9 +63,3 @@ def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
 def power_of_2(number: int, low: int = 1) -> int:
     """The smallest power of two that is at least `number` and `low`."""
     return max(low, 1 << max(0, number - 1).bit_length())
-
-
-def signed_words(seed: int) -> tuple[int, int]:
-    """The low and the high word of a 64-bit seed as int32, which is how a kernel takes them whatever their values."""
-    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    return low - (low >> 31 << 32), high - (high >> 31 << 32)

@@ -15,8 +15,9 @@ A UNet's GroupNorm and SiLU, after the embedding of each cell has been added to 
     A cell is a square of pixels, and all its pixels add the same row: the embedding is never spread over the pixels.
     Shapes: h (B, C, H, W) channels-last; rows (R, C); index (B, rows of cells, columns of cells) int64, numbers that
     divide H and W; weight, bias (C,). Bytes that must move: 3 s B C H W (two readings, for the statistics and for the
-    result). Three launches: statistics of each channel over a share of the pixels; each channel's factor and summand,
-    of its group's statistics; the result. Statistics are float32, merged as Chan, Golub and LeVeque (1983) merge them.
+    result). SiLU may be left out. Three launches: statistics of each channel over a share of the pixels; each channel's
+    factor and summand, of its group's statistics; the result. Statistics are float32, merged as Chan, Golub and LeVeque
+    (1983) merge them.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ def channel_factors_kernel(
 
 
 @jit
-def scale_silu_kernel(
+def scale_shift_kernel(
     p_h,
     p_rows,
     p_index,
@@ -235,6 +236,7 @@ def scale_silu_kernel(
     DOWN,
     ACROSS,
     CELLS: tl.constexpr,
+    SILU: tl.constexpr,
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
 ):
@@ -249,11 +251,12 @@ def scale_silu_kernel(
     factor = tl.load(place, mask=o_channel < C, other=0.0)
     summand = tl.load(place + C, mask=o_channel < C, other=0.0)
     out = h * factor[None, :] + summand[None, :]
-    out = out / (1.0 + tl.exp(-out))
+    if SILU:
+        out = out / (1.0 + tl.exp(-out))
     tl.store(p_out + (i_chain * PIXELS + o_pixel)[:, None] * C + o_channel[None, :], out, mask=mask)
 
 
-def group_norm_silu(
+def group_norm(
     h: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -262,10 +265,11 @@ def group_norm_silu(
     eps: float,
     rows: Tensor | None = None,
     index: Tensor | None = None,
+    silu: bool = True,
 ) -> Tensor:
-    """The result as a map of its own. With `rows`, h is the caller's to lose: it may be overwritten."""
-    if not runs_kernel(scale_silu_kernel, h, weight, bias, rows):
-        return _group_norm_silu(h, weight, bias, groups, eps, rows, index)
+    """The result as a map of its own, channels-last. With `rows`, h is the caller's to lose: it may be overwritten."""
+    if not runs_kernel(scale_shift_kernel, h, weight, bias, rows):
+        return _group_norm(h, weight, bias, groups, eps, rows, index, silu)
     h = h.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(h)
     if h.numel() == 0:
@@ -306,7 +310,8 @@ def group_norm_silu(
         M_BLOCK=m_block,
         num_warps=4,
     )
-    launch(scale_silu_kernel, (batch, -(-pixels // p_block), blocks), h, rows, index, factors, out, *cells, **tile)
+    grid = (batch, -(-pixels // p_block), blocks)
+    launch(scale_shift_kernel, grid, h, rows, index, factors, out, *cells, SILU=silu, **tile)
     return out
 
 
@@ -315,8 +320,15 @@ def group_norm_bytes(batch: int, channels: int, height: int, width: int, size: i
     return 3 * size * batch * channels * height * width
 
 
-def _group_norm_silu(
-    h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: Tensor | None, index: Tensor | None
+def _group_norm(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    rows: Tensor | None,
+    index: Tensor | None,
+    silu: bool = True,
 ) -> Tensor:
     """The torch twin."""
     if rows is not None:
@@ -324,4 +336,5 @@ def _group_norm_silu(
         batch, channels, down, across = cells.shape
         pixels = h.view(batch, channels, down, h.shape[2] // down, across, h.shape[3] // across)
         pixels.add_(cells[:, :, :, None, :, None])
-    return F.silu(torch.group_norm(h, groups, weight, bias, eps), inplace=True)
+    out = torch.group_norm(h, groups, weight, bias, eps)
+    return F.silu(out, inplace=True) if silu else out

@@ -40,18 +40,17 @@ _UNIFORM_SCALE = 4.6566127342e-10
 
 
 @jit
-def normals_4(c0, c1, c2, c3, seed_low, seed_high):
+def normals_4(c0, c1, c2, c3, seed):
     """Four standard normals for each counter; words as int32, of shapes that broadcast."""
-    k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
-    c0, c1, c2, c3 = words_4(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3 = words_4(c0, c1, c2, c3, seed)
     n0, n1 = box_muller(uniform(c0), uniform(c1))
     n2, n3 = box_muller(uniform(c2), uniform(c3))
     return n0, n1, n2, n3
 
 
 @jit
-def words_4(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 of counter words of any integer type, as uint32."""
+def words_4(c0, c1, c2, c3, seed):
+    """Philox4x32-10 of counter words of any integer type, as uint32; seed is an int64 of the seed's 64 bits."""
     zero = c0 * 0 + c1 * 0 + c2 * 0 + c3 * 0  # of the shape that all have
     c0, c1, c2, c3 = (
         (c0 + zero).to(tl.uint32),
@@ -59,7 +58,7 @@ def words_4(c0, c1, c2, c3, k0, k1):
         (c2 + zero).to(tl.uint32),
         (c3 + zero).to(tl.uint32),
     )
-    return philox_impl(c0, c1, c2, c3, k0, k1)
+    return philox_impl(c0, c1, c2, c3, seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
 
 
 @jit
@@ -112,23 +111,30 @@ def log(u):
     return x + (x * z * y - 0.5 * z - 2.12194440e-4 * e) + 0.693359375 * e
 
 
-def philox_4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def seed_tensor(seed: int, device: torch.device | str) -> Tensor:
+    """The 64 bits of a seed as a scalar int64 on the device, which is how the operations take it."""
+    return torch.full((), seed - (seed >> 63 << 64), dtype=torch.int64, device=device)
+
+
+def philox_4x32(
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor | int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds on counter words held in int64 tensors (broadcastable); returns four words in [0, 2**32)."""
     c0, c1, c2, c3 = (c.clone() for c in torch.broadcast_tensors(c0, c1, c2, c3))
-    k0, k1 = seed & _WORD, seed >> 32 & _WORD
-    for _ in range(10):
+    words, rounds = (seed & _WORD, seed >> 32 & _WORD), torch.arange(10, device=c0.device)
+    keys = ((word + rounds * step & _WORD).unbind() for word, step in zip(words, _KEY_STEPS, strict=True))
+    for k0, k1 in zip(*keys, strict=True):
         # int64 products wrap, which leaves their 64 bits right. c1 and c3 may keep garbage above bit 31: they are only
         # added in by xor, and the mask comes after that.
         low0, low1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = (low1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
         c2 = (low0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
         c1, c3 = low1, low0
-        k0, k1 = k0 + _KEY_STEPS[0] & _WORD, k1 + _KEY_STEPS[1] & _WORD
     return c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)
 
 
 def patch_normals(
-    seed: int,
+    seed: Tensor | int,
     stream: int,
     step: Tensor | int,
     iteration: Tensor | int,
@@ -150,7 +156,7 @@ def patch_normals(
     return normals.flatten(-2)[..., :numel]
 
 
-def patch_keys(seed: int, stream: int, iteration: Tensor | int, chain_ids: Tensor, num_patches: int) -> Tensor:
+def patch_keys(seed: Tensor | int, stream: int, iteration: Tensor | int, chain_ids: Tensor, num_patches: int) -> Tensor:
     """The 32-bit keys (B, N) int64 by which patches are chosen."""
     patches = torch.arange(num_patches, device=chain_ids.device)
     stream = _as_tensor(stream << 28, chain_ids.device)

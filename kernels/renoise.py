@@ -7,7 +7,7 @@
     z(b, n)     = normals(stream, step 0, patch n, iteration, chain b)                             for active patches
 
 Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size,
-chain_ids (B,) int64; iterations () int64.
+chain_ids (B,) int64; iterations, seed () int64.
 Bytes that must move: 4 B A P written for A active patches a chain, 12 B A of slots, B N of masks.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, runs_kernel, signed_words
+from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, runs_kernel
 from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, normals_4, patch_keys, patch_normals, words_4
 from ipr_fast.kernels.rows import compact, patch_rows, read_rows, write_rows
 
@@ -65,8 +65,7 @@ def renoise_kernel(
     p_choice_iteration,
     p_chain_ids,
     p_noise,
-    seed_low,
-    seed_high,
+    p_seed,
     N,
     P,
     A,
@@ -80,19 +79,19 @@ def renoise_kernel(
 ):
     """One program a chain."""
     i_chain = tl.program_id(0).to(tl.int64)
-    chain_id = tl.load(p_chain_ids + i_chain).to(tl.int32)
+    chain_id, seed = tl.load(p_chain_ids + i_chain).to(tl.int32), tl.load(p_seed)
     o_patch = tl.arange(0, N_BLOCK)
     m_patch = o_patch < N
     if CHOOSE:
         iteration = tl.load(p_choice_iteration).to(tl.int32)
         free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
         size = tl.load(p_size + i_chain).to(tl.int32)
-        b_key = choice_key(o_patch, iteration, chain_id, seed_low, seed_high)
+        b_key = choice_key(o_patch, iteration, chain_id, seed)
         rank = tl.zeros([N_BLOCK], dtype=tl.int32)
         for j in range(0, N, J_BLOCK):
             o_other = j + tl.arange(0, J_BLOCK)
             other = tl.load(p_free + i_chain * N + o_other, mask=o_other < N, other=0) != 0
-            other_key = choice_key(o_other, iteration, chain_id, seed_low, seed_high)
+            other_key = choice_key(o_other, iteration, chain_id, seed)
             before = (other_key[None, :] < b_key[:, None]) | (
                 (other_key[None, :] == b_key[:, None]) & (o_other[None, :] < o_patch[:, None])
             )
@@ -123,15 +122,14 @@ def renoise_kernel(
                 noise = tl.load(p_noise + row[:, None] + o_element[None, :], mask=m_element, other=0.0)
             else:
                 quad = (STREAM << 28) | (q + tl.arange(0, Q_BLOCK))[None, :]
-                n0, n1, n2, n3 = normals_4(quad, patch[:, None], iteration, chain_id, seed_low, seed_high)
+                n0, n1, n2, n3 = normals_4(quad, patch[:, None], iteration, chain_id, seed)
                 noise = tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
             tl.store(p_patches + row[:, None] + o_element[None, :], noise, mask=m_element)
 
 
 @jit
-def choice_key(patch, iteration, chain_id, seed_low, seed_high):
-    k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
-    key, _, _, _ = words_4(3 << 28, patch, iteration, chain_id, k0, k1)
+def choice_key(patch, iteration, chain_id, seed):
+    key, _, _, _ = words_4(3 << 28, patch, iteration, chain_id, seed)
     return key
 
 
@@ -140,7 +138,7 @@ def renoise(
     mask: Tensor,
     slots: Slots,
     *,
-    seed: int,
+    seed: Tensor,
     stream: int,
     iteration: Tensor,
     chain_ids: Tensor,
@@ -176,7 +174,7 @@ def renoise(
         None if choice is None else choice.iteration,
         chain_ids,
         noise,
-        *signed_words(seed),
+        seed,
         num_patches,
         numel,
         num_slots,
@@ -196,7 +194,7 @@ def bytes_moved(batch: int, num_patches: int, slots: int, numel: int) -> int:
     return batch * (4 * slots * numel + 12 * slots + num_patches)
 
 
-def choose_patches(choice: PatchChoice, *, seed: int, chain_ids: Tensor) -> Tensor:
+def choose_patches(choice: PatchChoice, *, seed: Tensor | int, chain_ids: Tensor) -> Tensor:
     """The chosen patches as a mask (B, N): uniformly random, the smallest keys of the free ones."""
     num_patches = choice.free.shape[1]
     ids = torch.arange(num_patches, device=choice.free.device)
@@ -209,7 +207,7 @@ def _renoise(
     patches: Tensor,
     mask: Tensor,
     slots: Slots,
-    seed: int,
+    seed: Tensor,
     stream: int,
     iteration: Tensor,
     chain_ids: Tensor,

@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 from ipr_fast import Schedule
 from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import DTYPES
+from ipr_fast.kernels.philox import seed_tensor
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -93,10 +94,10 @@ def record(case: str, module: ModuleType, call: Callable[[], object]) -> list[La
 def launches() -> Iterator[Launch]:
     """Every shipped configuration: 4x4 and 9x9 boards of the transformer, the published UNets."""
     step = {
-        "4x4": (16, 4, 64, 0),
-        "9x9": (81, 20, 784, 1),
-        "Even Pixels": (64, 16, 48, 2**32),
-        "1024": (1024, 1024, 4, 3),
+        "4x4": (16, 4, 64),
+        "9x9": (81, 20, 784),
+        "Even Pixels": (64, 16, 48),
+        "1024": (1024, 1024, 4),
     }
     for name, sizes in step.items():
         yield from step_launches(name, *sizes)
@@ -111,12 +112,12 @@ def launches() -> Iterator[Launch]:
             yield from record(f"{name}, {kind}", modulated_norm, partial(group_norm, dtype, *sizes))
 
 
-def step_launches(name: str, patches: int, slots: int, numel: int, seed: int) -> Iterator[Launch]:
+def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
     """The engine's own operations, for two chains."""
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
     level, free, number = torch.ones(2, slots), torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
     choice, into = renoise.PatchChoice(free, count.long(), number), renoise.Slots(index, count, level, index.clone())
-    counters = {"seed": seed, "iteration": number, "chain_ids": torch.arange(2)}
+    counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for how, chosen in (("chosen", choice), ("mask", None)):
         call = partial(renoise.renoise, z, free, into, stream=1, choice=chosen, **counters)
         yield from record(f"{name}, {how}", renoise, call)
@@ -143,7 +144,7 @@ def layer_norm(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_siz
 def group_norm(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
     h = torch.zeros(1, channels, size, size, dtype=dtype)
     rows, index = torch.zeros(4, channels, dtype=dtype), torch.zeros(1, cells, cells, dtype=torch.int64)
-    modulated_norm.group_norm_silu(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
+    modulated_norm.group_norm(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
 
 
 def compile_for(launch: Launch, target: str) -> Resources:
@@ -151,15 +152,14 @@ def compile_for(launch: Launch, target: str) -> Resources:
     signature, constants, attributes = {}, {}, {}
     names = [parameter.name for parameter in launch.kernel.params]
     for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
-        specialised = not launch.kernel.params[i].do_not_specialize
-        if value is None or (isinstance(value, int) and value == 1 and specialised):
+        if value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, Tensor):
             signature[name] = TYPES[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and specialised):
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     options = {}
     for name, value in launch.options.items():

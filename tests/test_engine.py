@@ -1,14 +1,20 @@
 """The engine against the reference, and what its step may not do."""
 
+import copy
+from dataclasses import fields
+
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from small_models import randomise
 
 import ipr_fast
-from ipr_fast import Schedule, random_patches, reference
+from ipr_fast import Schedule, fixed_patches, random_patches, reference
 from ipr_fast.engine import Engine, Sampling
+from ipr_fast.graphs import CaptureError, Watch
 from ipr_fast.kernels import philox
+from ipr_fast.lanes import Lanes
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
+from ipr_fast.selection import Selector
 
 
 class OneOff:
@@ -168,55 +174,71 @@ def test_reference_with_nothing_unknown_does_nothing(model, finished):
     assert levels.tolist() == [[0.0] * 16]
 
 
-class NoHostSynchronisation(TorchDispatchMode):
-    """Raises on what would make the host wait for a device, or give a shape that depends on data."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.__name__.split(".")[0]
-        indexed_by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name in self.FORBIDDEN or indexed_by_mask:
-            raise AssertionError(f"{name} looks at the data")
-        return func(*args, **(kwargs or {}))
+def make_engine(model, finished, capture=None):
+    """An engine of twelve chains, on lanes that capture if they are told how."""
+    patches, sampling = model.grid.to_patches(finished), Sampling(Schedule(10, 0.8))
+    lanes = Lanes(model, 16, patches.device, sampling.settings(), capture)
+    return Engine(model, patches, torch.arange(len(patches), device=patches.device), sampling, lanes)
 
 
-def make_engine(model, finished):
-    patches = model.grid.to_patches(finished)
-    return Engine(model, patches, torch.arange(len(patches)), Sampling(Schedule(10, 0.8)))
+def small_unet():
+    config = SRMUNetConfig(1, 16, 4, (32, 32, 32, 32), (False, True, False, False), 1, 32, 32, 16)
+    return randomise(SRMUNet(config), seed=1)
+
+
+def iterations(engine, select, numbers=(1, 2, 3)):
+    """Iterations as `refine_batch` runs them."""
+    for iteration in numbers:
+        engine.begin(iteration)
+        engine.regenerate(select(iteration, engine.iteration, None))
+
+
+def selector(model, known, mask_fn=None):
+    return Selector(mask_fn or random_patches(), model.grid, ~known, torch.arange(len(known), device=known.device), 0)
 
 
 @pytest.mark.parametrize("network", ["transformer", "unet", "unet in parts"])
 def test_an_iteration_never_looks_at_the_data(model, finished, ragged_known, network, monkeypatch):
+    """Whole iterations, ragged ones, under the watch that finds what a graph cannot hold."""
     if network != "transformer":
-        config = SRMUNetConfig(1, 16, 4, (32, 32, 32, 32), (False, True, False, False), 1, 32, 32, 16)
-        model = SRMUNet(config).eval().requires_grad_(False)
-        monkeypatch.setattr(SRMUNet, "cpu_bytes", 4 * 5 * config.map_numel if network == "unet in parts" else 2**30)
-    engine, free = make_engine(model, finished), ~ragged_known
-    policy = random_patches().bind(model.grid, 12, free.device)
-    most_active = int(policy.sizes(free).max())
-    with NoHostSynchronisation():
-        for iteration in (1, 2):
-            engine.begin(iteration)
-            mask = policy.choose(free, seed=0, iteration=engine.iteration, chain_ids=engine.chains.chain_ids)
-            engine.regenerate(mask, most_active)
-    with pytest.raises(AssertionError, match="looks at the data"), NoHostSynchronisation():
-        bool(free.any())  # the mode would notice
+        model = small_unet()
+        monkeypatch.setattr(SRMUNet, "cpu_bytes", 4 * 5 * model.config.map_numel if "parts" in network else 2**30)
+    engine, select = make_engine(model, finished), selector(model, ragged_known)
+    with Watch("an iteration"):
+        iterations(engine, select)
+    with pytest.raises(CaptureError, match="_local_scalar_dense"), Watch("this"):
+        bool(ragged_known.any())  # the watch would notice
+
+
+@pytest.mark.parametrize("network", ["transformer", "unet"])
+@pytest.mark.parametrize("policy", [random_patches(0.3), random_patches(fixed=True), fixed_patches([1, 2, 7])], ids=str)
+def test_an_iteration_runs_on_tensors_without_data(model, finished, ragged_known, network, policy):
+    """On tensors without values: no look at the data, no copy to or from the host, nothing made on the wrong device."""
+    model = (copy.deepcopy(model) if network == "transformer" else small_unet()).to("meta")
+    select = selector(model, ragged_known, policy)
+    engine = make_engine(model, finished.to("meta"))
+    select.free, select.counters["chain_ids"] = select.free.to("meta"), engine.chain_ids
+    select.mask_fn = policy.bind(model.grid, 12, engine.patches.device)
+    plan, _ = engine._plan(select.counts)  # its order goes to the device
+    assert len({run.lanes for wave in plan.waves for run in wave.runs}) > 2
+    with Watch("an iteration"):
+        iterations(engine, select)
+    assert engine.patches.is_meta
+    with pytest.raises(CaptureError, match="copies between host and device"), Watch("this"):
+        engine.patches.copy_(model.grid.to_patches(finished))  # the watch would notice
 
 
 def test_buffers_keep_their_addresses(model, finished, ragged_known):
-    engine, free = make_engine(model, finished), ~ragged_known
-    policy = random_patches().bind(model.grid, 12, free.device)
+    engine, select = make_engine(model, finished), selector(model, ragged_known)
 
     def addresses():
-        slots, context = engine._slots[4], engine._context
-        buffers = [engine.patches, engine.iteration, engine.chains.step, slots.level, slots.next_level, slots.start]
-        return [b.data_ptr() for b in (*buffers, slots.active.index, slots.active.count, *context)]
+        lanes = engine.lanes
+        states = [lanes.state, *(lanes.slots(n) for n in sorted(lanes._slots))]
+        buffers = [getattr(state, field.name) for state in states for field in fields(state)]
+        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes._context.keys)]
 
     seen = []
     for iteration in (1, 2, 3):
-        engine.begin(iteration)
-        mask = policy.choose(free, seed=0, iteration=engine.iteration, chain_ids=engine.chains.chain_ids)
-        engine.regenerate(mask, 4)
+        iterations(engine, select, [iteration])
         seen.append(addresses())
     assert seen[0] == seen[1] == seen[2]

@@ -7,7 +7,8 @@ import torch
 from recordings import model_of, read
 
 from ipr_fast import Schedule, reference
-from ipr_fast.engine import Engine, GivenNoise, Sampling
+from ipr_fast.engine import Engine, GivenNoise, Sampling, Selection
+from ipr_fast.waves import slot_bucket
 
 RUNS = {"tiny_gray.clued": "tiny_gray", "tiny_rgb.free": "tiny_rgb"}  # and the models that made them
 WITHIN = 2e-5  # of z, whose values are of order one: float32 over all of a run's denoiser calls, up to 64
@@ -52,7 +53,7 @@ def test_the_reference_repeats_it(run):
     torch.testing.assert_close(z, run.final, atol=WITHIN, rtol=0)
 
 
-@pytest.mark.parametrize("spare_slots", [0, 3])
+@pytest.mark.parametrize("spare_slots", [False, True])
 def test_the_engine_repeats_it(run, spare_slots):
     """Beside another chain that regenerates other patches, and with padding slots."""
     other = torch.randn(run.final.shape, generator=torch.Generator().manual_seed(0))
@@ -61,18 +62,19 @@ def test_the_engine_repeats_it(run, spare_slots):
         mask = torch.stack([part.active, part.active.roll(1)])
         z = torch.where(mask[..., None], torch.nan, z)  # what the given noise has to replace
         engine = Engine(run.model, z, torch.arange(2), Sampling(part.schedule, **run.options))
-        count = int(part.active.sum())
-        slots, levels = min(count + spare_slots, len(part.active)), [part.active.float()]
+        selected = Selection(mask, mask.sum(1), varies=spare_slots)
+        count, levels = int(part.active.sum()), [part.active.float()]
+        slots = slot_bucket(count, len(part.active)) if spare_slots else count
 
         def posterior(step, noise=part.noise):
             return torch.stack([noise[step], noise[step].roll(1, 0)])
 
         def on_step(engine=engine, slots=slots, levels=levels, active=part.active):
-            state = engine._slots[slots]
+            state = engine.lanes.slots(slots)
             levels.append(state.active.scatter(state.level, len(active))[0])
 
         given = GivenNoise(torch.stack([part.initial, other]), posterior)
-        engine.regenerate(mask, count, slots=slots, noise=given, on_step=on_step)
+        engine.regenerate(selected, noise=given, on_step=on_step)
         z = engine.patches
         assert torch.equal(torch.stack(levels), part.levels)
         torch.testing.assert_close(z[0], part.z, atol=WITHIN, rtol=0)

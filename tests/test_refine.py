@@ -6,7 +6,6 @@ import torch
 import ipr_fast
 from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
 from ipr_fast.kernels import philox
-from ipr_fast.selection import slot_bucket
 
 
 def refine(model, x, mask_fn=None, iters=3, **options):
@@ -237,13 +236,6 @@ def test_progress_bars_go_to_stderr(model, finished, capsys):
     assert "refine" in captured.err
     assert "2/2" in captured.err
     assert "48/48" in captured.err
-
-
-@pytest.mark.parametrize("num_patches", [1, 4, 9, 15, 16, 23, 31, 81, 256])
-def test_slot_buckets_are_few_and_hold_the_count(num_patches):
-    buckets = {slot_bucket(n, num_patches) for n in range(num_patches + 1)}
-    assert len(buckets) <= 9
-    assert all(n <= slot_bucket(n, num_patches) <= num_patches for n in range(num_patches + 1))
 
 
 def test_no_counter_is_used_twice_in_a_run(model, monkeypatch):

@@ -81,3 +81,16 @@ def test_steps_per_patch_out_of_range(bad):
 def test_overlap_out_of_range(bad):
     with pytest.raises(ValueError, match=r"overlap must be a number in \[0, 1\]"):
         Schedule(3, bad)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Schedule(10, 0.8), Schedule(3, 0.0), Schedule(7, 0.55), Schedule(5, 1.0)], ids=str
+)
+def test_levels_are_all_that_a_patch_can_have(schedule):
+    """To the last bit, as the engine computes them, for every number of patches."""
+    levels = schedule.levels(20)
+    assert (levels.diff() > 0).all()
+    assert (levels[0], levels[-1]) == (0, 1)
+    known = set(levels.tolist())
+    for block in {schedule.block(n) for n in range(1, 21)}:
+        assert {(torch.tensor(block - done).float() / block).item() for done in range(block + 1)} <= known

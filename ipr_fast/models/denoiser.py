@@ -40,12 +40,17 @@ class Denoiser(Protocol):
 
     - `prepare(patches, active, out=None) -> context`, called once per iteration: whatever depends on the clean context
       alone. It then takes `model(patches, levels, active, context=context)`. `out` is the context of an earlier
-      iteration of the same chains, perhaps with another number of slots: to be overwritten and returned where it fits.
+      iteration, perhaps with another number of slots: to be overwritten and returned. A context may have
+      `first(chains)`, the context of the first chains; then those that have finished are left out of later calls.
+    - `tabulate(levels, out=None) -> table`, called once a call with every level (R,) float32 that slots can have,
+      ascending, the last one perhaps repeated: whatever depends on the level alone. It then takes
+      `model(patches, levels, active, table=table)`. `out` is an earlier table for as many levels: to be overwritten
+      and returned.
     - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`), its defaults.
     """
 
     grid: PatchGrid
 
     def __call__(
-        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **context: Any
+        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **prepared: Any
     ) -> Prediction: ...

@@ -12,6 +12,7 @@ projection that all layers share plus a learned table for each layer (Chen et al
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pa
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
+from ipr_fast.trace import span
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -74,6 +76,37 @@ class ContextCache(NamedTuple):
 
     keys: Tensor
     values: Tensor
+    num_patches: int
+
+    def first(self, chains: int) -> ContextCache:
+        """The context of the first chains. Its spare row is one of the next chain's, whose context is lost by use."""
+        rows = chains * self.num_patches + 1
+        return ContextCache(self.keys[:, :rows], self.values[:, :rows], self.num_patches)
+
+
+class Modulation(NamedTuple):
+    """What levels and roles make of tokens (...): of each layer (..., 6 width), and of the read-out (..., 2 width)."""
+
+    depth: int
+    of_layer: Callable[[int], Tensor]
+    out: Tensor
+
+    def of_layers(self) -> Iterator[tuple[Tensor, ...]]:
+        """Each layer's (scale, shift, gate) for attention and for the MLP, made when its turn comes."""
+        return (self.of_layer(i).chunk(6, dim=-1) for i in range(self.depth))
+
+
+class LevelTable(NamedTuple):
+    """The modulation of active tokens by level: levels (R,) ascending, layers (depth, R, 6 width), out (R, 2 width)."""
+
+    levels: Tensor
+    layers: Tensor
+    out: Tensor
+
+    def at(self, levels: Tensor) -> Modulation:
+        """For tokens whose levels (...) are among those of the table."""
+        row = torch.searchsorted(self.levels, levels)
+        return Modulation(len(self.layers), lambda i: F.embedding(row, self.layers[i]), F.embedding(row, self.out))
 
 
 class PatchTransformer(nn.Module):
@@ -105,16 +138,19 @@ class PatchTransformer(nn.Module):
         active: ActivePatches | None = None,
         *,
         context: ContextCache | None = None,
+        table: LevelTable | None = None,
     ) -> Prediction:
         """Predict all patches (levels (B, N), every one active), or the active slots (levels (B, A)).
 
         With `context` from `prepare` only the slots' tokens are computed; without it, all tokens are: the same numbers
-        to rounding, and slower.
+        to rounding, and slower. With a context, `table` from `tabulate` saves embedding the levels again.
         """
         if active is None:
             return self.predict(patches, levels, torch.ones_like(levels, dtype=torch.bool))
         if context is not None:
-            return self._predict_slots(patches, levels, active, context)
+            role = torch.ones_like(levels, dtype=torch.int64)
+            modulation = self._modulation(levels, role) if table is None else table.at(levels)
+            return self._predict_slots(patches, active, modulation, context)
         num_patches = patches.shape[1]
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         levels = active.scatter(levels, num_patches)
@@ -126,14 +162,23 @@ class PatchTransformer(nn.Module):
         A context token's level must be 0. Its prediction is computed and means nothing.
         """
         position = torch.arange(patches.shape[1], device=patches.device)
-        h, condition = self._embed(patches, levels, position, is_active.long())
-        shared = self.modulation(condition)
+        h, modulation = self._embed(patches, position, is_active.long()), self._modulation(levels, is_active.long())
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
-        for layer in self.layers:
-            scales = layer.modulate(shared)
+        for layer, scales in zip(self.layers, modulation.of_layers(), strict=True):
             q, k, v = layer.project(h, scales)
             h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
-        return self._read_out(h, condition)
+        return self._read_out(h, modulation)
+
+    def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
+        """What an active token's level (R,) makes of it in each layer: computed here once, then looked up."""
+        modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
+        layers = torch.stack([modulation.of_layer(i) for i in range(modulation.depth)])
+        table = LevelTable(levels.clone(), layers, modulation.out)
+        if out is None:
+            return table
+        for own, new in zip(out, table, strict=True):
+            own.copy_(new)
+        return out
 
     def prepare(self, patches: Tensor, active: ActivePatches, out: ContextCache | None = None) -> ContextCache:
         """The context's keys and values; rows of active patches hold nothing of use until a call overwrites them."""
@@ -141,50 +186,51 @@ class PatchTransformer(nn.Module):
         if out is None:
             shape = (self.config.depth, batch * num_patches + 1, self.config.width)
             empty = [torch.zeros(shape, dtype=self.patch_in.weight.dtype, device=patches.device) for _ in range(2)]
-            out = ContextCache(*empty)
+            out = ContextCache(*empty, num_patches)
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         # A chain without context lets its tokens attend to each other, since a softmax over nothing is NaN.
         may_attend = (~is_active | is_active.all(1, keepdim=True))[:, None, None, :]
         position = torch.arange(num_patches, device=patches.device)
-        zero = torch.zeros_like(is_active)
-        h, condition = self._embed(patches, zero.float(), position, zero.long())
-        shared = self.modulation(condition)
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            scales = layer.modulate(shared)
+        zero = torch.zeros(1, 1, dtype=torch.int64, device=patches.device)
+        h, modulation = self._embed(patches, position, zero), self._modulation(zero.float(), zero)  # the same for all
+        for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
+            scales = tuple(scale.expand_as(h) for scale in scales)
             q, k, v = layer.project(h, scales)
             out.keys[i, :-1].view_as(k).copy_(k)
             out.values[i, :-1].view_as(v).copy_(v)
-            if i < last:  # nothing reads the context's last output
+            if i + 1 < len(self.layers):  # nothing reads the context's last output
                 h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
         return out
 
     def _predict_slots(
-        self, patches: Tensor, levels: Tensor, active: ActivePatches, context: ContextCache
+        self, patches: Tensor, active: ActivePatches, modulation: Modulation, context: ContextCache
     ) -> Prediction:
         batch, num_patches = patches.shape[:2]
         rows = active.rows(num_patches).flatten()
-        h, condition = self._embed(
-            active.gather(patches), levels, active.index.clamp(min=0), torch.ones_like(active.index)
-        )
-        shared = self.modulation(condition)
-        for layer, keys, values in zip(self.layers, context.keys, context.values, strict=True):
-            scales = layer.modulate(shared)
+        position, role = active.index.clamp(min=0), torch.ones_like(active.index)
+        h = self._embed(active.gather(patches), position, role)
+        for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
+            keys, values = context.keys[i], context.values[i]
             q, k, v = layer.project(h, scales)
             keys.index_copy_(0, rows, k.flatten(0, 1).to(keys.dtype))  # autocast may have lowered them
             values.index_copy_(0, rows, v.flatten(0, 1).to(values.dtype))
             k, v = (cache[:-1].view(batch, num_patches, -1) for cache in (keys, values))
             h = layer.finish(h, scales, layer.attend(q, k, v))
-        return self._read_out(h, condition)
+        return self._read_out(h, modulation)
 
-    def _embed(self, patches: Tensor, levels: Tensor, position: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-        role_embedding = self.role(role)
-        h = self.patch_in(patches.to(self.patch_in.weight.dtype)) + self.position(position) + role_embedding
-        return h, F.silu(self.condition(levels) + role_embedding)
+    def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
+        """Tokens of patches (B, n, P) at positions (n,) or (B, n), of roles (B, n)."""
+        return self.patch_in(patches.to(self.patch_in.weight.dtype)) + self.position(position) + self.role(role)
 
-    def _read_out(self, h: Tensor, condition: Tensor) -> Prediction:
-        scale, shift = self.modulation_out(condition).chunk(2, dim=-1)
-        out = self.patch_out(modulated_layer_norm(h, scale, shift, eps=EPS))
+    def _modulation(self, levels: Tensor, role: Tensor) -> Modulation:
+        """The modulation of tokens with these levels and roles (...)."""
+        condition = F.silu(self.condition(levels) + self.role(role))
+        shared, tables = self.modulation(condition), [layer.table for layer in self.layers]
+        return Modulation(len(tables), lambda i: shared + tables[i], self.modulation_out(condition))
+
+    def _read_out(self, h: Tensor, modulation: Modulation) -> Prediction:
+        scale, shift = modulation.out.chunk(2, dim=-1)
+        out = self.patch_out(_norm(h, scale, shift))
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
         return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
@@ -202,19 +248,16 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(mlp_ratio * width, width)
         self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
 
-    def modulate(self, shared: Tensor) -> tuple[Tensor, ...]:
-        """This layer's (scale, shift, gate) for attention and for the MLP."""
-        return (shared + self.table).chunk(6, dim=-1)
-
     def project(self, h: Tensor, scales: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, n, width) of tokens h (B, n, width)."""
         scale, shift, *_ = scales
-        return self.qkv(modulated_layer_norm(h, scale, shift, eps=EPS)).chunk(3, dim=-1)
+        return self.qkv(_norm(h, scale, shift)).chunk(3, dim=-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None = None) -> Tensor:
         """Attention of tokens (B, n, width) over keys and values (B, m, width)."""
         if may_attend is None:
-            return partial_attention(q, k, v, heads=self.num_heads)
+            with span("partial_attention"):
+                return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
 
@@ -222,7 +265,7 @@ class Layer(nn.Module):
         """The layer's output (B, n, width), given its input and what the tokens have attended to."""
         _, _, gate, mlp_scale, mlp_shift, mlp_gate = scales
         h = torch.addcmul(h, gate, self.attention_out(attended))
-        hidden = F.gelu(self.mlp_in(modulated_layer_norm(h, mlp_scale, mlp_shift, eps=EPS)), approximate="tanh")
+        hidden = F.gelu(self.mlp_in(_norm(h, mlp_scale, mlp_shift)), approximate="tanh")
         return torch.addcmul(h, mlp_gate, self.mlp_out(hidden))
 
 
@@ -261,3 +304,8 @@ class LevelEmbedding(nn.Module):
         angle = levels.float()[..., None] * frequencies
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
         return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def _norm(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    with span("layer_norm"):
+        return modulated_layer_norm(h, scale, shift, eps=EPS)

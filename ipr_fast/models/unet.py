@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipr_fast.kernels.modulated_norm import group_norm_silu
+from ipr_fast.kernels.modulated_norm import group_norm
+from ipr_fast.trace import span
 
 if TYPE_CHECKING:
     from ipr_fast.models.srm_unet import SRMUNetConfig
@@ -156,7 +157,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
-        normed = torch.group_norm(x, GROUPS, norm.weight, norm.bias, norm.eps)
+        normed = group_norm(x, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, silu=False)
         qkv = pointwise(self.qkv, normed).permute(0, 2, 3, 1)
         heads = (self.num_heads, 3, self.num_head_channels)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
@@ -192,7 +193,8 @@ def norm_silu_conv(dim: int, out_dim: int) -> nn.Sequential:
 
 def norm_silu(norm: nn.GroupNorm, h: Tensor, rows: Tensor | None = None, index: Tensor | None = None) -> Tensor:
     """GroupNorm and SiLU as one operation, after adding rows (R, C) to the cells of index (B, h, w), if given."""
-    return group_norm_silu(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
+    with span("group_norm"):
+        return group_norm(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
 
 
 def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

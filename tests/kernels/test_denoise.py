@@ -3,9 +3,10 @@ import torch
 
 from ipr_fast import ActivePatches, flow
 from ipr_fast.kernels.denoise import denoise
-from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals
+from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals, seed_tensor
 
 BATCH, PATCHES = 8, 9
+COUNTERS = {"seed": seed_tensor(3, "cpu"), "step": torch.tensor(6), "iteration": torch.tensor(2)}
 
 
 def make_step(numel, generator, *, mix):
@@ -35,8 +36,7 @@ def make_step(numel, generator, *, mix):
 def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, generator):
     inputs, active = make_step(numel, generator, mix=mix)
     before = inputs["patches"].clone()
-    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
-    denoise(**inputs, **counters, stochasticity=eta, temperature=tau)
+    denoise(**inputs, **COUNTERS, stochasticity=eta, temperature=tau)
 
     every = torch.arange(PATCHES).repeat(BATCH, 1)
     xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], every, numel)
@@ -55,19 +55,18 @@ def test_the_last_step_has_no_noise_whatever_its_scale(generator):
     inputs, active = make_step(4, generator, mix=True)
     inputs["next_level"] = torch.zeros_like(inputs["next_level"])
     inputs["variance_mix"] = torch.full_like(inputs["variance_mix"], float("inf"))
-    before, counters = inputs["patches"].clone(), {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
-    denoise(**inputs, **counters, stochasticity=1.0, temperature=1e39)
+    before = inputs["patches"].clone()
+    denoise(**inputs, **COUNTERS, stochasticity=1.0, temperature=1e39)
     clean = before - active.scatter(inputs["level"][..., None] * inputs["velocity"], PATCHES)
     torch.testing.assert_close(inputs["patches"], clean, atol=1e-5, rtol=0)
 
 
 def test_given_noise_takes_the_place_of_its_own(generator):
     inputs, _ = make_step(5, generator, mix=True)
-    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
     xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], torch.arange(PATCHES).repeat(BATCH, 1), 5)
     given = dict(inputs, patches=inputs["patches"].clone())
-    denoise(**inputs, **counters, stochasticity=0.5, temperature=1.0)
-    denoise(**given, **counters | {"seed": 99}, stochasticity=0.5, temperature=1.0, noise=xi)
+    denoise(**inputs, **COUNTERS, stochasticity=0.5, temperature=1.0)
+    denoise(**given, **COUNTERS | {"seed": seed_tensor(99, "cpu")}, stochasticity=0.5, temperature=1.0, noise=xi)
     assert torch.equal(given["patches"], inputs["patches"])
 
 
@@ -76,8 +75,7 @@ def test_idle_slots_with_undefined_predictions_harm_nothing(generator):
     idle = (inputs["level"] == inputs["next_level"]) | ~active.occupied
     inputs["velocity"][idle] = float("nan")
     inputs["variance_mix"][idle] = float("inf")
-    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
-    denoise(**inputs, **counters, stochasticity=0.5, temperature=1.0)
+    denoise(**inputs, **COUNTERS, stochasticity=0.5, temperature=1.0)
     assert torch.isfinite(inputs["patches"]).all()
 
 
@@ -88,9 +86,8 @@ def test_low_precision_predictions_meet_a_float32_state(dtype, generator):
     for name in ("velocity", "variance_mix"):
         low = inputs[name].to(dtype)
         inputs[name], rounded[name] = low, low.float()
-    counters = {"seed": 3, "step": torch.tensor(6), "iteration": torch.tensor(2)}
     for run in (inputs, rounded):
-        denoise(**run, **counters, stochasticity=0.5, temperature=1.0)
+        denoise(**run, **COUNTERS, stochasticity=0.5, temperature=1.0)
     assert torch.equal(inputs["patches"], rounded["patches"])
 
 
@@ -105,7 +102,7 @@ def test_no_slots_and_no_chains():
             velocity=torch.zeros(batch, slots, 8),
             variance_mix=None,
             chain_ids=torch.arange(batch),
-            seed=0,
+            seed=seed_tensor(0, "cpu"),
             step=torch.tensor(0),
             iteration=torch.tensor(1),
             stochasticity=0.5,

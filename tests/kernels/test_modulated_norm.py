@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ipr_fast.kernels.modulated_norm import group_norm_silu
+from ipr_fast.kernels.modulated_norm import group_norm
 
 GROUPS, EPS = 4, 1e-5
 
@@ -30,7 +30,7 @@ def make_map(generator, batch, channels, height, width, channels_last=True):
 def test_without_rows_it_is_the_formula_and_leaves_the_map_alone(generator, height, width, channels_last):
     h, weight, bias = make_map(generator, 3, 8, height, width, channels_last)
     before = h.clone()
-    found = group_norm_silu(h, weight, bias, groups=GROUPS, eps=EPS)
+    found = group_norm(h, weight, bias, groups=GROUPS, eps=EPS)
     assert torch.equal(h, before)
     # Values below 8; some thirty roundings of them, those of the statistics over up to 512 terms among them.
     torch.testing.assert_close(found.double(), formula(h, weight, bias), atol=8 * 30 * 2**-24, rtol=0)
@@ -45,14 +45,14 @@ def test_each_cell_adds_its_row(generator, grid, cell, channels_last):
     index = torch.randint(0, 7, (3, *grid), generator=generator)
     spread = rows[index].repeat_interleave(cell[0], 1).repeat_interleave(cell[1], 2).permute(0, 3, 1, 2)
     expected = formula(h, weight, bias, spread)
-    found = group_norm_silu(h, weight, bias, groups=GROUPS, eps=EPS, rows=rows, index=index)
+    found = group_norm(h, weight, bias, groups=GROUPS, eps=EPS, rows=rows, index=index)
     torch.testing.assert_close(found.double(), expected, atol=8 * 30 * 2**-24, rtol=0)
     assert found.stride() == h.stride()
 
 
 def test_a_group_of_one_number_is_its_own_mean(generator):
     h, weight, bias = make_map(generator, 1, GROUPS, 1, 1)
-    found = group_norm_silu(h, weight, bias, groups=GROUPS, eps=EPS)
+    found = group_norm(h, weight, bias, groups=GROUPS, eps=EPS)
     # x - x may be rounded before it is divided by sqrt(eps).
     tolerance = 4 * 8 * 2**-24 / EPS**0.5
     torch.testing.assert_close(found.flatten(), torch.nn.functional.silu(bias), atol=tolerance, rtol=0)
@@ -60,7 +60,5 @@ def test_a_group_of_one_number_is_its_own_mean(generator):
 
 def test_an_empty_batch_is_legal():
     h, index = torch.zeros(0, 8, 4, 4), torch.zeros(0, 2, 2, dtype=torch.int64)
-    found = group_norm_silu(
-        h, torch.ones(8), torch.zeros(8), groups=GROUPS, eps=EPS, rows=torch.zeros(1, 8), index=index
-    )
+    found = group_norm(h, torch.ones(8), torch.zeros(8), groups=GROUPS, eps=EPS, rows=torch.zeros(1, 8), index=index)
     assert found.shape == h.shape

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ipr_fast.kernels.philox import STREAM_CHOICE, STREAM_RENOISE, patch_keys, patch_normals
+from ipr_fast.kernels.philox import STREAM_CHOICE, STREAM_RENOISE, patch_keys, patch_normals, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, choose_patches, renoise
 
 
@@ -13,7 +13,12 @@ def make_slots(batch, slots):
 
 def counters(batch, iteration=9, seed=1):
     ids = torch.arange(batch) + 100
-    return {"seed": seed, "stream": STREAM_RENOISE, "iteration": torch.tensor(iteration), "chain_ids": ids}
+    return {
+        "seed": seed_tensor(seed, "cpu"),
+        "stream": STREAM_RENOISE,
+        "iteration": torch.tensor(iteration),
+        "chain_ids": ids,
+    }
 
 
 def test_the_smallest_keys_of_the_free_patches_are_chosen(generator):

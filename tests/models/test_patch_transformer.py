@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from ipr_fast import ActivePatches
+from ipr_fast import ActivePatches, Prediction, Schedule
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 
 
@@ -38,12 +38,41 @@ def test_a_context_serves_every_step_of_an_iteration_and_its_buffers_the_next(mo
             cached = model(patches, levels, active, context=context)
             assert_same_slots(cached, model(patches, levels, active), active)
         patches, active, levels = make_case(generator)
-        for buffer in context:
+        for buffer in context[:2]:
             buffer.fill_(float("nan"))  # whatever the last iteration left
         again = model.prepare(patches, active, out=context)
-        assert [b.data_ptr() for b in again] == [b.data_ptr() for b in context]
+        assert again is context
         cached = model(patches, levels, active, context=again)
         assert_same_slots(cached, model(patches, levels, active), active)
+
+
+def test_the_context_of_the_first_chains_is_theirs(model, generator):
+    """As chains finish, the others go on with a part of the context; padding slots may write into the next chain's."""
+    patches, active, levels = make_case(generator)
+    with torch.no_grad():
+        context = model.prepare(patches, active)
+        expected = model(patches, levels, active)
+        for chains in (10, 7, 1):
+            few = active[:chains]
+            found = model(patches[:chains], levels[:chains], few, context=context.first(chains))
+            assert_same_slots(found, Prediction(*(field[:chains] for field in expected)), few)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(10, 0.8), Schedule(3, 0.0), Schedule(7, 0.55)], ids=str)
+def test_a_table_of_levels_gives_what_the_levels_give(model, generator, schedule):
+    patches, active, _ = make_case(generator)
+    levels = schedule.levels(16)
+    assert (levels.diff() > 0).all()
+    some = levels[torch.randint(0, len(levels), active.index.shape, generator=generator)]
+    with torch.no_grad():
+        context = model.prepare(patches, active)
+        table = model.tabulate(torch.cat([levels, levels[-1:].expand(3)]))
+        found = model(patches, some, active, context=context, table=table)
+        assert_same_slots(found, model(patches, some, active, context=context), active)
+        model.tabulate(torch.zeros(len(table.levels)), out=table)
+        again = model.tabulate(torch.cat([levels, levels[-1:].expand(3)]), out=table)
+        assert again is table
+        assert_same_slots(found, model(patches, some, active, context=context, table=table), active)
 
 
 def test_the_context_does_not_see_the_active_patches(model, generator):

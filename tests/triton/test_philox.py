@@ -7,15 +7,14 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from ipr_fast.kernels import philox  # noqa: E402
-from ipr_fast.kernels.launch import jit, signed_words  # noqa: E402
+from ipr_fast.kernels.launch import jit  # noqa: E402
 
 
 @jit
-def words_kernel(p_out, p_c0, p_c1, p_c2, p_c3, seed_low, seed_high, SIZE: tl.constexpr):
+def words_kernel(p_out, p_c0, p_c1, p_c2, p_c3, p_seed, SIZE: tl.constexpr):
     o = tl.arange(0, SIZE)
-    k0, k1 = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
     c0, c1, c2, c3 = tl.load(p_c0 + o), tl.load(p_c1 + o), tl.load(p_c2 + o), tl.load(p_c3 + o)
-    w0, w1, w2, w3 = philox.words_4(c0, c1, c2, c3, k0, k1)
+    w0, w1, w2, w3 = philox.words_4(c0, c1, c2, c3, tl.load(p_seed))
     tl.store(p_out + o, w0.to(tl.int64))
     tl.store(p_out + SIZE + o, w1.to(tl.int64))
     tl.store(p_out + 2 * SIZE + o, w2.to(tl.int64))
@@ -35,7 +34,7 @@ def test_words_are_those_of_the_twin(seed, device, generator):
     counters = torch.randint(0, 2**32, (4, 256), generator=generator)
     counters[:, 0], counters[:, 1] = 0, 2**32 - 1
     out = torch.full((4, 256), -1, dtype=torch.int64, device=device)
-    words_kernel[(1,)](out, *counters.to(device), *signed_words(seed), SIZE=256)
+    words_kernel[(1,)](out, *counters.to(device), philox.seed_tensor(seed, device), SIZE=256)
     expected = torch.stack(philox.philox_4x32(*counters, seed))
     assert torch.equal(out.cpu(), expected)
 

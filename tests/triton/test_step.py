@@ -8,7 +8,7 @@ from ipr_fast.kernels import advance as advance_file
 from ipr_fast.kernels import denoise as denoise_file
 from ipr_fast.kernels import renoise as renoise_file
 from ipr_fast.kernels.launch import runs_kernel
-from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE
+from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots
 
 NAN = float("nan")
@@ -23,7 +23,11 @@ def test_the_kernels_run_here(device):
 
 def counters(batch, device, generator):
     ids = torch.randint(0, 2**32, (batch,), generator=generator)
-    return {"seed": 2**63 + 11, "iteration": torch.tensor(2**31 + 5, device=device), "chain_ids": ids.to(device)}
+    return {
+        "seed": seed_tensor(2**63 + 11, device),
+        "iteration": torch.tensor(2**31 + 5, device=device),
+        "chain_ids": ids.to(device),
+    }
 
 
 def make_slots(batch, slots, device):

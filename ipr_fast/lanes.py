@@ -1,0 +1,348 @@
+"""Lanes: a fixed number of places through which chains pass, and the work that is done on them.
+
+Everything that the work reads or writes is a buffer made once, the seed and the counters too; a tick takes the first
+lanes of the buffers. So `begin` (renoise, prepare) and `tick` can be captured for each number of lanes and of slots,
+and replayed for other chains, seeds and schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.graphs import Capture, Graphs
+from ipr_fast.kernels.advance import advance
+from ipr_fast.kernels.denoise import denoise
+from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
+from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.patches import ActivePatches
+from ipr_fast.precision import float32_products
+from ipr_fast.schedule import Schedule, ScheduleTables
+from ipr_fast.trace import span
+from ipr_fast.waves import Run, Sixteenths, Wave, one_by_one
+
+
+class GivenNoise(NamedTuple):
+    """Noise from elsewhere in place of the chains' own: what makes a run comparable with a recorded one.
+
+    initial (B, N, P) replaces the active patches; posterior(step) gives (B, N, P) for each step.
+    """
+
+    initial: Tensor
+    posterior: Callable[[int], Tensor]
+
+    def of(self, chains: Tensor) -> GivenNoise:
+        """The noise of some of the chains."""
+        return GivenNoise(self.initial[chains], lambda step: self.posterior(step)[chains])
+
+
+class Start(NamedTuple):
+    """How a regeneration begins: whether it chooses its patches, and whether its noise is the initial one."""
+
+    chooses: bool
+    initial: bool
+
+
+class _PerLane:
+    def first(self, lanes: int) -> Any:
+        """The first lanes of these buffers, as views."""
+        return replace(self, **{name: getattr(self, name)[:lanes] for name in self.per_lane})
+
+
+@dataclass(frozen=True)
+class LaneState(_PerLane):
+    """The buffers of W lanes, and the counters that all share."""
+
+    patches: Tensor  # (W, N, P) float32
+    chain_ids: Tensor  # (W,) int64
+    mask: Tensor  # (W, N) bool, the patches of this iteration
+    free: Tensor  # (W, N) bool, among which to choose
+    size: Tensor  # (W,) int64, how many to choose
+    step: Tensor  # () int64, of the regeneration under way
+    iteration: Tensor  # () int64, of the random numbers
+    choice_iteration: Tensor  # () int64, of the choice
+    origin: Tensor  # () int64, 0: the iteration of the initial generation
+    seed: Tensor  # () int64
+
+    per_lane = ("patches", "chain_ids", "mask", "free", "size")
+
+    @classmethod
+    def allocate(cls, lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
+        shapes = {"patches": (lanes, num_patches, numel), "mask": (lanes, num_patches), "free": (lanes, num_patches)}
+        shapes |= {"chain_ids": (lanes,), "size": (lanes,)}
+        types = {"patches": torch.float32, "mask": torch.bool, "free": torch.bool}
+        buffers = {
+            field.name: torch.zeros(shapes.get(field.name, ()), dtype=types.get(field.name, torch.int64), device=device)
+            for field in fields(cls)
+        }
+        return cls(**buffers)
+
+
+@dataclass(frozen=True)
+class SlotState(_PerLane):
+    """The buffers of a regeneration with A slots a lane."""
+
+    index: Tensor  # (W, A) int32, patch ids, padded with -1
+    count: Tensor  # (W,) int32
+    level: Tensor  # (W, A) float32
+    next_level: Tensor  # (W, A) float32
+    start: Tensor  # (W, A) int32, -1 while waiting
+
+    per_lane = ("index", "count", "level", "next_level", "start")
+
+    @classmethod
+    def allocate(cls, lanes: int, slots: int, device: torch.device) -> SlotState:
+        whole = torch.zeros(4, lanes, slots, dtype=torch.int32, device=device)
+        level, next_level = (buffer.view(torch.float32) for buffer in whole[2:])
+        return cls(whole[0], torch.zeros(lanes, dtype=torch.int32, device=device), level, next_level, whole[1])
+
+    @property
+    def active(self) -> ActivePatches:
+        return ActivePatches(self.index, self.count)
+
+
+class Settings(NamedTuple):
+    """What the captured work has as constants."""
+
+    stochasticity: float
+    temperature: float
+    tf32: bool = False
+
+
+class Part(NamedTuple):
+    """A piece of work that can be captured: the beginning if there is a `start`, and so many steps on so many lanes."""
+
+    name: str
+    slots: int
+    start: Start | None
+    runs: tuple[Run, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(run.steps for run in self.runs)
+
+
+class Lanes:
+    """W lanes for the chains of one model.
+
+    capture: how to make graphs; without, the work runs as it stands. whole_iterations: capture an iteration as one
+    graph, in place of a tick.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        lanes: int,
+        device: torch.device,
+        settings: Settings,
+        capture: Capture | None = None,
+        whole_iterations: bool = False,
+    ) -> None:
+        self.model, self.lanes, self.settings, self.device = model, lanes, settings, device
+        self.state = LaneState.allocate(lanes, model.grid.num_patches, model.grid.patch_numel, device)
+        self.tables: ScheduleTables | None = None
+        self.graphs = None if capture is None else Graphs(capture)
+        self.whole_iterations = whole_iterations
+        self._slots: dict[int, SlotState] = {}
+        self._context: Any = None
+        self._levels, self._table = 0, None
+
+    # -------------------------------------------------------------------------------------------- what others ask
+
+    def lanes_for(self, chains: int) -> int:
+        """The lanes on which so many chains run."""
+        return self._at(one_by_one(chains) if self.graphs is None else Sixteenths(self.lanes)(chains))
+
+    @torch.inference_mode()
+    def set_sampling(self, seed: int, schedule: Schedule) -> None:
+        """The seed and the schedule of the chains to come; what depends on them alone is computed here."""
+        num_patches = self.model.grid.num_patches
+        self.state.seed.copy_(seed_tensor(seed, self.device))
+        tables = schedule.tables(num_patches)
+        if self.tables is None:
+            self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
+        for own, new in zip(self.tables, tables, strict=True):
+            own.copy_(new)
+        if hasattr(self.model, "tabulate"):
+            self._tabulate(schedule.levels(num_patches))
+
+    def ready(self, wave: Wave, slots: int, start: Start) -> None:
+        """Capture what the wave needs and is not captured yet. What is in the lanes is lost then."""
+        if self.graphs is None:
+            return
+        parts = [part for part, _ in self._parts(wave, slots, start) if not self.graphs.touch(part)]
+        if not parts:
+            return
+        for buffer in (self.state.patches, self.state.mask, self.state.free, self.state.size):
+            buffer.zero_()  # neutral: nothing is chosen, no slot is taken, nothing moves
+        with self._precision():
+            for part in parts:  # most lanes first
+                self.graphs.add(part, f"{part.name} of {checks.name_of(self.model)}", partial(self._work, part))
+
+    def run(
+        self,
+        wave: Wave,
+        slots: int,
+        start: Start,
+        noise: GivenNoise | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> None:
+        """Regenerate the chains in the lanes. Given noise is used as it stands, without graphs."""
+        if noise is not None:
+            with self._precision():
+                self._run_with(noise, wave, slots, start, on_step)
+            return
+        do = self._work if self.graphs is None else self.graphs.replay
+        with self._precision() if self.graphs is None else nullcontext():
+            for part, times in self._parts(wave, slots, start):
+                for _ in range(times):
+                    with span(part.name):
+                        do(part)
+                    for _ in range(part.steps if on_step is not None else 0):
+                        on_step()
+
+    # -------------------------------------------------------------------------------------------- the work
+
+    def _parts(self, wave: Wave, slots: int, start: Start) -> Iterator[tuple[Part, int]]:
+        """The work of a wave and how many times in a row to do it, most lanes first."""
+        if self.whole_iterations:
+            yield Part("iteration", slots, start, wave.runs), 1
+            return
+        yield Part("begin", slots, start, (Run(wave.lanes, 0),)), 1
+        for lanes, steps in wave.runs:
+            yield Part("tick", slots, None, (Run(lanes, 1),)), steps
+
+    def _work(self, part: Part) -> None:
+        if part.start is not None:
+            self.begin(part.runs[0].lanes, part.slots, part.start)
+        for lanes, steps in part.runs:
+            for _ in range(steps):
+                self.tick(lanes, part.slots)
+
+    def _run_with(
+        self, noise: GivenNoise, wave: Wave, slots: int, start: Start, on_step: Callable[[], object] | None
+    ) -> None:
+        step = 0
+        self.begin(wave.lanes, slots, start, self._padded(noise.initial, wave.lanes))
+        for lanes, steps in wave.runs:
+            for _ in range(steps):
+                self.tick(lanes, slots, self._padded(noise.posterior(step), lanes))
+                step += 1
+                if on_step is not None:
+                    on_step()
+
+    def _padded(self, noise: Tensor, lanes: int) -> Tensor:
+        """Noise of the chains (n, N, P) as that of so many lanes."""
+        return torch.cat([noise[:lanes], noise.new_zeros(max(0, lanes - len(noise)), *noise.shape[1:])])
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return float32_products(self.device, self.settings.tf32)
+
+    def begin(self, lanes: int, slots: int, start: Start, noise: Tensor | None = None) -> None:
+        """Make the patches of the mask, or the chosen ones, active, replace them by noise, and prepare the model."""
+        state, into = self.state.first(lanes), self.slots(slots).first(lanes)
+        with span("renoise"):
+            renoise(
+                state.patches,
+                state.mask,
+                Slots(into.index, into.count, into.level, into.start),
+                seed=state.seed,
+                stream=STREAM_INITIAL if start.initial else STREAM_RENOISE,
+                iteration=state.origin if start.initial else state.iteration,
+                chain_ids=state.chain_ids,
+                choice=PatchChoice(state.free, state.size, state.choice_iteration) if start.chooses else None,
+                noise=noise,
+            )
+        state.step.zero_()
+        if hasattr(self.model, "prepare"):
+            with span("prepare"):
+                self._prepare(lanes, slots)
+
+    def tick(self, lanes: int, slots: int, noise: Tensor | None = None) -> None:
+        """One step: a denoiser call, the schedule, the update of the moving patches; `noise` (lanes, N, P) if given."""
+        lanes, settings = self._at(lanes), self.settings
+        state, into = self.state.first(lanes), self.slots(slots).first(lanes)
+        prepared = {} if self._context is None else {"context": self._context_of(lanes)}
+        if self._table is not None:
+            prepared["table"] = self._table
+        with span("network"):
+            prediction = self.model(state.patches, into.level, into.active, **prepared)
+        checks.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
+        with span("advance"):
+            advance(
+                into.start,
+                into.next_level,
+                count=into.count,
+                step=state.step,
+                log_variance=prediction.log_variance,
+                **self.tables._asdict(),
+            )
+        with span("denoise"):
+            denoise(
+                state.patches,
+                index=into.index,
+                level=into.level,
+                next_level=into.next_level,
+                velocity=prediction.velocity,
+                variance_mix=prediction.variance_mix,
+                stochasticity=settings.stochasticity,
+                temperature=settings.temperature,
+                seed=state.seed,
+                step=state.step,
+                iteration=state.iteration,
+                chain_ids=state.chain_ids,
+                noise=noise,
+            )
+        into.level.copy_(into.next_level)
+        state.step.add_(1)
+
+    def slots(self, slots: int) -> SlotState:
+        """The buffers for so many slots a lane."""
+        if slots not in self._slots:
+            self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
+        return self._slots[slots]
+
+    def _tabulate(self, levels: Tensor) -> None:
+        """What the model makes of each level, in a table that graphs go on reading for other schedules of the size."""
+        size = max(16, 1 << (len(levels) - 1).bit_length())
+        levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
+        if self._levels != size:
+            self._levels, self._table = size, None
+            if self.graphs is not None:
+                self.graphs.clear()  # they read a table of another size
+        with self._precision():
+            table = self.model.tabulate(levels, out=self._table)
+        if self._table is not None and table is not self._table:
+            raise TypeError("model: tabulate must overwrite and return the table that it is given as `out`")
+        self._table = table
+
+    def _prepare(self, lanes: int, slots: int) -> None:
+        """What the model computes once an iteration, in a context that is made once, for all lanes."""
+        if self._context is None:
+            self._context = self.model.prepare(self.state.patches, self.slots(slots).active)
+            if self._at(lanes) == self.lanes:
+                return
+        lanes = self._at(lanes)
+        out = self._context_of(lanes)
+        state, active = self.state.first(lanes), self.slots(slots).first(lanes).active
+        context = self.model.prepare(state.patches, active, out=out)
+        if context is out:
+            return
+        if self.graphs is not None or lanes < self.lanes:
+            raise TypeError("model: prepare must overwrite and return the context that it is given as `out`")
+        self._context = context
+
+    def _at(self, lanes: int) -> int:
+        """The lanes on which to work for these: all, where a context cannot be had for fewer."""
+        return lanes if self._context is None or hasattr(self._context, "first") else self.lanes
+
+    def _context_of(self, lanes: int) -> Any:
+        return self._context if lanes == self.lanes else self._context.first(lanes)

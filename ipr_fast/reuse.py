@@ -1,0 +1,175 @@
+"""Which lanes a call runs on: how many fit into the memory, and those kept from earlier calls with their graphs.
+
+A capture takes about as long as a few dozen ticks, so lanes with graphs are kept: a few, for later calls of similar
+size with the same model and settings. They are dropped when their model goes away or changes, when others have been
+used more recently, when their memory is needed, and after any exception.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from numbers import Number
+
+import torch
+from torch import Tensor, nn
+
+from ipr_fast import memory
+from ipr_fast.graphs import Capture
+from ipr_fast.lanes import Lanes, Settings, Start
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.schedule import Schedule
+from ipr_fast.waves import Run, Wave, lane_bucket
+
+MOST_KEPT = 4
+FEW_CHAINS = 64  # that are not counted on a CPU: counting calls the model on four chains
+
+_kept: OrderedDict[Hashable, Kept] = OrderedDict()
+_lock = threading.RLock()  # a model's end may come while it is held
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Lanes between two calls, without their model, and the most active patches that their memory was counted for."""
+
+    lanes: Lanes
+    most_active: int
+
+
+@contextmanager
+def lanes_for(
+    model: Denoiser,
+    batch: int,
+    most_active: int,
+    device: torch.device,
+    settings: Settings,
+    *,
+    max_chains: int | str = "auto",
+    capture: Callable[[torch.device], Capture] | None = None,
+) -> Iterator[Lanes]:
+    """Lanes for chains with at most `most_active` active patches each, of which `batch` are to come.
+
+    max_chains: how many may run at a time; "auto" is what the free memory holds. capture: makes what captures graphs on
+    a device; without, the lanes run without graphs. Raises ValueError when they do not fit into the memory.
+    """
+    fit = partial(_fitting, model, batch, most_active, device, settings, max_chains)
+    if capture is None:
+        yield Lanes(model, fit(batch if max_chains == "auto" else min(batch, max_chains)), device, settings)
+        return
+    wanted = lane_bucket(batch) if max_chains == "auto" else min(lane_bucket(batch), max_chains)
+    key = (id(model), wanted, max_chains == "auto", device, settings, _circumstances(device), _fingerprint(model))
+    with _lock:
+        kept = _kept.pop(key, None)
+    if kept is None or kept.most_active < most_active:
+        kept = None  # its memory is free now
+        lanes = Lanes(model, fit(wanted), device, settings, capture(device))
+        _drop_with(model, key)
+        counted_for = most_active
+    else:
+        lanes, counted_for = kept.lanes, kept.most_active
+        lanes.model = model
+    try:
+        yield lanes
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{lanes.lanes} chains at a time do not fit into the memory of {device}: pass max_chains="
+            f"{max(1, lanes.lanes // 2)}, or fewer"
+        ) from error
+    lanes.model = None  # it must be able to go away
+    if isinstance(model, nn.Module):  # of anything else nobody knows whether it is still what was captured
+        with _lock:
+            _kept[key] = Kept(lanes, counted_for)
+            while len(_kept) > MOST_KEPT:
+                _kept.popitem(last=False)
+
+
+def drop_kept() -> None:
+    """Give back the memory of the graphs and buffers that are kept for later calls."""
+    with _lock:
+        _kept.clear()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def _fitting(
+    model: Denoiser,
+    batch: int,
+    most_active: int,
+    device: torch.device,
+    settings: Settings,
+    max_chains: int | str,
+    wanted: int,
+) -> int:
+    """The lanes to make: those wanted or, if that is left open, as many as fit. Raises ValueError where they do not."""
+    if device.type == "cpu" and (max_chains != "auto" or batch <= FEW_CHAINS):
+        return wanted
+    need = memory.count(partial(_trial, model, most_active, device, settings))
+    around = 4 * 4 * batch * model.grid.num_patches * model.grid.patch_numel  # the samples themselves, and copies
+
+    def usable() -> float:
+        return memory.SHARE * memory.available_bytes(device) - around
+
+    if need.lanes_within(usable()) < wanted and _kept:
+        drop_kept()
+    fits = need.lanes_within(usable())
+    if wanted <= fits:
+        return wanted
+    if max_chains == "auto" and fits:
+        return batch if batch <= fits else 1 << fits.bit_length() - 1
+    size, there = memory.binary(need.fixed + wanted * need.each), memory.binary(max(0.0, usable()))
+    advice = f'pass max_chains={fits} or "auto"' if fits else "not even one fits"
+    raise ValueError(f"max_chains: {wanted} chains at a time need {size} on {device}, which has {there} left; {advice}")
+
+
+@torch.inference_mode()
+def _trial(model: Denoiser, most_active: int, device: torch.device, settings: Settings, lanes: int) -> None:
+    """Make so many lanes and run them for a step."""
+    trial = Lanes(model, lanes, device, settings)
+    trial.set_sampling(0, Schedule(1))
+    trial.state.mask[:, :most_active] = True
+    wave = Wave(slice(0, lanes), most_active, (Run(lanes, 1),))
+    trial.run(wave, max(1, most_active), Start(chooses=False, initial=True))
+
+
+def _drop_with(model: object, key: Hashable) -> None:
+    """Drop what is kept under a key when the model goes away."""
+    if isinstance(model, nn.Module):
+        weakref.finalize(model, _kept.pop, key, None).atexit = False
+
+
+def _circumstances(device: torch.device) -> tuple:
+    """The switches of torch that decide which operations are captured."""
+    cuda = torch.backends.cuda
+    return (
+        torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+        torch.are_deterministic_algorithms_enabled(),
+        (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+    )
+
+
+def _fingerprint(model: object) -> tuple:
+    """What of a model a graph holds as it was: where its weights are, and its plain attributes."""
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple(_frozen(vars(module)) for module in model.modules())
+
+
+def _frozen(value: object) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+    if value is None or isinstance(value, (Number, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in value.items())
+    return id(value)

@@ -1,0 +1,150 @@
+"""Bytes are counted before they are taken, and what does not fit is said with the number that would."""
+
+import pytest
+import torch
+from small_models import TINY, randomise
+
+import ipr_fast
+from ipr_fast import memory, random_patches, reuse
+from ipr_fast.lanes import Settings
+from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
+
+CPU, SETTINGS = torch.device("cpu"), Settings(0.5, 1.0)
+
+
+def test_the_peak_is_of_what_is_alive_at_a_time():
+    outside = torch.zeros(1000)
+    with memory.PeakBytes() as counted:
+        a = torch.zeros(1000)
+        b = a + 1
+        view = b[10:]
+        del b
+        assert counted.now == 8000
+        del view
+        assert counted.now == 4000
+        for _ in range(5):
+            a = a * 2  # two at a time
+        outside.add_(a)
+        outside.view(10, 100).mul_(2)
+    assert (counted.now, counted.peak) == (4000, 8000)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_count_is_right_for_any_number_of_lanes(model, inference):
+    """Counted from one and three lanes, it gives the peak of ten to a few parts in a hundred."""
+    unet = randomise(SRMUNet(SRMUNetConfig(1, 16, 4, (32, 64), (False, True), 1, 32, 32, 16)), seed=0)
+    for denoiser in (model, unet):
+        with torch.inference_mode(inference):
+
+            def work(lanes, denoiser=denoiser):
+                reuse._trial(denoiser, 4, CPU, SETTINGS, lanes)
+
+            need = memory.count(work)
+            with memory.PeakBytes() as counted:
+                work(10)
+        assert counted.peak == pytest.approx(need.fixed + 10 * need.each, rel=0.03)
+        assert need.each > 4 * 16 * 16  # the patches alone
+
+
+def test_lanes_within():
+    need = memory.Need(fixed=100, each=30)
+    assert [need.lanes_within(n) for n in (0, 100, 129, 130, 1000)] == [0, 0, 0, 1, 30]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A machine on which ten chains of the model fit, and four more bytes."""
+
+    def set_up(model, chains, batch):
+        need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes))
+        around = 16 * batch * 16 * 16
+        monkeypatch.setattr(
+            memory, "available_bytes", lambda device: (need.fixed + chains * need.each + around + 4) / memory.SHARE
+        )
+
+    return set_up
+
+
+def lanes_of(model, batch, **options):
+    with reuse.lanes_for(model, batch, 4, CPU, SETTINGS, **options) as lanes:
+        return lanes.lanes
+
+
+def test_auto_takes_what_fits(model, small):
+    small(model, chains=40, batch=100)
+    assert lanes_of(model, 100) == 32  # a power of two
+    assert lanes_of(model, 64) == 64  # few are not counted on a CPU
+    small(model, chains=100, batch=100)
+    assert lanes_of(model, 100) == 100
+    assert lanes_of(model, 100, max_chains=7) == 7
+    assert lanes_of(model, 5, max_chains=7) == 5
+
+
+def test_where_nothing_fits_the_error_says_so(model, small, finished):
+    small(model, chains=0, batch=65)
+    with pytest.raises(ValueError, match=r"max_chains: 65 chains at a time need .* on cpu, .* not even one fits"):
+        ipr_fast.refine_batch(finished[:1].repeat(65, 1, 1, 1), random_patches(), 1, model=model)
+
+
+def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monkeypatch):
+    small(model, chains=10, batch=65)
+    need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes))
+    device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
+    monkeypatch.setattr(memory, "count", lambda work: need)
+    with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
+        reuse._fitting(model, 65, 4, device, SETTINGS, 65, 65)
+
+
+def test_memory_that_is_kept_for_later_calls_is_given_back_when_needed(model, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(reuse, "drop_kept", lambda: dropped.append(reuse._kept.clear()))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1e12 if dropped else 0.0)
+    reuse._kept["other"] = None
+    assert lanes_of(model, 100) == 100
+    assert len(dropped) == 1
+
+
+def test_results_do_not_depend_on_how_many_run_at_a_time(model, finished, ragged_known):
+    x, known = finished.repeat(6, 1, 1, 1), ragged_known.repeat(6, 1)
+    expected = ipr_fast.refine_batch(x, random_patches(), 2, model=model, known=known)
+    for most in (1, 7, 71, 72, 1000):
+        found = ipr_fast.refine_batch(x, random_patches(), 2, model=model, known=known, max_chains=most)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    shuffle = torch.randperm(72, generator=torch.Generator().manual_seed(0))
+    options = {"model": model, "known": known[shuffle], "chain_ids": shuffle, "max_chains": 20}
+    found = ipr_fast.refine_batch(x[shuffle], random_patches(), 2, **options)
+    torch.testing.assert_close(found, expected[shuffle], atol=1e-5, rtol=0)
+
+
+def test_a_generation_of_more_chains_than_run_at_a_time(model, ragged_known, finished):
+    options = {"model": model, "known": ragged_known, "known_values": finished, "seed": 2}
+    expected = ipr_fast.generate_batch(12, **options)
+    for most in (1, 5):
+        torch.testing.assert_close(ipr_fast.generate_batch(12, max_chains=most, **options), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True, None])
+def test_max_chains_is_checked(model, finished, wrong):
+    with pytest.raises(ValueError, match="max_chains must be"):
+        ipr_fast.refine_batch(finished, random_patches(), 1, model=model, max_chains=wrong)
+    with pytest.raises(ValueError, match="max_chains must be"):
+        ipr_fast.generate_batch(2, model=model, max_chains=wrong)
+
+
+def test_binary():
+    assert [memory.binary(n) for n in (0, 1023, 2048, 3.5 * 2**20, 130 * 2**30)] == [
+        "0 bytes",
+        "1023 bytes",
+        "2 KiB",
+        "3.5 MiB",
+        "130 GiB",
+    ]
+
+
+def test_a_batch_of_a_thousand_is_counted_on_the_cpu(finished):
+    counted = []
+    model = randomise(PatchTransformer(TINY), seed=0)
+    model.register_forward_pre_hook(lambda module, inputs: counted.append(len(inputs[0])))
+    ipr_fast.refine_batch(finished[:1].repeat(1000, 1, 1, 1), random_patches(), 1, model=model)
+    assert counted[:2] == [1, 3]
+    assert set(counted[2:]) == {1000}
