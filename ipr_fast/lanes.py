@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
+from ipr_fast.lane_buffers import LaneState, SlotState
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.patches import ActivePatches
 from ipr_fast.precision import float32_products
 from ipr_fast.schedule import Schedule, ScheduleTables
 from ipr_fast.trace import span
@@ -49,64 +48,6 @@ class Start(NamedTuple):
 
     chooses: bool
     initial: bool
-
-
-class _PerLane:
-    def first(self, lanes: int) -> Any:
-        """The first lanes of these buffers, as views."""
-        return replace(self, **{name: getattr(self, name)[:lanes] for name in self.per_lane})
-
-
-@dataclass(frozen=True)
-class LaneState(_PerLane):
-    """The buffers of W lanes, and the counters that all share."""
-
-    patches: Tensor  # (W, N, P) float32
-    chain_ids: Tensor  # (W,) int64
-    mask: Tensor  # (W, N) bool, the patches of this iteration
-    free: Tensor  # (W, N) bool, among which to choose
-    size: Tensor  # (W,) int64, how many to choose
-    step: Tensor  # () int64, of the regeneration under way
-    iteration: Tensor  # () int64, of the random numbers
-    choice_iteration: Tensor  # () int64, of the choice
-    origin: Tensor  # () int64, 0: the iteration of the initial generation
-    seed: Tensor  # () int64
-
-    per_lane = ("patches", "chain_ids", "mask", "free", "size")
-
-    @classmethod
-    def allocate(cls, lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
-        shapes = {"patches": (lanes, num_patches, numel), "mask": (lanes, num_patches), "free": (lanes, num_patches)}
-        shapes |= {"chain_ids": (lanes,), "size": (lanes,)}
-        types = {"patches": torch.float32, "mask": torch.bool, "free": torch.bool}
-        buffers = {
-            field.name: torch.zeros(shapes.get(field.name, ()), dtype=types.get(field.name, torch.int64), device=device)
-            for field in fields(cls)
-        }
-        return cls(**buffers)
-
-
-@dataclass(frozen=True)
-class SlotState(_PerLane):
-    """The buffers of a regeneration with A slots a lane."""
-
-    index: Tensor  # (W, A) int32, patch ids, padded with -1
-    count: Tensor  # (W,) int32
-    level: Tensor  # (W, A) float32
-    next_level: Tensor  # (W, A) float32
-    start: Tensor  # (W, A) int32, -1 while waiting
-
-    per_lane = ("index", "count", "level", "next_level", "start")
-
-    @classmethod
-    def allocate(cls, lanes: int, slots: int, device: torch.device) -> SlotState:
-        whole = torch.zeros(4, lanes, slots, dtype=torch.int32, device=device)
-        level, next_level = (buffer.view(torch.float32) for buffer in whole[2:])
-        return cls(whole[0], torch.zeros(lanes, dtype=torch.int32, device=device), level, next_level, whole[1])
-
-    @property
-    def active(self) -> ActivePatches:
-        return ActivePatches(self.index, self.count)
 
 
 class Settings(NamedTuple):

@@ -1,0 +1,253 @@
+"""Graphs on a GPU: `pytest -m gpu`. What tests/test_graphs.py shows on a tape, and what only a device can show."""
+
+import gc
+
+import pytest
+import torch
+from small_models import TINY, randomise
+from torch.profiler import ProfilerActivity, profile
+
+import ipr_fast
+from ipr_fast import Schedule, fixed_patches, memory, random_patches, reuse, trace
+from ipr_fast.engine import Engine, Sampling
+from ipr_fast.graphs import CaptureError, CudaCapture
+from ipr_fast.lanes import Lanes
+from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
+from ipr_fast.precision import float32_products
+from ipr_fast.selection import Selector
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def there():
+    """The tiny transformer on the GPU, and nothing kept before or after."""
+    reuse.drop_kept()
+    yield randomise(PatchTransformer(TINY), seed=0).cuda()
+    reuse.drop_kept()
+
+
+def small_unet():
+    config = SRMUNetConfig(1, 16, 4, (32, 32, 32, 32), (False, True, False, False), 1, 32, 32, 16)
+    return randomise(SRMUNet(config), seed=1).cuda()
+
+
+def third_row(x, iteration):
+    mask = torch.zeros(len(x), 4, 4, dtype=torch.bool, device=x.device)
+    mask[iteration % 3 :, iteration % 4] = True
+    return mask
+
+
+@pytest.mark.parametrize("network", ["transformer", "unet"])
+@pytest.mark.parametrize("mask_fn", [random_patches(0.3), fixed_patches([1, 2, 7]), third_row], ids=str)
+def test_replays_equal_eager_runs(there, finished, ragged_known, network, mask_fn):
+    model = there if network == "transformer" else small_unet()
+    x, known = finished.repeat(3, 1, 1, 1).cuda(), ragged_known.repeat(3, 1).cuda()
+    for seed, schedule in ((3, Schedule(10, 0.8)), (2**63 + 5, Schedule(4, 0.5)), (3, Schedule(3, 0.0))):
+        runs = [
+            ipr_fast.refine_batch(
+                x, mask_fn, 4, model=model, known=known, seed=seed, schedule=schedule, backend=b, max_chains=most
+            )
+            for b, most in (("graphs", "auto"), ("graphs", 7), ("torch", "auto"))
+        ]
+        for run in runs[:2]:
+            torch.testing.assert_close(run, runs[2], atol=2e-5, rtol=0)
+
+
+def test_generation_and_refinement_equal_the_reference(there, finished, ragged_known):
+    runs = []
+    for backend in ("graphs", "reference"):
+        options = {"model": there, "known": ragged_known.cuda(), "seed": 4, "backend": backend}
+        x = ipr_fast.generate_batch(12, known_values=finished.cuda(), schedule=Schedule(3, 0.5), **options)
+        runs.append(ipr_fast.refine_batch(x, random_patches(), 3, **options))
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
+
+
+def test_fifty_calls_of_changing_size_leak_nothing(there, finished):
+    x = finished.repeat(6, 1, 1, 1).cuda()
+
+    def calls(number):
+        for i in range(number):
+            ipr_fast.refine_batch(x[: 1 + 7 * i % 71], random_patches(), 2, model=there, seed=i)
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    calls(15)
+    assert calls(50) <= calls(15) + 2**20
+    reuse.drop_kept()
+    before = torch.cuda.memory_allocated()
+    calls(15)
+    reuse.drop_kept()
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def make_engine(model, finished):
+    sampling = Sampling(Schedule(10, 0.8))
+    patches, ids = model.grid.to_patches(finished.cuda()), torch.arange(len(finished), device="cuda")
+    device = patches.device
+    lanes = Lanes(model, 16, device, sampling.settings(), CudaCapture(device))
+    return Engine(model, patches, ids, sampling, lanes)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.6])
+def test_nothing_synchronises_within_an_iteration(there, finished, ragged_known, ratio):
+    engine = make_engine(there, finished)
+    select = Selector(random_patches(ratio), there.grid, ~ragged_known.cuda(), engine.chain_ids, 0)
+
+    def iterations(*numbers):
+        for number in numbers:
+            engine.begin(number)
+            engine.regenerate(select(number, engine.iteration, None))
+
+    iterations(1, 2)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        iterations(3, 4)
+    names = [event.name for event in profiler.events()]
+    launches = sum("cudaGraphLaunch" in name for name in names)
+    assert launches == 2 * (1 + engine.num_steps(select.counts))
+    waiting = [n for n in names if "Synchronize" in n or "DtoH" in n or n == "cudaMemcpy"]
+    assert [n for n in waiting if n != "cudaDeviceSynchronize"] == []
+    assert waiting.count("cudaDeviceSynchronize") <= 1  # the profiler's own, at its end
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("preset", ["even_pixels", "mnist_sudoku"])
+def test_little_of_a_tick_is_outside_the_network(preset):
+    """At most 3 % at batch 64, by the time that kernels take."""
+    config = PRESETS[preset]
+    with torch.device("cuda"):
+        model = SRMUNet(config).eval().requires_grad_(False)
+    x = torch.randn(64, config.channels, config.image_size, config.image_size, device="cuda").clamp(-1, 1)
+
+    def run():
+        options = {"model": model, "schedule": Schedule(4, 1.0), "backend": "torch", "max_chains": 64}
+        ipr_fast.refine_batch(x, random_patches(), 1, **options)
+        torch.cuda.synchronize()
+
+    run()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler, trace.tracing("torch"):
+        run()
+    time = {event.key: event.device_time_total for event in profiler.key_averages()}
+    outside = sum(time.get(f"ipr_fast::{name}", 0) for name in ("renoise", "advance", "denoise", "enter", "leave"))
+    network = time["ipr_fast::network"]
+    assert network > 0
+    assert outside <= 0.03 * (network + outside)
+
+
+def test_a_model_that_looks_at_the_data_is_named_and_the_next_call_works(there, finished):
+    class Curious(PatchTransformer):
+        def forward(self, patches, levels, active=None, **prepared):
+            return super().forward(patches, levels, active, **prepared) if levels.max() < 2 else None
+
+    curious = randomise(Curious(TINY), seed=0).cuda()
+    with pytest.raises(CaptureError, match=r"is_nonzero.* in forward .*test_gpu_graphs.py"):
+        ipr_fast.refine_batch(finished.cuda(), random_patches(), 1, model=curious)
+    expected = ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=curious, backend="torch")
+    found = ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=there)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("call", range(1, 8))
+def test_whatever_comes_up_in_a_capture_the_next_call_works(there, finished, error, call):
+    """In the counting, the warming up, the capture itself, or after it."""
+
+    class Failing(PatchTransformer):
+        calls = 0
+
+        def forward(self, *arguments, **prepared):
+            Failing.calls += 1
+            if Failing.calls == call:
+                raise error("on purpose")
+            return super().forward(*arguments, **prepared)
+
+    failing = randomise(Failing(TINY), seed=0).cuda()
+    raised = False
+    try:
+        ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=failing)
+    except (KeyboardInterrupt, RuntimeError):
+        raised = True
+    assert raised or call > Failing.calls
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    expected = ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=there, backend="torch")
+    for model in (failing, there):
+        found = ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=model)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_on_a_stream_of_the_users(there, finished):
+    x = finished.cuda()
+    expected = ipr_fast.refine_batch(x, random_patches(), 3, model=there)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = ipr_fast.refine_batch(x, random_patches(), 3, model=there)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("network", ["transformer", "unet"])
+def test_half_precision_is_near_float32(there, finished, dtype, network):
+    """State, statistics and softmax stay float32: at most twice the error that rounding the weights makes alone."""
+    model = there if network == "transformer" else small_unet()
+    half = (randomise(PatchTransformer(TINY), seed=0) if network == "transformer" else small_unet()).to("cuda", dtype)
+    rounded = randomise(PatchTransformer(TINY), seed=0) if network == "transformer" else small_unet()
+    rounded = rounded.to(dtype).to("cuda", torch.float32)
+    options = {"schedule": Schedule(4, 1.0), "stochasticity": 0.0}
+    runs = [
+        ipr_fast.refine_batch(finished.cuda(), random_patches(), 1, model=m, **options) for m in (model, rounded, half)
+    ]
+    assert runs[2].dtype == torch.float32
+    scale = runs[0].abs().max() * torch.finfo(dtype).eps
+    assert (runs[2] - runs[0]).abs().max() <= 2 * (runs[1] - runs[0]).abs().max() + 16 * scale
+
+
+def test_tf32_only_where_it_is_asked_for(finished):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 256, 256, device="cuda")
+    exact = (a.double() @ b.double()).float()
+
+    def error():
+        return ((a @ b) - exact).abs().max().item()
+
+    for before in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = True
+        with float32_products(a.device, tf32=False):
+            assert error() < 1e-3
+            assert not torch.backends.cudnn.allow_tf32
+        with float32_products(a.device, tf32=True):
+            assert error() > 1e-3
+        assert torch.backends.cuda.matmul.allow_tf32 is before
+        assert torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypatch):
+    x = finished.repeat(6, 1, 1, 1).cuda()
+    expected = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
+    reuse.drop_kept()
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 16e6)
+    with pytest.raises(ValueError, match=r"max_chains: 72 chains at a time need .* pass max_chains=\d+ or"):
+        ipr_fast.refine_batch(x, random_patches(), 1, model=there, max_chains=72)
+    found = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_the_count_of_bytes_covers_what_is_taken():
+    """A UNet's lanes, eager and captured, within what was counted and the share that is left for libraries."""
+    model = small_unet()
+    device = next(model.parameters()).device
+    settings = Sampling(Schedule(1)).settings()
+    with torch.inference_mode():
+        need = memory.count(lambda lanes: reuse._trial(model, 4, device, settings, lanes))
+    reuse.drop_kept()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ipr_fast.refine_batch(torch.zeros(4096, 1, 16, 16, device=device), random_patches(), 1, model=model)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.5 * taken <= need.fixed + 4096 * need.each
+    assert taken <= (need.fixed + 4096 * need.each) / memory.SHARE + 16 * 4096 * 256
