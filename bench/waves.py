@@ -1,0 +1,140 @@
+"""What ragged batches cost: lanes that idle because chains have different numbers of patches to regenerate.
+
+    python bench/waves.py --out FILE.json     count, time, print a table, and write the numbers
+    python bench/waves.py --report FILE.json  print an earlier measurement
+
+Counted: the share of lane-steps that no chain needs, for 4,096 boards of 9x9 cells with 0 to 26 clues. Timed: boards of
+4x4 cells with 0 to 8 clues, by the bundled model, once with every lane running until the last chain is done, and once
+as the engine runs them; interleaved, after a check that both give the same boards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import environment
+import torch
+
+import ipr_fast
+from ipr_fast import Schedule, random_patches
+from ipr_fast.engine import Engine, Sampling, Selection
+from ipr_fast.lanes import Lanes
+from ipr_fast.waves import Sixteenths, make_plan, one_by_one
+
+BOARDS, MOST_CLUES = 4096, 26
+LANES = (64, 256, 1024, 4096)
+TASKS = {"refine": (Schedule(10, 0.8), 0.25), "generate": (Schedule(3, 0.0), 1.0)}
+
+
+def count() -> list[dict]:
+    """The idle share for each number of lanes."""
+    clues = torch.randint(0, MOST_CLUES + 1, (BOARDS,), generator=torch.Generator().manual_seed(0))
+    rows = []
+    for task, (schedule, share) in TASKS.items():
+        counts = (share * (81 - clues)).long()
+        for lanes in LANES:
+            every = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
+            by_sixteenths = make_plan(counts, schedule, lanes, Sixteenths(lanes))
+            by_one = make_plan(counts, schedule, lanes, one_by_one)
+            unordered = sum(
+                lanes * schedule.steps(int(counts[first : first + lanes].max())) for first in range(0, BOARDS, lanes)
+            )
+            idle = [1 - every.chain_steps / unordered, *(p.idle_share for p in (every, by_sixteenths, by_one))]
+            rows.append({"task": task, "lanes": lanes, "idle": idle})
+    return rows
+
+
+def measure(boards: int, rounds: int) -> list[dict]:
+    """Seconds of a generation and of a refinement's iteration, and how many times faster without idle lanes."""
+    model = ipr_fast.load_model("digit-sudoku-4x4")
+    generator = torch.Generator().manual_seed(0)
+    clues = torch.randint(0, 9, (boards,), generator=generator)
+    known = torch.rand(boards, 16, generator=generator).argsort(1).argsort(1) < clues[:, None]
+    x = model.grid.to_patches(ipr_fast.generate_batch(boards, model=model, schedule=Schedule(1, 1.0)))
+    rows = []
+    for task, schedule in (("generate", model.generate_schedule), ("refine", model.refine_schedule)):
+        free = ~known
+        if task == "refine":
+            policy = random_patches(0.5).bind(model.grid, boards, free.device)
+            free = policy.choose(free, seed=0, iteration=torch.tensor(1), chain_ids=torch.arange(boards))
+        arms = {name: make_run(model, x, schedule, free, name == "every lane") for name in ("every lane", "engine")}
+        torch.testing.assert_close(arms["every lane"](), arms["engine"](), atol=1e-3, rtol=0)
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for i in range(rounds):
+            for name in list(arms)[:: (-1) ** i]:
+                start = time.perf_counter()
+                arms[name]()
+                seconds[name].append(time.perf_counter() - start)
+        ratios = [a / b for a, b in zip(seconds["every lane"], seconds["engine"], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
+        rows.append(
+            {"task": task, "seconds": {n: statistics.median(t) for n, t in seconds.items()}, "ratio": quartiles}
+        )
+    return rows
+
+
+def make_run(model, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, every: bool) -> Callable:
+    """One regeneration of the free patches; with `every` lane running until the last chain is done."""
+    sampling, ids = Sampling(schedule), torch.arange(len(x))
+
+    def run() -> torch.Tensor:
+        lanes = Lanes(model, len(x), x.device, sampling.settings())
+        if every:
+            lanes.lanes_for = lambda chains: len(x)
+        engine = Engine(model, x, ids, sampling, lanes)
+        engine.begin(1)
+        engine.regenerate(Selection(free, free.sum(1)))
+        return engine.patches
+
+    return run
+
+
+def report(results: dict) -> str:
+    """The measurement as Markdown."""
+    lines = [
+        "| idle lane-steps | lanes | as they come | longest first | and leaving in sixteenths | or one by one |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["idle"]:
+        shares = " | ".join(f"{100 * share:.1f} %" for share in row["idle"])
+        lines.append(f"| {row['task']} | {row['lanes']:,} | {shares} |")
+    told = []
+    for row in results["timed"]:
+        low, middle, high = row["ratio"]
+        told.append(f"{middle:.2f} [{low:.2f}, {high:.2f}] times faster to {row['task']}")
+    machine = results["environment"]
+    lines += [
+        "",
+        f"{BOARDS:,} boards of 9x9 cells with 0 to {MOST_CLUES} clues. Timed with the bundled model on "
+        f"{results['boards']} boards of 4x4 cells with 0 to 8 clues, chains that leave one by one are "
+        f"{' and '.join(told)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). Measured at {machine['commit']} on "
+        f"{machine['device']}, torch {machine['torch']}, threads: {machine['threads']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--boards", type=int, default=512, help="to time (default 512)")
+    parser.add_argument("--rounds", type=int, default=11, help="at least 2 (default 11)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--report", type=Path, help="print this file, measure nothing")
+    arguments = parser.parse_args()
+    if arguments.report is not None:
+        print(report(json.loads(arguments.report.read_text())))
+        return
+    if arguments.rounds < 2 or arguments.boards < 1:
+        parser.error("--rounds must be at least 2 and --boards at least 1")
+    results = {"idle": count(), "boards": arguments.boards, "rounds": arguments.rounds}
+    results |= {"timed": measure(arguments.boards, arguments.rounds), "environment": environment.describe()}
+    print(report(results))
+    environment.write(results, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
