@@ -112,7 +112,8 @@ def report(results: dict) -> str:
         "",
         f"{BOARDS:,} boards of 9x9 cells with 0 to {MOST_CLUES} clues. Timed with the bundled model on "
         f"{results['boards']} boards of 4x4 cells with 0 to 8 clues, chains that leave one by one are "
-        f"{' and '.join(told)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). Measured at {machine['commit']} on "
+        f"{' and '.join(told)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). "
+        f"Measured at {machine['commit']} on "
         f"{machine['device']}, torch {machine['torch']}, threads: {machine['threads']}.",
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from per_pixel import PerPixelUNet
 from recordings import config_of, model_of, read
 from torch.utils.flop_counter import FlopCounterMode
 
-from ipr_fast import ActivePatches, Denoiser, generate_batch, random_patches, refine_batch
+from ipr_fast import ActivePatches, Denoiser, Schedule, generate_batch, random_patches, refine_batch
 from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
 
 PARAMETERS = {"even_pixels": 19_718_791, "counting_polygons": 76_765_191, "mnist_sudoku": 118_994_691}
@@ -123,9 +123,9 @@ def test_a_batch_in_parts_is_the_same_batch(unet, generator, at_once, monkeypatc
     monkeypatch.setattr(SRMUNet, "cpu_bytes", at_once * 4 * AWKWARD.map_numel)
     sizes, predict = [], unet._predict
 
-    def spy(patches, levels, active):
+    def spy(patches, *rest):
         sizes.append(len(patches))
-        return predict(patches, levels, active)
+        return predict(patches, *rest)
 
     monkeypatch.setattr(unet, "_predict", spy)
     parts = [unet(patches, levels), unet(patches, active.gather(levels), active)]
@@ -210,3 +210,23 @@ def test_it_is_a_denoiser_with_the_papers_schedules(unet):
 def test_bad_configurations_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(AWKWARD, **change)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(10, 0.8), Schedule(4, 1.0)], ids=str)
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_table_of_levels_gives_what_the_levels_give(unet, generator, schedule, in_parts, monkeypatch):
+    patches, mask, _ = make_state(AWKWARD, generator)
+    active, levels = ActivePatches.from_mask(mask), schedule.levels(9)
+    if in_parts:
+        monkeypatch.setattr(SRMUNet, "cpu_bytes", 2 * 4 * unet.config.map_numel)
+    table = unet.tabulate(torch.cat([levels, levels[-1:].expand(3)]))
+    with torch.no_grad():
+        for slots in (active, None):
+            some = levels[torch.randint(0, len(levels), mask.shape, generator=generator)]
+            expected, found = unet(patches, some, slots), unet(patches, some, slots, table=table)
+            for ours, theirs in zip(found, expected, strict=True):
+                used = slice(None) if slots is None else slots.occupied
+                assert_same(ours[used], theirs[used])
+    unet.tabulate(torch.zeros(len(table.levels)), out=table)
+    assert unet.tabulate(torch.cat([levels, levels[-1:].expand(3)]), out=table) is table
+    torch.testing.assert_close(table.rows[: len(levels)], unet.time_embedding(levels))
