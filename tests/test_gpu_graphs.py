@@ -114,6 +114,27 @@ def test_nothing_synchronises_within_an_iteration(there, finished, ragged_known,
     torch.cuda.synchronize()
 
 
+@pytest.mark.parametrize(
+    ("mask_fn", "callback", "looks"),
+    [
+        (random_patches(), None, 0),
+        (fixed_patches([1, 2, 7]), lambda iteration, x: None, 0),
+        (third_row, None, 1),
+        (random_patches(), lambda iteration, x: x.flatten(1).amax(1) > 1e9, 1),
+    ],
+    ids=["policy", "callback", "mask_fn", "freezing callback"],
+)
+def test_python_costs_one_look_at_the_data_an_iteration(there, finished, mask_fn, callback, looks):
+    def copies_to_the_host(iters):
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            ipr_fast.refine_batch(finished.cuda(), mask_fn, iters, model=there, callback=callback)
+            torch.cuda.synchronize()
+        return sum("Memcpy DtoH" in event.name for event in profiler.events())
+
+    copies_to_the_host(5)  # captures
+    assert copies_to_the_host(5) - copies_to_the_host(2) == 3 * looks
+
+
 @pytest.mark.parametrize("preset", ["even_pixels", "mnist_sudoku"])
 def test_little_of_a_tick_is_outside_the_network(preset):
     """At most 3 % at batch 64, by the time that kernels take."""
