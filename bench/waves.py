@@ -24,7 +24,7 @@ import ipr_fast
 from ipr_fast import Schedule, random_patches
 from ipr_fast.engine import Engine, Sampling, Selection
 from ipr_fast.lanes import Lanes
-from ipr_fast.waves import Sixteenths, make_plan, one_by_one
+from ipr_fast.waves import FewSizes, make_plan, one_by_one
 
 BOARDS, MOST_CLUES = 4096, 26
 LANES = (64, 256, 1024, 4096)
@@ -39,12 +39,12 @@ def count() -> list[dict]:
         counts = (share * (81 - clues)).long()
         for lanes in LANES:
             every = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
-            by_sixteenths = make_plan(counts, schedule, lanes, Sixteenths(lanes))
+            in_few_sizes = make_plan(counts, schedule, lanes, FewSizes(lanes))
             by_one = make_plan(counts, schedule, lanes, one_by_one)
             unordered = sum(
                 lanes * schedule.steps(int(counts[first : first + lanes].max())) for first in range(0, BOARDS, lanes)
             )
-            idle = [1 - every.chain_steps / unordered, *(p.idle_share for p in (every, by_sixteenths, by_one))]
+            idle = [1 - every.chain_steps / unordered, *(p.idle_share for p in (every, in_few_sizes, by_one))]
             rows.append({"task": task, "lanes": lanes, "idle": idle})
     return rows
 
@@ -97,7 +97,7 @@ def make_run(model, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, eve
 def report(results: dict) -> str:
     """The measurement as Markdown."""
     lines = [
-        "| idle lane-steps | lanes | as they come | longest first | and leaving in sixteenths | or one by one |",
+        "| idle lane-steps | lanes | as they come | longest first | and leaving, in few sizes | or one by one |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in results["idle"]:

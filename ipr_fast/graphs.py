@@ -7,20 +7,21 @@ depend on data. `Watch` finds what does, before a capture fails for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-Capture = Callable[[str, Callable[[], None]], Callable[[], None]]
 
 HOST_OPERATIONS = {
     "_local_scalar_dense",
@@ -35,7 +36,8 @@ HOST_OPERATIONS = {
     "_unique2",
     "bincount",
 }  # make the host wait for the device, or a shape depend on data; so does indexing by a bool mask
-HOST_COPIES = {"_to_copy", "copy_", "_copy_from"}
+HOST_COPIES = {"_to_copy", "copy_", "_copy_from", "where"}
+INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 
 
 class CaptureError(RuntimeError):
@@ -43,32 +45,54 @@ class CaptureError(RuntimeError):
 
 
 class Watch(TorchDispatchMode):
-    """Raises a CaptureError at an operation of the function `name` that a graph cannot hold."""
+    """Raises a CaptureError at an operation of the function `name` that a graph cannot hold.
 
-    def __init__(self, name: str) -> None:
+    device: whose operations these are; by default any. What the host does with tensors of its own is its own business.
+    """
+
+    def __init__(self, name: str, device: torch.device | None = None) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.device = name, device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        operation = func.__name__.split(".")[0]
-        if operation in HOST_OPERATIONS or (operation == "repeat_interleave" and func.__name__.endswith("Tensor")):
-            raise self._error(func, "it makes the host wait for the device, or a shape depend on data")
-        if operation in ("index", "index_put", "index_put_") and any(_is_mask(i) for i in args[1]):
-            raise self._error(func, "indexing by a bool mask makes a shape depend on data")
-        out = func(*args, **(kwargs or {}))
-        if operation in HOST_COPIES:
-            devices = {t.device.type for t in (*tree_leaves((args, kwargs)), out) if isinstance(t, Tensor)}
-            if len(devices) > 1:
-                raise self._error(func, "it copies between host and device")
+        kwargs = kwargs or {}
+        operation, given = func.__name__.split(".")[0], _tensors((args, kwargs))
+        if any(self._is_there(tensor) for tensor in given):
+            if operation in HOST_OPERATIONS or (operation == "repeat_interleave" and func.__name__.endswith("Tensor")):
+                raise self._error(func, "it makes the host wait for the device, or a shape depend on data")
+            if operation in INDEXING:
+                self._check_indices(func, operation, *args, **kwargs)
+        out = func(*args, **kwargs)
+        devices = {tensor.device.type for tensor in (*given, *_tensors(out))}
+        if operation in HOST_COPIES and len(devices) > 1:
+            raise self._error(func, "it copies between host and device")
+        if operation == "lift_fresh" and self.device is not None and self._is_there(out):
+            raise self._error(func, "a tensor made of Python's numbers is copied from the host")
         return out
+
+    def _is_there(self, tensor: Tensor) -> bool:
+        return self.device is None or tensor.device.type == self.device.type
+
+    def _check_indices(self, func: object, operation: str, tensor: Tensor, indices: list, *rest, **_) -> None:
+        indices = [index for index in indices if index is not None]
+        if any(index.device != tensor.device for index in indices):
+            raise self._error(func, "its indices are copied from the host")
+        fills = operation != "index" and rest and rest[0].numel() == 1 and rest[0].device.type == "cpu"
+        if any(index.dtype in (torch.bool, torch.uint8) for index in indices) and not (fills and self.device):
+            raise self._error(func, "indexing by a bool mask makes a shape depend on data")
 
     def _error(self, func: object, why: str) -> CaptureError:
         frames = [(frame, frame.f_lineno) for frame in _callers(sys._getframe(1))]
         return _cannot(self.name, f"{func}{_where(frames)}: {why}")
 
 
-def _is_mask(index: object) -> bool:
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def without_compile() -> AbstractContextManager:
+    """Within, functions of torch.compile run as written. First called under a mode, they would never compile at all."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -93,47 +117,94 @@ def _cannot(name: str, why: str) -> CaptureError:
     )
 
 
-class CudaCapture:
-    """Captures functions on one device, in one memory pool that all the graphs share: none keeps a tensor in it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
+class Capture(Protocol):
+    """Makes graphs."""
 
     def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
         """Run the function twice, to compile kernels and make what lasts, then capture it; returns its replay.
 
         Raises CaptureError where it cannot be, and leaves no capture under way whatever happens.
         """
-        with torch.cuda.device(self.device):
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream), _no_autocast_cache():
-                with Watch(name):
-                    function()
-                function()  # as it will be captured: a mode changes how torch.compile's functions run
-                graph = torch.cuda.CUDAGraph()
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()  # what the warm-up took, the capture takes again
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-                try:
-                    function()
-                except BaseException as error:
-                    with suppress(RuntimeError):  # of a capture that the error has spoiled
-                        graph.capture_end()
-                    raise _failed(name, error) from error
-                try:
-                    graph.capture_end()
-                except RuntimeError as error:
-                    raise _failed(name, error) from error
-            torch.cuda.current_stream().wait_stream(self.stream)
+
+    def start_over(self) -> None:
+        """All graphs made so far are gone."""
+
+
+class CudaCapture:
+    """Captures on one device, in one memory pool that all its graphs share: none leaves a tensor in it."""
+
+    _one_at_a_time = threading.Lock()
+    _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        self.start_over()
+
+    def start_over(self) -> None:
+        """See `Capture`."""
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
+        """See `Capture`."""
+        with self._one_at_a_time, torch.cuda.device(self.device):
+            outside = torch.cuda.current_stream()
+            self.stream.wait_stream(outside)
+            try:
+                with torch.cuda.stream(self.stream), _no_autocast_cache():
+                    with without_compile(), Watch(name, self.device):
+                        function()
+                    function()  # as it will be captured
+                    self.stream.synchronize()
+                    torch.cuda.empty_cache()  # what the warm-up took, the capture takes again
+                    return self._capture(name, function)
+            finally:  # what was queued before an error still writes to the buffers
+                outside.wait_stream(self.stream)
+
+    def _capture(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
+        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+        gc.disable()  # the end of an old graph within the capture would spoil it
+        try:
+            try:
+                with torch.inference_mode(False):  # the generator's own tensors, made here, serve others as well
+                    graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                function()
+            except BaseException as error:
+                self._abandon(graph)
+                if not isinstance(error, RuntimeError) or isinstance(error, (CaptureError, torch.OutOfMemoryError)):
+                    raise
+                raise _failed(name, error) from error
+            try:
+                graph.capture_end()
+            except RuntimeError as error:
+                self._recover()
+                raise _failed(name, error) from error
+        finally:
+            if collects:
+                gc.enable()
         return graph.replay
 
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            self._recover()
 
-def _failed(name: str, error: BaseException) -> BaseException:
-    """What to raise for an error that came up in a capture."""
-    if not isinstance(error, RuntimeError) or isinstance(error, (CaptureError, torch.OutOfMemoryError)):
-        return error
+    def _recover(self) -> None:
+        """Undo what torch leaves of a capture that was spoiled: its hold on the allocator, and on the generator."""
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+        release = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+        with suppress(RuntimeError, TypeError):
+            release(self.device.index, self.pool)
+        self.start_over()
+        with suppress(RuntimeError), torch.inference_mode(False):
+            graph = torch.cuda.CUDAGraph()  # a capture that ends well resets the generator
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            torch.zeros(1, device=self.device)
+            graph.capture_end()
+
+
+def _failed(name: str, error: RuntimeError) -> CaptureError:
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return _cannot(name, f"{reason}{_where(reversed(frames))}")
@@ -171,16 +242,13 @@ class Graphs:
         """Capture a function under a key. What the capture raises leaves things as they were."""
         replay = self.capture(name, function)
         if len(self._replays) >= self.most:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()  # it may still be running
             self._replays.popitem(last=False)
         self._replays[key] = replay
 
     def clear(self) -> None:
         """Drop all."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # one may still be running
         self._replays.clear()
+        self.capture.start_over()
 
     def replay(self, key: Hashable) -> None:
         self._replays[key]()

@@ -22,11 +22,11 @@ from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
 from ipr_fast.lane_buffers import LaneState, SlotState
-from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.precision import float32_products
 from ipr_fast.schedule import Schedule, ScheduleTables
 from ipr_fast.trace import span
-from ipr_fast.waves import Run, Sixteenths, Wave, one_by_one
+from ipr_fast.waves import FewSizes, Run, Wave, one_by_one
 
 
 class GivenNoise(NamedTuple):
@@ -94,26 +94,30 @@ class Lanes:
         self.whole_iterations = whole_iterations
         self._slots: dict[int, SlotState] = {}
         self._context: Any = None
-        self._levels, self._table = 0, None
+        self._schedule: Schedule | None = None
+        self._levels: Tensor | None = None
+        self._table_size, self._table = 0, None
 
     # -------------------------------------------------------------------------------------------- what others ask
 
     def lanes_for(self, chains: int) -> int:
         """The lanes on which so many chains run."""
-        return self._at(one_by_one(chains) if self.graphs is None else Sixteenths(self.lanes)(chains))
+        return self._at(one_by_one(chains) if self.graphs is None else FewSizes(self.lanes)(chains))
 
     @torch.inference_mode()
     def set_sampling(self, seed: int, schedule: Schedule) -> None:
         """The seed and the schedule of the chains to come; what depends on them alone is computed here."""
-        num_patches = self.model.grid.num_patches
         self.state.seed.copy_(seed_tensor(seed, self.device))
-        tables = schedule.tables(num_patches)
-        if self.tables is None:
-            self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
-        for own, new in zip(self.tables, tables, strict=True):
-            own.copy_(new)
+        if schedule != self._schedule:
+            num_patches = self.model.grid.num_patches
+            tables, self._levels = schedule.tables(num_patches), schedule.levels(num_patches)
+            if self.tables is None:
+                self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
+            for own, new in zip(self.tables, tables, strict=True):
+                own.copy_(new)
+            self._schedule = schedule
         if hasattr(self.model, "tabulate"):
-            self._tabulate(schedule.levels(num_patches))
+            self._tabulate()
 
     def ready(self, wave: Wave, slots: int, start: Start) -> None:
         """Capture what the wave needs and is not captured yet. What is in the lanes is lost then."""
@@ -209,13 +213,9 @@ class Lanes:
 
     def tick(self, lanes: int, slots: int, noise: Tensor | None = None) -> None:
         """One step: a denoiser call, the schedule, the update of the moving patches; `noise` (lanes, N, P) if given."""
-        lanes, settings = self._at(lanes), self.settings
+        prediction, settings = self.predict(lanes, slots), self.settings
+        lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
-        prepared = {} if self._context is None else {"context": self._context_of(lanes)}
-        if self._table is not None:
-            prepared["table"] = self._table
-        with span("network"):
-            prediction = self.model(state.patches, into.level, into.active, **prepared)
         checks.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
         with span("advance"):
             advance(
@@ -245,20 +245,30 @@ class Lanes:
         into.level.copy_(into.next_level)
         state.step.add_(1)
 
+    def predict(self, lanes: int, slots: int) -> Prediction:
+        """The denoiser call of a tick."""
+        lanes = self._at(lanes)
+        state, into = self.state.first(lanes), self.slots(slots).first(lanes)
+        prepared = {} if self._context is None else {"context": self._context_of(lanes)}
+        if self._table is not None:
+            prepared["table"] = self._table
+        with span("network"):
+            return self.model(state.patches, into.level, into.active, **prepared)
+
     def slots(self, slots: int) -> SlotState:
         """The buffers for so many slots a lane."""
         if slots not in self._slots:
             self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
         return self._slots[slots]
 
-    def _tabulate(self, levels: Tensor) -> None:
-        """What the model makes of each level, in a table that graphs go on reading for other schedules of the size."""
-        size = max(16, 1 << (len(levels) - 1).bit_length())
+    def _tabulate(self) -> None:
+        """What the model makes of each level, in a table that graphs go on reading for other schedules and weights."""
+        levels, size = self._levels, max(16, self._table_size, 1 << (len(self._levels) - 1).bit_length())
         levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
-        if self._levels != size:
-            self._levels, self._table = size, None
+        if size > self._table_size:
+            self._table_size, self._table = size, None
             if self.graphs is not None:
-                self.graphs.clear()  # they read a table of another size
+                self.graphs.clear()  # they read the smaller one
         with self._precision():
             table = self.model.tabulate(levels, out=self._table)
         if self._table is not None and table is not self._table:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ipr_fast.graphs import without_compile
+
 SHARE = 0.85  # of the free memory; the rest is for workspaces of libraries and what fragments
 
 
@@ -49,26 +51,47 @@ class Need(NamedTuple):
     fixed: int
     each: int
 
+    def of(self, lanes: int) -> int:
+        return self.fixed + lanes * self.each
+
     def lanes_within(self, available: float) -> int:
         return max(0, int((available - self.fixed) // max(1, self.each)))
 
 
-def count(work: Callable[[int], object]) -> Need:
-    """The bytes of `work(lanes)`, which makes so many lanes and runs them once, from one lane and from three."""
-    peaks = []
-    for lanes in (1, 3):
-        with PeakBytes() as counted:
-            work(lanes)
-        peaks.append(counted.peak)
-    each = max(0, peaks[1] - peaks[0]) // 2
-    return Need(max(0, peaks[0] - each), each)
+def count(work: Callable[[int], object], device: torch.device, graphs: bool = False) -> Need:
+    """The bytes of `work(lanes)`, which makes so many lanes, runs them once and returns them: from one lane and three.
+
+    graphs: what is taken for a while is then counted twice, once for the pool of graphs captured before, and once for
+    the next one's warm-up.
+    """
+    if device.type == "cuda":
+        work(1)  # compiles kernels and makes the libraries' handles
+    one, three = (_bytes(work, lanes, device, 2 if graphs else 1) for lanes in (1, 3))
+    each = max(0, three - one) // 2
+    return Need(max(0, one - each), each)
+
+
+def _bytes(work: Callable[[int], object], lanes: int, device: torch.device, times: int) -> int:
+    before = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    with without_compile(), PeakBytes() as counted:
+        made = work(lanes)
+        lasting = counted.now
+        del made
+    peak = counted.peak
+    if device.type == "cuda":  # which sees the workspaces of libraries as well
+        peak = max(peak, torch.cuda.max_memory_allocated(device) - before)
+    return lasting + times * (peak - lasting)
 
 
 def available_bytes(device: torch.device) -> float:
     """What is free on a device; infinite where nobody knows."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # the pools of graphs are reserved, but nobody else's to have
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free
     if device.type == "cpu":
         try:
             with open("/proc/meminfo") as lines:
@@ -76,6 +99,11 @@ def available_bytes(device: torch.device) -> float:
         except (OSError, StopIteration):
             return float("inf")
     return float("inf")
+
+
+def total_bytes(device: torch.device) -> float:
+    """What a GPU has; infinite elsewhere."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else float("inf")
 
 
 def binary(size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -161,7 +162,7 @@ def generate_batch(
     if model is None:
         default = known.device if isinstance(known, Tensor) else "cpu"
         device = checks.usable_device("device", default if device is None else device)
-        model = load_model(DEFAULT_MODEL, device=device)
+        model = _bundled(DEFAULT_MODEL, device)
     grid = checks.denoiser(model)
     device = _resolve_device(device, model)
     checks.model_device(model, device)
@@ -217,10 +218,16 @@ def _finite(x: Tensor) -> Tensor:
 
 def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:
     if model is None:
-        model = load_model(bundled_model_for(tuple(x.shape[1:])), device=x.device)
+        model = _bundled(bundled_model_for(tuple(x.shape[1:])), x.device)
     grid = checks.denoiser(model)
     checks.model_device(model, x.device)
     return model, grid
+
+
+@functools.lru_cache(maxsize=4)
+def _bundled(name: str, device: torch.device) -> Denoiser:
+    """A bundled model, the same for all calls, so that they find its graphs again."""
+    return load_model(name, device=device)
 
 
 def _resolve_device(device: torch.device | str | None, model: Denoiser) -> torch.device:

@@ -27,6 +27,8 @@ from ipr_fast.schedule import Schedule
 from ipr_fast.waves import Run, Wave, lane_bucket
 
 MOST_KEPT = 4
+KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
+MOST_LANES = 1 << 15  # attention takes a dimension of the launch for its chains, and that ends at 65,535
 FEW_CHAINS = 64  # that are not counted on a CPU: counting calls the model on four chains
 
 _kept: OrderedDict[Hashable, Kept] = OrderedDict()
@@ -35,10 +37,14 @@ _lock = threading.RLock()  # a model's end may come while it is held
 
 @dataclass(frozen=True)
 class Kept:
-    """Lanes between two calls, without their model, and the most active patches that their memory was counted for."""
+    """Lanes between two calls, without their model.
+
+    most_active: the patches a chain that their memory was counted for; size: the bytes that it came to.
+    """
 
     lanes: Lanes
     most_active: int
+    size: int
 
 
 @contextmanager
@@ -57,34 +63,35 @@ def lanes_for(
     max_chains: how many may run at a time; "auto" is what the free memory holds. capture: makes what captures graphs on
     a device; without, the lanes run without graphs. Raises ValueError when they do not fit into the memory.
     """
-    fit = partial(_fitting, model, batch, most_active, device, settings, max_chains)
+    fit = partial(_fitting, model, batch, most_active, device, settings, max_chains, capture is not None)
+    most = MOST_LANES if max_chains == "auto" else min(MOST_LANES, max_chains)
     if capture is None:
-        yield Lanes(model, fit(batch if max_chains == "auto" else min(batch, max_chains)), device, settings)
+        yield Lanes(model, fit(min(batch, most))[0], device, settings)
         return
-    wanted = lane_bucket(batch) if max_chains == "auto" else min(lane_bucket(batch), max_chains)
+    wanted = min(lane_bucket(batch), most)
     key = (id(model), wanted, max_chains == "auto", device, settings, _circumstances(device), _fingerprint(model))
     with _lock:
         kept = _kept.pop(key, None)
     if kept is None or kept.most_active < most_active:
         kept = None  # its memory is free now
-        lanes = Lanes(model, fit(wanted), device, settings, capture(device))
-        _drop_with(model, key)
-        counted_for = most_active
-    else:
-        lanes, counted_for = kept.lanes, kept.most_active
-        lanes.model = model
+        number, size = fit(wanted)
+        kept = Kept(Lanes(model, number, device, settings, capture(device)), most_active, size)
+    lanes = kept.lanes
+    lanes.model = model
     try:
         yield lanes
     except torch.OutOfMemoryError as error:
+        drop_kept()
         raise torch.OutOfMemoryError(
             f"{lanes.lanes} chains at a time do not fit into the memory of {device}: pass max_chains="
             f"{max(1, lanes.lanes // 2)}, or fewer"
         ) from error
     lanes.model = None  # it must be able to go away
     if isinstance(model, nn.Module):  # of anything else nobody knows whether it is still what was captured
+        _drop_with(model)
         with _lock:
-            _kept[key] = Kept(lanes, counted_for)
-            while len(_kept) > MOST_KEPT:
+            _kept[key] = kept
+            while _kept and (len(_kept) > MOST_KEPT or _kept_bytes() > KEPT_SHARE * memory.total_bytes(device)):
                 _kept.popitem(last=False)
 
 
@@ -104,12 +111,16 @@ def _fitting(
     device: torch.device,
     settings: Settings,
     max_chains: int | str,
+    graphs: bool,
     wanted: int,
-) -> int:
-    """The lanes to make: those wanted or, if that is left open, as many as fit. Raises ValueError where they do not."""
+) -> tuple[int, int]:
+    """The lanes to make, those wanted or, if that is left open, as many as fit; and their bytes.
+
+    Raises ValueError where they do not fit.
+    """
     if device.type == "cpu" and (max_chains != "auto" or batch <= FEW_CHAINS):
-        return wanted
-    need = memory.count(partial(_trial, model, most_active, device, settings))
+        return wanted, 0
+    need = memory.count(partial(_trial, model, most_active, device, settings), device, graphs)
     around = 4 * 4 * batch * model.grid.num_patches * model.grid.patch_numel  # the samples themselves, and copies
 
     def usable() -> float:
@@ -118,29 +129,40 @@ def _fitting(
     if need.lanes_within(usable()) < wanted and _kept:
         drop_kept()
     fits = need.lanes_within(usable())
+    if max_chains == "auto" and 0 < fits < wanted:
+        wanted = batch if batch <= fits else 1 << fits.bit_length() - 1
     if wanted <= fits:
-        return wanted
-    if max_chains == "auto" and fits:
-        return batch if batch <= fits else 1 << fits.bit_length() - 1
-    size, there = memory.binary(need.fixed + wanted * need.each), memory.binary(max(0.0, usable()))
+        return wanted, need.of(wanted)
+    size, there = memory.binary(need.of(wanted)), memory.binary(max(0.0, usable()))
     advice = f'pass max_chains={fits} or "auto"' if fits else "not even one fits"
     raise ValueError(f"max_chains: {wanted} chains at a time need {size} on {device}, which has {there} left; {advice}")
 
 
 @torch.inference_mode()
-def _trial(model: Denoiser, most_active: int, device: torch.device, settings: Settings, lanes: int) -> None:
-    """Make so many lanes and run them for a step."""
+def _trial(model: Denoiser, most_active: int, device: torch.device, settings: Settings, lanes: int) -> Lanes:
+    """So many lanes, run for a step."""
     trial = Lanes(model, lanes, device, settings)
     trial.set_sampling(0, Schedule(1))
     trial.state.mask[:, :most_active] = True
     wave = Wave(slice(0, lanes), most_active, (Run(lanes, 1),))
     trial.run(wave, max(1, most_active), Start(chooses=False, initial=True))
+    return trial
 
 
-def _drop_with(model: object, key: Hashable) -> None:
-    """Drop what is kept under a key when the model goes away."""
-    if isinstance(model, nn.Module):
-        weakref.finalize(model, _kept.pop, key, None).atexit = False
+def _kept_bytes() -> int:
+    return sum(kept.size for kept in _kept.values())
+
+
+def _drop_with(model: nn.Module) -> None:
+    """Drop what is kept for a model when it goes away."""
+    if not any(key[0] == id(model) for key in _kept):  # else that has been seen to
+        weakref.finalize(model, _drop, id(model)).atexit = False
+
+
+def _drop(model: int) -> None:
+    with _lock:
+        for key in [key for key in _kept if key[0] == model]:
+            del _kept[key]
 
 
 def _circumstances(device: torch.device) -> tuple:
@@ -150,7 +172,7 @@ def _circumstances(device: torch.device) -> tuple:
         torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
         torch.are_deterministic_algorithms_enabled(),
         (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         cuda.matmul.allow_fp16_reduced_precision_reduction,
     )
@@ -160,11 +182,21 @@ def _fingerprint(model: object) -> tuple:
     """What of a model a graph holds as it was: where its weights are, and its plain attributes."""
     if not isinstance(model, nn.Module):
         return ()
-    return tuple(_frozen(vars(module)) for module in model.modules())
+    return tuple(
+        tuple((name, _frozen(value)) for name, value in vars(module).items() if name != "_modules" and _counts(value))
+        for module in model.modules()
+    )
+
+
+def _counts(value: object) -> bool:
+    """Not one of the many containers of a module that are mostly empty."""
+    return bool(value) or not isinstance(value, (dict, set))
 
 
 def _frozen(value: object) -> Hashable:
     if isinstance(value, Tensor):
+        if value.device.type == "cpu" and value.numel() <= 16:
+            return tuple(value.flatten().tolist()), value.dtype, tuple(value.shape)
         return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
     if value is None or isinstance(value, (Number, str, torch.dtype, torch.device)):
         return value

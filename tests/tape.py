@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.graphs import Watch
+from ipr_fast.graphs import Watch, without_compile
 
 
 class _Recorder(TorchDispatchMode):
@@ -25,10 +25,13 @@ class Tape:
     def __init__(self, device=None):
         self.captured, self.replayed, self.fail_at = [], [], None
 
+    def start_over(self):
+        """See ipr_fast.graphs.Capture."""
+
     def __call__(self, name, function):
         if self.fail_at == len(self.captured):
             raise KeyboardInterrupt
-        with Watch(name):
+        with without_compile(), Watch(name):
             function()
         function()
         entries = []

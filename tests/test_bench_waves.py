@@ -13,10 +13,10 @@ def test_it_counts_times_and_reports(tmp_path, capsys, monkeypatch):
     results = json.loads(out.read_text())
     assert len(results["idle"]) == 8
     for row in results["idle"]:
-        unordered, ordered, sixteenths, one_by_one = row["idle"]
+        unordered, ordered, few, one_by_one = row["idle"]
         assert 0.12 < unordered < 0.18
-        assert unordered + 1e-9 >= ordered >= sixteenths >= one_by_one == 0
-        assert sixteenths < 0.05
+        assert unordered + 1e-9 >= ordered >= few >= one_by_one == 0
+        assert few < 0.05
     assert [row["task"] for row in results["timed"]] == ["refine", "generate"][::-1]
     printed = capsys.readouterr().out
     assert waves.report(results) in printed

@@ -8,10 +8,10 @@ from small_models import TINY, randomise
 from tape import Tape
 
 import ipr_fast
-from ipr_fast import Schedule, fixed_patches, random_patches
+from ipr_fast import Schedule, fixed_patches, memory, random_patches, reuse
 from ipr_fast import refine as refine_module
 from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import CaptureError, Graphs, Watch
+from ipr_fast.graphs import CaptureError, Graphs, Watch, without_compile
 from ipr_fast.lanes import Lanes
 from ipr_fast.models import PatchTransformer
 from ipr_fast.reuse import _kept, drop_kept
@@ -87,6 +87,8 @@ def test_graphs_of_a_model_that_has_changed_are_not_used(tape, finished):
         lambda: model.load_state_dict({n: 2 * t for n, t in model.state_dict().items()}, assign=True),
         lambda: model.layers[0].register_forward_hook(lambda *_: None),
         lambda: setattr(model, "strength", 3.0),
+        lambda: setattr(model, "scale", torch.tensor(2.0)),
+        lambda: model.scale.mul_(2),
         lambda: None,
     ):
         change()
@@ -94,13 +96,13 @@ def test_graphs_of_a_model_that_has_changed_are_not_used(tape, finished):
         eager = ipr_fast.refine_batch(finished, random_patches(), 2, model=model, backend="torch")
         torch.testing.assert_close(on_graphs, eager, atol=1e-5, rtol=0)
         captured.append(len(tape.captured))
-    assert captured == [2, 4, 6, 8, 8]
+    assert captured == [2, 4, 6, 8, 10, 12, 12]
     with torch.no_grad():
         model.patch_out.weight.mul_(0.5)  # in place: a graph reads the new values
     on_graphs = ipr_fast.refine_batch(finished, random_patches(), 2, model=model)
     eager = ipr_fast.refine_batch(finished, random_patches(), 2, model=model, backend="torch")
     torch.testing.assert_close(on_graphs, eager, atol=1e-5, rtol=0)
-    assert len(tape.captured) == 8
+    assert len(tape.captured) == 12
 
 
 def test_few_graphs_are_kept_and_none_of_a_model_that_is_gone(tape, model, finished):
@@ -189,6 +191,67 @@ def test_the_watch_finds_what_a_graph_cannot_hold(look):
         look(torch.randn(3))
 
 
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        (lambda x: x[torch.tensor([0, 1])], "indices are copied"),
+        (lambda x: x.index_put_((torch.tensor([0, 1]),), x[0]), "indices are copied"),
+        (lambda x: x.copy_(torch.ones(3)), "copies between"),
+        (lambda x: x[x > 0], "bool mask"),
+        (lambda x: x.__setitem__(x > 0, torch.ones(3, device=x.device)), "bool mask"),
+    ],
+)
+def test_the_watch_over_a_device_finds_copies_to_it(look, why):
+    device = torch.device("meta")
+    with pytest.raises(CaptureError, match=why), Watch("this", device):
+        look(torch.zeros(3, device=device))
+
+
+def test_the_watch_over_a_device_lets_the_host_do_what_it_likes():
+    device = torch.device("meta")
+    with Watch("this", device):
+        assert torch.ones(3).sum().item() == 3
+        assert torch.ones(3)[torch.tensor([True, False, True])].shape == (2,)
+        x = torch.zeros(3, device=device)
+        x.index_put_((x > 0,), torch.tensor(1.0))  # x[x > 0] = 1 on a GPU, which is masked_fill
+        torch.where(x > 0, x, 1.0)
+
+
+def test_what_torch_compiles_still_compiles_after_the_first_run():
+    """Modes such as ours make torch.compile give a function up for good, if they see its first call."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x.sin() + 1, backend=backend, fullgraph=True)
+    with without_compile(), Watch("this"):
+        function(torch.ones(3))
+    with without_compile(), memory.PeakBytes():
+        function(torch.ones(3))
+    assert not compiled
+    function(torch.ones(3))
+    assert len(compiled) == 1
+
+
+def test_what_is_kept_has_a_bound_in_bytes(tape, model, finished, monkeypatch):
+    monkeypatch.setattr(reuse, "FEW_CHAINS", 0)  # count the bytes on a CPU too
+    for total, kept in ((1e12, 2), (1.0, 0)):
+        drop_kept()
+        monkeypatch.setattr(memory, "total_bytes", lambda device, total=total: total)
+        for batch in (2, 4):
+            ipr_fast.refine_batch(finished[:batch], random_patches(), 1, model=model)
+        assert len(_kept) == kept
+
+
+def test_calls_without_a_model_find_their_graphs_again(tape):
+    x = torch.zeros(2, 1, 32, 32)
+    for _ in range(3):
+        ipr_fast.refine_batch(x, random_patches(), 1, schedule=Schedule(1))
+    assert len(tape.captured) == 2
+
+
 def test_a_captured_context_must_be_overwritten(tape, model, finished):
     class Forgetful(PatchTransformer):
         def prepare(self, patches, active, out=None):
@@ -239,7 +302,8 @@ def test_whole_iterations_as_one_graph(model, finished, ragged_known):
 
 
 def test_graphs_beyond_the_most_are_dropped_oldest_first():
-    graphs, calls = Graphs(lambda name, function: function, most=2), []
+    graphs, calls = Graphs(Tape(), most=2), []
+    graphs.capture = lambda name, function: function
     for key in "ab":
         graphs.add(key, key, lambda key=key: calls.append(key))
     assert graphs.touch("a")

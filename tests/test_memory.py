@@ -37,18 +37,23 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
         with torch.inference_mode(inference):
 
             def work(lanes, denoiser=denoiser):
-                reuse._trial(denoiser, 4, CPU, SETTINGS, lanes)
+                return reuse._trial(denoiser, 4, CPU, SETTINGS, lanes)
 
-            need = memory.count(work)
+            need = memory.count(work, CPU)
             with memory.PeakBytes() as counted:
-                work(10)
-        assert counted.peak == pytest.approx(need.fixed + 10 * need.each, rel=0.03)
+                made = work(10)
+                lasting = counted.now
+                del made
+            twice = memory.count(work, CPU, graphs=True)
+        assert counted.peak == pytest.approx(need.of(10), rel=0.03)
+        assert 2 * counted.peak - lasting == pytest.approx(twice.of(10), rel=0.03)
         assert need.each > 4 * 16 * 16  # the patches alone
 
 
 def test_lanes_within():
     need = memory.Need(fixed=100, each=30)
     assert [need.lanes_within(n) for n in (0, 100, 129, 130, 1000)] == [0, 0, 0, 1, 30]
+    assert need.of(3) == 190
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def small(monkeypatch):
     """A machine on which ten chains of the model fit, and four more bytes."""
 
     def set_up(model, chains, batch):
-        need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes))
+        need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes), CPU)
         around = 16 * batch * 16 * 16
         monkeypatch.setattr(
             memory, "available_bytes", lambda device: (need.fixed + chains * need.each + around + 4) / memory.SHARE
@@ -88,11 +93,11 @@ def test_where_nothing_fits_the_error_says_so(model, small, finished):
 
 def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monkeypatch):
     small(model, chains=10, batch=65)
-    need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes))
+    need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes), CPU)
     device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
-    monkeypatch.setattr(memory, "count", lambda work: need)
+    monkeypatch.setattr(memory, "count", lambda work, device, graphs: need)
     with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
-        reuse._fitting(model, 65, 4, device, SETTINGS, 65, 65)
+        reuse._fitting(model, 65, 4, device, SETTINGS, 65, False, 65)
 
 
 def test_memory_that_is_kept_for_later_calls_is_given_back_when_needed(model, monkeypatch):

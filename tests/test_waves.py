@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ipr_fast import Schedule
-from ipr_fast.waves import Sixteenths, lane_bucket, make_plan, one_by_one, slot_bucket
+from ipr_fast.waves import FewSizes, lane_bucket, make_plan, one_by_one, slot_bucket
 
 REFINE, GENERATE = Schedule(10, 0.8), Schedule(3, 0.0)
 
@@ -34,7 +34,7 @@ def check(plan, counts, schedule, most_lanes):
 def test_every_chain_runs_as_long_as_it_must(schedule, most_lanes, grain, generator):
     for high in (1, 2, 82):
         counts = torch.randint(0, high, (100,), generator=generator)
-        check(make_plan(counts, schedule, most_lanes, grain or Sixteenths(most_lanes)), counts, schedule, most_lanes)
+        check(make_plan(counts, schedule, most_lanes, grain or FewSizes(most_lanes)), counts, schedule, most_lanes)
 
 
 def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
@@ -58,17 +58,19 @@ def test_idle_share_of_4096_boards_with_0_to_26_clues(lanes, schedule, share, ge
     free = 81 - torch.randint(0, 27, (4096,), generator=generator)
     counts = (share * free).long()
     assert make_plan(counts, schedule, lanes, one_by_one).idle_share == 0
-    assert make_plan(counts, schedule, lanes, Sixteenths(lanes)).idle_share < 0.015
+    assert make_plan(counts, schedule, lanes, FewSizes(lanes)).idle_share < 0.015
     lengths = torch.tensor([schedule.steps(n) for n in counts.tolist()]).double()
     assert 1 - lengths.mean() / lengths.max() > 0.12  # all at once, and none leaves before the last
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 16, 17, 100, 256])
-def test_lanes_come_in_at_most_sixteen_numbers(lanes):
-    numbers = [Sixteenths(lanes)(chains) for chains in range(1, lanes + 1)]
+def test_lanes_come_in_few_numbers(lanes):
+    numbers = [FewSizes(lanes)(chains) for chains in range(1, lanes + 1)]
     assert all(chains <= number <= lanes for chains, number in enumerate(numbers, 1))
     assert numbers == sorted(numbers)
-    assert len(set(numbers)) <= 16
+    assert len(set(numbers)) <= 24
+    idle = [number - chains for chains, number in enumerate(numbers, 1) if 2 * chains > lanes]
+    assert max(idle) <= max(1, lanes / 32)
 
 
 def test_buckets():

@@ -10,7 +10,6 @@ rounding.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
 
 MOST_RESOLUTIONS, MOST_BLOCKS = 20, 64
+MOST_NUMEL = 2**31 - 1  # of a map on a GPU: beyond, an operation may be slow, or wrong in silence
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,13 @@ class SRMUNetConfig:
         widest = (self.hid_dims[0] + self.hid_dims[min(1, len(self.hid_dims) - 1)]) * sizes[0] ** 2
         return skips + 4 * widest  # a concatenation, its norm, and a convolution's input and output
 
+    @property
+    def widest_numel(self) -> int:
+        """The numbers of one sample's largest feature map: a map of the decoder beside its skip."""
+        dims = self.hid_dims
+        below = (*dims[1:], dims[-1])
+        return max((max(d, b) + d) * s**2 for d, b, s in zip(dims, below, self.map_sizes, strict=True))
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -142,8 +149,8 @@ class LevelTable(NamedTuple):
 class SRMUNet(nn.Module):
     """A Denoiser for patches (B, N, P) of `config`'s grid; see the module's text.
 
-    On a CPU it takes a large batch in parts, so that its feature maps stay within `cpu_bytes`; a part of that size runs
-    as fast as a larger one.
+    It takes a large batch in parts: on a CPU so that its maps stay within `cpu_bytes`, as a part of that size runs
+    as fast as a larger one; on a GPU so that 32 bits can count the numbers of each.
     """
 
     cpu_bytes = 256 * 2**20
@@ -239,7 +246,7 @@ class SRMUNet(nn.Module):
 
     def _samples_at_once(self, device: torch.device) -> int:
         if device.type != "cpu":
-            return sys.maxsize
+            return max(1, MOST_NUMEL // self.config.widest_numel)
         bytes_per_number = self.model.decoder.out[-1].weight.element_size()
         return max(1, self.cpu_bytes // (bytes_per_number * self.config.map_numel))
 

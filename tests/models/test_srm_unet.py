@@ -137,10 +137,28 @@ def test_a_batch_in_parts_is_the_same_batch(unet, generator, at_once, monkeypatc
 
 
 def test_one_sample_at_a_time_where_one_is_more_than_the_bound():
-    assert randomised(AWKWARD)._samples_at_once(torch.device("cuda")) > 2**31
     with torch.device("meta"):
         model = SRMUNet(PRESETS["mnist_sudoku"])
     assert model._samples_at_once(torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "most"), [("even_pixels", 10_922), ("counting_polygons", 511), ("mnist_sudoku", 132)]
+)
+def test_on_a_gpu_32_bits_count_the_numbers_of_every_map(preset, most):
+    """The maps of one sample, as the network makes them: none is wider than said, and one is."""
+    numbers = []
+    with torch.device("meta"):
+        model = SRMUNet(PRESETS[preset])
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_hook(lambda _, inputs, out: numbers.extend(t.numel() for t in (*inputs, out)))
+        stages = model.model.decoder.blocks
+        for stage in stages:
+            stage.register_forward_pre_hook(lambda _, inputs: numbers.append(inputs[0].numel()))
+        model(torch.zeros(1, model.grid.num_patches, model.grid.patch_numel), torch.zeros(1, model.grid.num_patches))
+    assert max(numbers) == model.config.widest_numel
+    assert model._samples_at_once(torch.device("cuda")) == most
 
 
 def test_an_empty_batch_is_legal(unet):
