@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypa
     x = finished.repeat(6, 1, 1, 1).cuda()
     expected = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
     reuse.drop_kept()
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 16e6)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2e6)
     with pytest.raises(ValueError, match=r"max_chains: 72 chains at a time need .* pass max_chains=\d+ or"):
         ipr_fast.refine_batch(x, random_patches(), 1, model=there, max_chains=72)
     found = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
