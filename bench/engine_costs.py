@@ -114,14 +114,15 @@ def ticks(run: Run, model: Denoiser, name: str, batch: int) -> None:
     """An iteration without graphs, with a graph for a tick, and with one for the iteration."""
     schedule = subjects.shortened(model.refine_schedule, subjects.num_active(model), 4 if run.smoke else 16)
     row: dict = {"subject": name, "batch": batch, "variants": {}}
-    chains = {}
-    for variant, (graphs, whole) in VARIANTS.items():
+    chains, slowest = {}, 0.0
+    for variant, how in VARIANTS.items():
         before = reset_peak(run.device)
-        chains[variant] = Chains(model, batch, schedule, run.device, graphs, whole)
+        chains[variant] = Chains(model, batch, schedule, run.device, *how)
         first, again = (seconds(chains[variant].iterate, run.device) for _ in range(2))
         row["variants"][variant] = {"first": first, "capture": max(0.0, first - again), **peak(run.device, before)}
+        slowest = max(slowest, again)
     row["steps"] = chains["eager"].plan.steps
-    times = 1 if run.smoke else max(1, min(20, round(0.2 / again)))
+    times = 1 if run.smoke else max(1, min(20, round(0.2 / slowest)))
     measured = interleaved(
         {variant: lambda each=each: each.iterate(times) for variant, each in chains.items()},
         run.device,

@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -173,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not arguments.smoke:
         parser.error("needs a CUDA device; --smoke runs on others")
     out = arguments.out or _default_out(device, arguments.smoke)
+    out.parent.mkdir(parents=True, exist_ok=True)
     names = [name for name in PARTS if name in arguments.only]
     results = measure(names, device, arguments.minutes, arguments.smoke, out, arguments.commit)
     print(gpu_report.report(results))
@@ -183,9 +185,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _default_out(device: torch.device, smoke: bool) -> Path:
+    if smoke:
+        return Path(tempfile.mkdtemp(prefix="ipr-fast-")) / "gpu-smoke.json"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     name = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-")
-    return ROOT / "bench" / "results" / f"gpu-{'smoke-' if smoke else ''}{name}.json"
+    return ROOT / "bench" / "results" / f"gpu-{name}.json"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What ragged batches cost: lanes that idle because chains have different numbers of patches to regenerate.
 
-    python bench/waves.py --out FILE.json     count, time, print a table, and write the numbers
+    python bench/waves.py --out FILE.json     count, time (three minutes of a core), print a table, write the numbers
     python bench/waves.py --report FILE.json  print an earlier measurement
 
 Counted: the share of lane-steps that no chain needs, for 4,096 boards of 9x9 cells with 0 to 26 clues. Timed: boards of
@@ -111,7 +111,8 @@ def report(results: dict) -> str:
     lines += [
         "",
         f"{BOARDS:,} boards of 9x9 cells with 0 to {MOST_CLUES} clues. Timed with the bundled model on "
-        f"{results['boards']} boards of 4x4 cells with 0 to 8 clues, chains that leave one by one are "
+        f"{results['boards']} boards of 4x4 cells with 0 to 8 clues (to refine: half of the free cells), chains that "
+        f"leave one by one are "
         f"{' and '.join(told)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). "
         f"Measured at {machine['commit']} on "
         f"{machine['device']}, torch {machine['torch']}, threads: {machine['threads']}.",

@@ -89,6 +89,7 @@ def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
         came = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {came}")
     same_device("chain_ids", value, device)
+    value = value.clone()  # the caller may go on with it
     if batch and not 0 <= int(value.min()) <= int(value.max()) <= philox.MAX_CHAIN_ID:
         raise ValueError(f"chain_ids must lie in 0..{philox.MAX_CHAIN_ID}, got {int(value.min())}..{int(value.max())}")
     return value

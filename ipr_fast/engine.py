@@ -76,6 +76,10 @@ class Engine:
         """Set the iteration that the next random numbers belong to; 0 is the initial generation."""
         self.iteration.fill_(iteration)
 
+    def notice_changes(self) -> None:
+        """Code of the user's has run, which may have changed the model."""
+        self.lanes.notice_changes()
+
     def num_steps(self, counts: Tensor) -> int:
         """The steps, one after another, of a regeneration of chains with these counts (B,) of active patches."""
         return self._plan(counts)[0].steps

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import ClassVar, Protocol
 
@@ -90,9 +90,17 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def without_compile() -> AbstractContextManager:
-    """Within, functions of torch.compile run as written. First called under a mode, they would never compile at all."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+@contextmanager
+def without_compile() -> Iterator[None]:
+    """Within, functions of torch.compile run as written. First called under a mode, they would never compile at all.
+
+    That is a switch of the whole process, so one thread is within at a time.
+    """
+    with _alone, torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        yield
+
+
+_alone = threading.RLock()
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

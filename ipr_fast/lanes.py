@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.fingerprint import Fingerprint, fingerprint
 from ipr_fast.graphs import Capture, Graphs
 from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
@@ -92,6 +93,7 @@ class Lanes:
         self.tables: ScheduleTables | None = None
         self.graphs = None if capture is None else Graphs(capture)
         self.whole_iterations = whole_iterations
+        self.seen: Fingerprint | None = None  # the model that graphs were captured of
         self._slots: dict[int, SlotState] = {}
         self._context: Any = None
         self._schedule: Schedule | None = None
@@ -119,6 +121,16 @@ class Lanes:
         if hasattr(self.model, "tabulate"):
             self._tabulate()
 
+    def notice_changes(self) -> None:
+        """Code of the user's has run: where it has changed the model, capture and tabulate anew."""
+        if self.graphs is not None:
+            now = fingerprint(self.model)
+            if self.seen is None or not self.seen.equals(now):
+                self.graphs.clear()
+                self.seen = now
+        if self._table is not None:
+            self._tabulate()
+
     def ready(self, wave: Wave, slots: int, start: Start) -> None:
         """Capture what the wave needs and is not captured yet. What is in the lanes is lost then."""
         if self.graphs is None:
@@ -131,6 +143,7 @@ class Lanes:
         with self._precision():
             for part in parts:  # most lanes first
                 self.graphs.add(part, f"{part.name} of {checks.name_of(self.model)}", partial(self._work, part))
+        self.seen = fingerprint(self.model)  # after what the calls themselves have changed, such as a counter
 
     def run(
         self,
@@ -261,6 +274,7 @@ class Lanes:
             self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
         return self._slots[slots]
 
+    @torch.inference_mode()
     def _tabulate(self) -> None:
         """What the model makes of each level, in a table that graphs go on reading for other schedules and weights."""
         levels, size = self._levels, max(16, self._table_size, 1 << (len(self._levels) - 1).bit_length())
@@ -279,6 +293,8 @@ class Lanes:
         """What the model computes once an iteration, in a context that is made once, for all lanes."""
         if self._context is None:
             self._context = self.model.prepare(self.state.patches, self.slots(slots).active)
+            if self._context is None:
+                raise TypeError("model: prepare must return a context, got None")
             if self._at(lanes) == self.lanes:
                 return
         lanes = self._at(lanes)

@@ -24,7 +24,10 @@ class MaskPolicy(ABC):
 
     @abstractmethod
     def sizes(self, free: Tensor) -> Tensor:
-        """(B,) int64: how many patches the rule chooses, at most, given the free ones (B, N) bool."""
+        """(B,) int64: how many patches the rule chooses, at most, given the free ones (B, N) bool.
+
+        A chain gets the steps for so many: with more patches than that, some would not be denoised to the end.
+        """
 
     @abstractmethod
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:

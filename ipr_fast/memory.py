@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -42,7 +43,8 @@ class PeakBytes(TorchDispatchMode):
 
 
 def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return (tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided)
 
 
 class Need(NamedTuple):
@@ -55,6 +57,8 @@ class Need(NamedTuple):
         return self.fixed + lanes * self.each
 
     def lanes_within(self, available: float) -> int:
+        if available == float("inf"):
+            return sys.maxsize
         return max(0, int((available - self.fixed) // max(1, self.each)))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -12,17 +14,43 @@ import torch
 def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
     """Within, matrix products and convolutions of float32 on a GPU use TF32, or do not; afterwards all is as before.
 
-    By default torch takes TF32 for convolutions and not for matrix products.
+    By default torch takes TF32 for convolutions and not for matrix products. These are switches of the whole process:
+    threads that want the same are within together, one that wants the other waits until they are out.
     """
     if device.type != "cuda":
         yield
         return
-    write, before = _settings()
-    write(("high", True) if tf32 else ("highest", False))
+    _enter(tf32)
     try:
         yield
     finally:
-        write(before)
+        _leave()
+
+
+class _Within:
+    """How many are within, with what, and how to restore what was before."""
+
+    changed = threading.Condition()
+    number, tf32 = 0, False
+    restore: Callable[[], None]
+
+
+def _enter(tf32: bool) -> None:
+    with _Within.changed:
+        _Within.changed.wait_for(lambda: _Within.number == 0 or _Within.tf32 == tf32)
+        if _Within.number == 0:
+            write, before = _settings()
+            write(("high", True) if tf32 else ("highest", False))
+            _Within.tf32, _Within.restore = tf32, partial(write, before)
+        _Within.number += 1
+
+
+def _leave() -> None:
+    with _Within.changed:
+        _Within.number -= 1
+        if _Within.number == 0:
+            _Within.restore()
+            _Within.changed.notify_all()
 
 
 def _settings():

@@ -117,6 +117,9 @@ class ReferenceEngine:
         for _ in range(self.num_steps(selection.counts) if on_step is not None else 0):
             on_step()
 
+    def notice_changes(self) -> None:
+        """See `Engine.notice_changes`: here, nothing is kept."""
+
     def num_steps(self, counts: Tensor) -> int:
         """See `Engine.num_steps`."""
         return self.sampling.schedule.steps(max(counts.tolist(), default=0))

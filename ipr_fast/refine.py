@@ -73,14 +73,15 @@ def refine_batch(
     progress: show a progress bar.
     noise: "random" renoises a patch with fresh noise each time; "fixed" with the noise of its initial generation, which
         is that of `generate_batch` for the same seed and chain ids.
-    max_chains: how many chains run at a time, >= 1; "auto" is what the free memory holds. More are taken in turn.
+    max_chains: how many chains run at a time, >= 1; "auto" is what the free memory holds. More are taken in turn. On a
+        GPU, a number that does not fit is refused.
     tf32: let a GPU multiply float32 in TF32. In which type a network computes is that of its weights (`load_model`).
     backend: "auto" runs the engine, as CUDA graphs where x is on a GPU; "graphs" insists on those, "torch" does
         without; "reference" runs the slow definition, one chain at a time.
 
     Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
     Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected; also
-    where `max_chains` chains do not fit into the memory. CaptureError when the model cannot be captured. When
+    where `max_chains` chains do not fit into a GPU's memory. CaptureError when the model cannot be captured. When
     mask_fn or callback raises, a RuntimeError names it, with the original as its cause; what they return is checked
     when it comes. Warns (RuntimeWarning) when the model has made some samples NaN or inf.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
@@ -120,11 +121,15 @@ def refine_batch(
             with span("iteration"):
                 engine.begin(iteration)
                 selected = select(iteration, engine.iteration, images)
+                if selected.varies:  # a function of the user's has been called
+                    engine.notice_changes()
                 engine.regenerate(selected)
                 touched |= selected.mask
             pace.step()
-            if callback is not None and select.freeze(_call_back(callback, iteration, images())):
-                break
+            if callback is not None:
+                if select.freeze(_call_back(callback, iteration, images())):
+                    break
+                engine.notice_changes()
         return _finite(images())
 
 
@@ -257,7 +262,12 @@ def _backend(name: str, device: torch.device) -> str:
 
 
 def _max_chains(value: object) -> int | str:
-    return value if isinstance(value, str) and value == "auto" else checks.integer("max_chains", value, 1)
+    if isinstance(value, str) and value == "auto":
+        return value
+    try:
+        return checks.integer("max_chains", value, 1)
+    except ValueError as error:
+        raise ValueError(f'max_chains must be "auto" or an int >= 1, got {value!r}') from error
 
 
 def _lanes(

@@ -12,14 +12,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Number
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ipr_fast import memory
+from ipr_fast.fingerprint import Fingerprint, fingerprint
 from ipr_fast.graphs import Capture
 from ipr_fast.lanes import Lanes, Settings, Start
 from ipr_fast.models.denoiser import Denoiser
@@ -32,17 +32,19 @@ MOST_LANES = 1 << 15  # attention takes a dimension of the launch for its chains
 FEW_CHAINS = 64  # that are not counted on a CPU: counting calls the model on four chains
 
 _kept: OrderedDict[Hashable, Kept] = OrderedDict()
+_watched: dict[int, weakref.finalize] = {}  # models whose end is noticed
 _lock = threading.RLock()  # a model's end may come while it is held
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Lanes between two calls, without their model.
+    """Lanes between two calls, without their model, of which there is the fingerprint.
 
     most_active: the patches a chain that their memory was counted for; size: the bytes that it came to.
     """
 
     lanes: Lanes
+    model: Fingerprint
     most_active: int
     size: int
 
@@ -65,34 +67,47 @@ def lanes_for(
     """
     fit = partial(_fitting, model, batch, most_active, device, settings, max_chains, capture is not None)
     most = MOST_LANES if max_chains == "auto" else min(MOST_LANES, max_chains)
-    if capture is None:
-        yield Lanes(model, fit(min(batch, most))[0], device, settings)
-        return
-    wanted = min(lane_bucket(batch), most)
-    key = (id(model), wanted, max_chains == "auto", device, settings, _circumstances(device), _fingerprint(model))
-    with _lock:
-        kept = _kept.pop(key, None)
-    if kept is None or kept.most_active < most_active:
-        kept = None  # its memory is free now
-        number, size = fit(wanted)
-        kept = Kept(Lanes(model, number, device, settings, capture(device)), most_active, size)
-    lanes = kept.lanes
-    lanes.model = model
+    wanted = min(batch if capture is None else lane_bucket(batch), most)
+    lanes = kept = None
     try:
+        if capture is None:
+            yield Lanes(model, fit(wanted)[0], device, settings)
+            return
+        key = (id(model), wanted, max_chains == "auto", device, settings, _circumstances(device))
+        seen = fingerprint(model)
+        with _lock:
+            kept = _kept.pop(key, None)
+        if kept is None or kept.most_active < most_active or not kept.model.equals(seen):
+            kept = None  # its memory is free now
+            number, size = fit(wanted)
+            kept = Kept(Lanes(model, number, device, settings, capture(device)), seen, most_active, size)
+        lanes = kept.lanes
+        lanes.model, lanes.seen = model, seen
         yield lanes
     except torch.OutOfMemoryError as error:
+        kept = None
         drop_kept()
-        raise torch.OutOfMemoryError(
-            f"{lanes.lanes} chains at a time do not fit into the memory of {device}: pass max_chains="
-            f"{max(1, lanes.lanes // 2)}, or fewer"
-        ) from error
-    lanes.model = None  # it must be able to go away
-    if isinstance(model, nn.Module):  # of anything else nobody knows whether it is still what was captured
-        _drop_with(model)
-        with _lock:
-            _kept[key] = kept
-            while _kept and (len(_kept) > MOST_KEPT or _kept_bytes() > KEPT_SHARE * memory.total_bytes(device)):
-                _kept.popitem(last=False)
+        raise torch.OutOfMemoryError(_out_of_memory(wanted if lanes is None else lanes.lanes, device)) from error
+    kept = replace(kept, model=lanes.seen)
+    lanes.model = lanes.seen = None  # it must be able to go away
+    if isinstance(model, nn.Module):  # anything else may change in ways that nobody can see
+        _keep(key, kept, model)
+
+
+def _out_of_memory(lanes: int, device: torch.device) -> str:
+    told = f"out of memory on {device} with {lanes} chains at a time"
+    return f"{told}; pass max_chains={lanes // 2} or fewer" if lanes > 1 else f"{told}: not even one fits"
+
+
+def _keep(key: Hashable, kept: Kept, model: nn.Module) -> None:
+    with _lock:
+        if id(model) not in _watched:
+            _watched[id(model)] = weakref.finalize(model, _drop, id(model))
+            _watched[id(model)].atexit = False
+        _kept[key] = kept
+        most = KEPT_SHARE * memory.total_bytes(kept.lanes.device)
+        while _kept and (len(_kept) > MOST_KEPT or sum(each.size for each in list(_kept.values())) > most):
+            _kept.popitem(last=False)
 
 
 def drop_kept() -> None:
@@ -149,20 +164,11 @@ def _trial(model: Denoiser, most_active: int, device: torch.device, settings: Se
     return trial
 
 
-def _kept_bytes() -> int:
-    return sum(kept.size for kept in _kept.values())
-
-
-def _drop_with(model: nn.Module) -> None:
-    """Drop what is kept for a model when it goes away."""
-    if not any(key[0] == id(model) for key in _kept):  # else that has been seen to
-        weakref.finalize(model, _drop, id(model)).atexit = False
-
-
 def _drop(model: int) -> None:
     with _lock:
-        for key in [key for key in _kept if key[0] == model]:
-            del _kept[key]
+        _watched.pop(model, None)
+        for key in [key for key in list(_kept) if key[0] == model]:
+            _kept.pop(key, None)
 
 
 def _circumstances(device: torch.device) -> tuple:
@@ -176,32 +182,3 @@ def _circumstances(device: torch.device) -> tuple:
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         cuda.matmul.allow_fp16_reduced_precision_reduction,
     )
-
-
-def _fingerprint(model: object) -> tuple:
-    """What of a model a graph holds as it was: where its weights are, and its plain attributes."""
-    if not isinstance(model, nn.Module):
-        return ()
-    return tuple(
-        tuple((name, _frozen(value)) for name, value in vars(module).items() if name != "_modules" and _counts(value))
-        for module in model.modules()
-    )
-
-
-def _counts(value: object) -> bool:
-    """Not one of the many containers of a module that are mostly empty."""
-    return bool(value) or not isinstance(value, (dict, set))
-
-
-def _frozen(value: object) -> Hashable:
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu" and value.numel() <= 16:
-            return tuple(value.flatten().tolist()), value.dtype, tuple(value.shape)
-        return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
-    if value is None or isinstance(value, (Number, str, torch.dtype, torch.device)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return tuple(_frozen(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((name, _frozen(item)) for name, item in value.items())
-    return id(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Selector:
         self.most_active = grid.num_patches
         if isinstance(mask_fn, MaskPolicy):
             self.mask_fn = mask_fn.bind(grid, len(free), free.device)
-            self.counts = self.mask_fn.sizes(free).cpu()
+            self.counts = self._sizes().cpu()
             self.most_active = max(self.counts.tolist(), default=0)
         elif not callable(mask_fn):
             raise ValueError(
@@ -46,13 +47,24 @@ class Selector:
             choice = self.mask_fn.choice(self.free, on_device)
             return Selection(torch.zeros_like(self.free), self.counts, choice)
         if isinstance(self.mask_fn, MaskPolicy):
-            mask = self.mask_fn.choose(self.free, iteration=on_device, **self.counters) & self.free
-            return Selection(mask, self.counts)
+            name, choose = f"mask policy {checks.name_of(self.mask_fn)}", self.mask_fn.choose
+            mask = guarded(name, iteration, partial(choose, iteration=on_device, **self.counters), self.free)
+            mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device)
+            return Selection(mask & self.free, self.counts)
         name = f"mask_fn {checks.name_of(self.mask_fn)}"
         with span("mask_fn"):
             mask = guarded(name, iteration, self.mask_fn, images(), iteration)
         mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
         return Selection(mask, mask.sum(1).cpu(), varies=True)  # the one look at the data
+
+    def _sizes(self) -> Tensor:
+        """The policy's numbers of patches (B,), within 0..N."""
+        sizes, batch = self.mask_fn.sizes(self.free), len(self.free)
+        if not isinstance(sizes, Tensor) or tuple(sizes.shape) != (batch,) or sizes.dtype != torch.int64:
+            came = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__
+            name = checks.name_of(self.mask_fn)
+            raise ValueError(f"mask policy {name}: sizes must be an int64 tensor of shape ({batch},), got {came}")
+        return sizes.clamp(0, self.grid.num_patches)
 
     def freeze(self, chains: Tensor | None) -> bool:
         """Take the patches of frozen chains out of the free ones; True when no chain is left."""
@@ -60,7 +72,7 @@ class Selector:
             return False
         self.free = self.free & ~chains.to(self.free.device)[:, None]
         is_policy = isinstance(self.mask_fn, MaskPolicy)
-        counts = self.mask_fn.sizes(self.free) if is_policy else self.free.sum(1)
+        counts = self._sizes() if is_policy else self.free.sum(1)
         both = torch.stack([counts, self.free.sum(1)]).cpu()  # the one look at the data
         if is_policy and not torch.equal(both[0], self.counts):
             self.counts = both[0]

@@ -17,12 +17,12 @@ except ImportError:  # no wheels for macOS, and nothing to profile there
     nvtx = None
 
 _OFF: AbstractContextManager = nullcontext()
-_open: Callable[[str], AbstractContextManager] | None = None
+_makers: list[Callable[[str], AbstractContextManager]] = []
 
 
 def span(name: str) -> AbstractContextManager:
     """A named range around a block of host code."""
-    return _OFF if _open is None else _open(name)
+    return _makers[-1](name) if _makers else _OFF
 
 
 @contextmanager
@@ -32,16 +32,16 @@ def tracing(kind: str = "nvtx") -> Iterator[None]:
     kind: "nvtx" for Nsight Systems and Nsight Compute, in the domain ipr_fast; "torch" for torch.profiler. Raises
     ValueError for another kind, ImportError where the package nvtx is not installed.
     """
-    global _open
     if kind not in ("nvtx", "torch"):
         raise ValueError(f'kind must be "nvtx" or "torch", got {kind!r}')
     if kind == "nvtx" and nvtx is None:
         raise ImportError('ranges of NVTX need the package nvtx; tracing("torch") does without')
-    before, _open = _open, _nvtx_range if kind == "nvtx" else _torch_range
+    make = _nvtx_range if kind == "nvtx" else _torch_range
+    _makers.append(make)
     try:
         yield
     finally:
-        _open = before
+        _makers.remove(make)
 
 
 def _nvtx_range(name: str) -> AbstractContextManager:

@@ -56,6 +56,27 @@ def test_lanes_within():
     assert need.of(3) == 190
 
 
+def test_where_nobody_knows_what_is_free_everything_fits(model, finished, monkeypatch):
+    """Machines without /proc/meminfo."""
+    monkeypatch.setattr(memory, "available_bytes", lambda device: float("inf"))
+    assert lanes_of(model, 100) == 100
+    x = ipr_fast.generate_batch(65, model=model, schedule=ipr_fast.Schedule(1, 1.0))
+    assert x.shape == (65, 1, 16, 16)
+
+
+def test_a_sparse_tensor_in_a_model_is_no_obstacle(model, finished):
+    class Sparse(PatchTransformer):
+        def forward(self, *arguments, **prepared):
+            torch.eye(4).to_sparse()
+            return super().forward(*arguments, **prepared)
+
+    sparse = randomise(Sparse(TINY), seed=0)
+    x = finished[:1].repeat(70, 1, 1, 1)
+    options = {"schedule": ipr_fast.Schedule(1)}
+    found, expected = (ipr_fast.refine_batch(x, random_patches(), 1, model=m, **options) for m in (sparse, model))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """A machine on which ten chains of the model fit, and four more bytes."""

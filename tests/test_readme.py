@@ -80,6 +80,16 @@ def test_its_comparison_with_the_per_pixel_formula_is_the_committed_one():
     assert all(row["ratio"][1] >= least[row["batch"]] for row in measured["rows"])
 
 
+def test_its_table_of_idle_lanes_is_the_committed_one():
+    import waves
+
+    measured = json.loads((ROOT / "bench/results/waves.json").read_text())
+    assert waves.report(measured) in README
+    assert waves.count() == measured["idle"]
+    assert all(row["idle"][2] < 0.05 for row in measured["idle"])
+    assert all(row["ratio"][0] > 1.1 for row in measured["timed"])
+
+
 def test_its_table_of_presets_is_what_they_are():
     for name, config in ipr_fast.models.PRESETS.items():
         with torch.device("meta"):

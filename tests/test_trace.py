@@ -52,3 +52,13 @@ def test_what_cannot_be_had_is_said(monkeypatch):
     monkeypatch.setattr(trace, "nvtx", None)
     with pytest.raises(ImportError, match="need the package nvtx"), trace.tracing():
         pass
+
+
+def test_overlapping_blocks_end_with_the_last():
+    outer, inner = trace.tracing("torch"), trace.tracing("torch")
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert trace.span("on") is not trace._OFF
+    inner.__exit__(None, None, None)
+    assert trace.span("off") is trace._OFF
