@@ -141,7 +141,7 @@ class Capture(Protocol):
 class CudaCapture:
     """Captures on one device, in one memory pool that all its graphs share: none leaves a tensor in it."""
 
-    _one_at_a_time = threading.Lock()
+    _one_at_a_time = threading.RLock()
     _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
 
     def __init__(self, device: torch.device) -> None:

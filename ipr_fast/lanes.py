@@ -98,7 +98,7 @@ class Lanes:
         self._context: Any = None
         self._schedule: Schedule | None = None
         self._levels: Tensor | None = None
-        self._table_size, self._table = 0, None
+        self._table: Any = None
 
     # -------------------------------------------------------------------------------------------- what others ask
 
@@ -112,11 +112,12 @@ class Lanes:
         self.state.seed.copy_(seed_tensor(seed, self.device))
         if schedule != self._schedule:
             num_patches = self.model.grid.num_patches
-            tables, self._levels = schedule.tables(num_patches), schedule.levels(num_patches)
+            tables = schedule.tables(num_patches)
             if self.tables is None:
                 self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
             for own, new in zip(self.tables, tables, strict=True):
                 own.copy_(new)
+            self._set_levels(schedule.levels(num_patches))
             self._schedule = schedule
         if hasattr(self.model, "tabulate"):
             self._tabulate()
@@ -274,17 +275,21 @@ class Lanes:
             self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
         return self._slots[slots]
 
+    def _set_levels(self, levels: Tensor) -> None:
+        """The levels of a table, the last one repeated, so that few sizes serve all schedules."""
+        before = 0 if self._levels is None else len(self._levels)
+        size = max(16, before, 1 << (len(levels) - 1).bit_length())
+        self._levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
+        if size > before:
+            self._table = None
+            if self.graphs is not None:
+                self.graphs.clear()  # they read a smaller one
+
     @torch.inference_mode()
     def _tabulate(self) -> None:
         """What the model makes of each level, in a table that graphs go on reading for other schedules and weights."""
-        levels, size = self._levels, max(16, self._table_size, 1 << (len(self._levels) - 1).bit_length())
-        levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
-        if size > self._table_size:
-            self._table_size, self._table = size, None
-            if self.graphs is not None:
-                self.graphs.clear()  # they read the smaller one
         with self._precision():
-            table = self.model.tabulate(levels, out=self._table)
+            table = self.model.tabulate(self._levels, out=self._table)
         if self._table is not None and table is not self._table:
             raise TypeError("model: tabulate must overwrite and return the table that it is given as `out`")
         self._table = table

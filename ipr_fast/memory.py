@@ -69,7 +69,8 @@ def count(work: Callable[[int], object], device: torch.device, graphs: bool = Fa
     the next one's warm-up.
     """
     if device.type == "cuda":
-        work(1)  # compiles kernels and makes the libraries' handles
+        with without_compile():
+            work(1)  # compiles kernels and makes the libraries' handles
     one, three = (_bytes(work, lanes, device, 2 if graphs else 1) for lanes in (1, 3))
     each = max(0, three - one) // 2
     return Need(max(0, one - each), each)
