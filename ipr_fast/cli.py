@@ -18,7 +18,6 @@ import ipr_fast
 from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import MissingExtra
-from ipr_fast.graphs import CaptureError
 from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.sources import bundled_models
@@ -28,6 +27,7 @@ from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.sudoku import SIDES, DigitSudoku
 from ipr_fast.train import TrainSettings, train
+from ipr_fast.watch import CaptureError
 
 # What `train --task` can name: each makes its task, given the folder of MNIST's files or None.
 TASKS: dict[str, Callable[[str | None], Task]] = {

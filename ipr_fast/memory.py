@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.graphs import without_compile
+from ipr_fast.watch import without_compile
 
 SHARE = 0.85  # of the free memory; the rest is for workspaces of libraries and what fragments
 

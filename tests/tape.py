@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.graphs import Watch, without_compile
+from ipr_fast.watch import Watch, without_compile
 
 
 class _Recorder(TorchDispatchMode):

@@ -10,11 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, memory, random_patches, reuse, trace
 from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import CaptureError, CudaCapture
+from ipr_fast.graphs import CudaCapture
 from ipr_fast.lanes import Lanes
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
 from ipr_fast.precision import float32_products
 from ipr_fast.selection import Selector
+from ipr_fast.watch import CaptureError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -13,11 +13,12 @@ import ipr_fast
 from ipr_fast import Schedule, fixed_patches, memory, random_patches, reuse
 from ipr_fast import refine as refine_module
 from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import CaptureError, Graphs, Watch, without_compile
+from ipr_fast.graphs import Graphs
 from ipr_fast.lanes import Lanes
 from ipr_fast.models import PatchTransformer
 from ipr_fast.reuse import _kept, drop_kept
 from ipr_fast.selection import Selector
+from ipr_fast.watch import CaptureError, Watch, without_compile
 
 
 @pytest.fixture
