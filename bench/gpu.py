@@ -71,7 +71,7 @@ def kernel_times(run: Run) -> None:
 
 # The work of each part, and its share of the time, by weight: what one leaves over, the next ones have.
 PARTS: dict[str, tuple[Callable[[Run], None], float]] = {
-    "checks": (checks, 3),
+    "checks": (checks, 5),
     "kernels": (kernel_times, 1),
     "throughput": (throughput.measure, 4),
     "engine": (engine_costs.measure, 2),

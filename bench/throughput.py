@@ -197,7 +197,7 @@ def warm_up(case: Case, bench: Bench, name: str, arm: Arm) -> dict:
         result |= arm.check()
     except Exception as error:
         why = describe_error(error)
-        if "out of memory" in why["message"].lower():
+        if "out of memory" in why["message"].lower() or "not even one fits" in why["message"]:
             result["does_not_fit"] = why["message"]
         else:
             result["failed"] = why

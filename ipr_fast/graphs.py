@@ -88,19 +88,21 @@ class CudaCapture:
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         try:
             graph.capture_end()
-        except RuntimeError:
+        except Exception:  # a warning that is an error, too: an empty graph warns
             self._recover()
+        self.start_over()  # a pool whose last graph is gone is no pool any more
 
     def _recover(self) -> None:
         """Undo what torch leaves of a capture that was spoiled: its hold on the allocator, and on the generator."""
         names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
-        release = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+        end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
         with suppress(RuntimeError, TypeError):
-            release(self.device.index, self.pool)
+            end(self.device.index, self.pool)
+            torch._C._cuda_releasePool(self.device.index, self.pool)
         self.start_over()
-        with suppress(RuntimeError), torch.inference_mode(False):
+        with suppress(Exception), torch.inference_mode(False):
             graph = torch.cuda.CUDAGraph()  # a capture that ends well resets the generator
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
             torch.zeros(1, device=self.device)
             graph.capture_end()
 

@@ -71,12 +71,20 @@ def count(work: Callable[[int], object], device: torch.device, graphs: bool = Fa
     if device.type == "cuda":
         with without_compile():
             work(1)  # compiles kernels and makes the libraries' handles
-    one, three = (_bytes(work, lanes, device, 2 if graphs else 1) for lanes in (1, 3))
+    times = 2 if graphs else 1
+    fits = [_line(*peaks) for peaks in zip(*(_bytes(work, lanes, device, times) for lanes in (1, 3)), strict=True)]
+    each = max(need.each for need in fits)
+    return Need(max(max(0, need.of(1) - each) for need in fits), each)
+
+
+def _line(one: int, three: int) -> Need:
+    """The need of which these are the bytes for one lane and for three."""
     each = max(0, three - one) // 2
     return Need(max(0, one - each), each)
 
 
-def _bytes(work: Callable[[int], object], lanes: int, device: torch.device, times: int) -> int:
+def _bytes(work: Callable[[int], object], lanes: int, device: torch.device, times: int) -> list[int]:
+    """The most bytes at a time, as counted and, on a GPU, as its allocator says, which sees libraries' workspaces."""
     before = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -85,10 +93,10 @@ def _bytes(work: Callable[[int], object], lanes: int, device: torch.device, time
         made = work(lanes)
         lasting = counted.now
         del made
-    peak = counted.peak
-    if device.type == "cuda":  # which sees the workspaces of libraries as well
-        peak = max(peak, torch.cuda.max_memory_allocated(device) - before)
-    return lasting + times * (peak - lasting)
+    peaks = [counted.peak]
+    if device.type == "cuda":
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    return [lasting + times * max(0, peak - lasting) for peak in peaks]
 
 
 def available_bytes(device: torch.device) -> float:

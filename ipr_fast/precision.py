@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 
@@ -36,16 +35,20 @@ class _Within:
 
 
 def _enter(tf32: bool) -> None:
+    if getattr(_own, "tf32", tf32) != tf32:
+        raise RuntimeError(f"tf32={tf32} within work that runs with tf32={not tf32}, in one thread")
     with _Within.changed:
         _Within.changed.wait_for(lambda: _Within.number == 0 or _Within.tf32 == tf32)
         if _Within.number == 0:
-            write, before = _settings()
-            write(("high", True) if tf32 else ("highest", False))
-            _Within.tf32, _Within.restore = tf32, partial(write, before)
+            _Within.tf32, _Within.restore = tf32, _switch(tf32)
         _Within.number += 1
+    _own.depth, _own.tf32 = getattr(_own, "depth", 0) + 1, tf32
 
 
 def _leave() -> None:
+    _own.depth -= 1
+    if not _own.depth:
+        del _own.tf32
     with _Within.changed:
         _Within.number -= 1
         if _Within.number == 0:
@@ -53,21 +56,34 @@ def _leave() -> None:
             _Within.changed.notify_all()
 
 
-def _settings():
-    """A function that sets (precision of products, whether convolutions take TF32), and its present arguments."""
+_own = threading.local()  # how deep this thread is within, and with what
+
+
+def _switch(tf32: bool) -> Callable[[], None]:
+    """Set torch's switches; returns what puts them back."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    on_cpu = getattr(torch.backends.mkldnn, "matmul", None)  # of newer versions
+    on_cpu_before = getattr(on_cpu, "fp32_precision", None)
     try:
-        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        products, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the program has set torch's newer switches, which the older ones then refuse to read
-        before = matmul.fp32_precision, cudnn.conv.fp32_precision
+        newer = (matmul, cudnn.conv)
+        before = [switch.fp32_precision for switch in newer]
+        for switch in newer:
+            switch.fp32_precision = "tf32" if tf32 else "ieee"
 
-        def write(values: tuple) -> None:
-            names = {"high": "tf32", "highest": "ieee", True: "tf32", False: "ieee"}
-            matmul.fp32_precision, cudnn.conv.fp32_precision = (names.get(value, value) for value in values)
-    else:
+        def restore() -> None:
+            for switch, value in zip(newer, before, strict=True):
+                switch.fp32_precision = value
 
-        def write(values: tuple) -> None:
-            torch.set_float32_matmul_precision(values[0])
-            cudnn.allow_tf32 = values[1]
+        return restore
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    cudnn.allow_tf32 = tf32
 
-    return write, before
+    def restore() -> None:
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32 = convolutions
+        if on_cpu is not None:  # which the first line has switched as well
+            on_cpu.fp32_precision = on_cpu_before
+
+    return restore

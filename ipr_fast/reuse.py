@@ -23,6 +23,7 @@ from ipr_fast.fingerprint import Fingerprint, fingerprint
 from ipr_fast.graphs import Capture
 from ipr_fast.lanes import Lanes, Settings, Start
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.precision import float32_products
 from ipr_fast.schedule import Schedule
 from ipr_fast.waves import Run, Wave, lane_bucket
 
@@ -135,7 +136,8 @@ def _fitting(
     """
     if device.type == "cpu" and (max_chains != "auto" or batch <= FEW_CHAINS):
         return wanted, 0
-    need = memory.count(partial(_trial, model, most_active, device, settings), device, graphs)
+    with float32_products(device, settings.tf32):  # before the lock that counting takes, as everywhere
+        need = memory.count(partial(_trial, model, most_active, device, settings), device, graphs)
     around = 4 * 4 * batch * model.grid.num_patches * model.grid.patch_numel  # the samples themselves, and copies
 
     def usable() -> float:

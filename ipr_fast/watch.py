@@ -30,8 +30,12 @@ HOST_OPERATIONS = {
     "_unique",
     "_unique2",
     "bincount",
+    "item",
+    "argwhere",
+    "one_hot",
+    "allclose",
 }  # make the host wait for the device, or a shape depend on data; so does indexing by a bool mask
-HOST_COPIES = {"_to_copy", "copy_", "_copy_from", "where"}
+HOST_COPIES = {"_to_copy", "to", "copy_", "_copy_from", "where"}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 
 
@@ -53,7 +57,8 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         operation, given = func.__name__.split(".")[0], _tensors((args, kwargs))
         if any(self._is_there(tensor) for tensor in given):
-            if operation in HOST_OPERATIONS or (operation == "repeat_interleave" and func.__name__.endswith("Tensor")):
+            by_data = operation == "repeat_interleave" and func.__name__.endswith("Tensor")
+            if operation in HOST_OPERATIONS or by_data or (operation == "where" and len(args) == 1):
                 raise self._error(func, "it makes the host wait for the device, or a shape depend on data")
             if operation in INDEXING:
                 self._check_indices(func, operation, *args, **kwargs)

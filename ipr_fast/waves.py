@@ -71,8 +71,8 @@ def make_plan(counts: Tensor, schedule: Schedule, most_lanes: int, lanes_for: Ca
     lanes_for: the number of lanes on which so many chains run; at least as many, and never fewer for more.
     """
     order = counts.argsort(descending=True, stable=True)
-    order = order[: int((counts > 0).sum())]
-    active = counts[order].tolist()
+    active = [n for n in counts[order].tolist() if n > 0]
+    order = order[: len(active)]
     steps_of = {n: schedule.steps(n) for n in set(active)}
     lengths = [steps_of[n] for n in active]
     waves = []

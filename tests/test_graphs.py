@@ -298,9 +298,14 @@ def test_a_model_that_looks_at_the_data_is_named_with_the_line(tape, model, fini
     ipr_fast.refine_batch(finished, random_patches(), 1, model=curious, backend="torch")
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize(
     "look",
     [
+        lambda x: int(x[0]),
+        lambda x: torch.where(x > 0),
+        lambda x: torch.argwhere(x),
+        lambda x: torch.allclose(x, x),
         lambda x: x.sum().item(),
         lambda x: x.nonzero(),
         lambda x: x[x > 0],
@@ -313,11 +318,12 @@ def test_a_model_that_looks_at_the_data_is_named_with_the_line(tape, model, fini
         lambda x: x.to("meta"),
     ],
 )
-def test_the_watch_finds_what_a_graph_cannot_hold(look):
-    with Watch("this"):
-        torch.randn(3) + 1
-    with pytest.raises(CaptureError, match="this cannot be captured"), Watch("this"):
-        look(torch.randn(3))
+def test_the_watch_finds_what_a_graph_cannot_hold(look, inference):
+    with torch.inference_mode(inference):  # in which the mode sees other operations
+        with Watch("this"):
+            torch.where(torch.randn(3) > 0, torch.ones(3), 0.0) + 1
+        with pytest.raises(CaptureError, match="this cannot be captured"), Watch("this"):
+            look(torch.randn(3))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
         assert need.each > 4 * 16 * 16  # the patches alone
 
 
+def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
+    """Of the allocator's peaks and the counted ones, each has its own line; lanes take the steeper."""
+    peaks = {1: [4e6, 61e6], 3: [12e6, 63e6]}
+    monkeypatch.setattr(memory, "_bytes", lambda work, lanes, device, times: [int(n) for n in peaks[lanes]])
+    need = memory.count(None, CPU)
+    assert need.each == 4e6
+    assert need.of(1) == 61e6
+
+
 def test_lanes_within():
     need = memory.Need(fixed=100, each=30)
     assert [need.lanes_within(n) for n in (0, 100, 129, 130, 1000)] == [0, 0, 0, 1, 30]

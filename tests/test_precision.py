@@ -37,6 +37,21 @@ def test_the_switches_are_set_and_put_back(before, cudnn):
         assert switches() == (before, cudnn)
 
 
+def test_one_thread_cannot_want_both():
+    with float32_products(GPU, True), pytest.raises(RuntimeError, match="tf32=False within"):
+        float32_products(GPU, False).__enter__()
+    with float32_products(GPU, False), float32_products(GPU, False):
+        assert switches() == ("highest", False)
+
+
+def test_what_the_user_sets_afterwards_can_be_read():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with float32_products(GPU, False):
+        pass
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_overlapping_blocks_of_two_threads():
     torch.set_float32_matmul_precision("high")
     inside, release, seen = threading.Event(), threading.Event(), []
