@@ -3,8 +3,11 @@
 import pytest
 import torch
 from small_models import TINY, randomise
+from tape import Tape
 
+from ipr_fast import refine as refine_module
 from ipr_fast.models import PatchTransformer
+from ipr_fast.reuse import drop_kept
 
 # On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
 torch.set_num_threads(1)
@@ -32,3 +35,14 @@ def ragged_known(generator) -> torch.Tensor:
 def finished(generator) -> torch.Tensor:
     """(12, 1, 16, 16) images."""
     return torch.randn(12, 1, 16, 16, generator=generator).clamp(-1, 1)
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """Every call captures, on this tape."""
+    tape = Tape()
+    monkeypatch.setattr(refine_module, "CudaCapture", lambda device: tape)
+    monkeypatch.setattr(refine_module, "_backend", lambda name, device: "graphs" if name == "auto" else name)
+    drop_kept()
+    yield tape
+    drop_kept()
