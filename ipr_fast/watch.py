@@ -90,6 +90,9 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+_alone = threading.RLock()
+
+
 @contextmanager
 def without_compile() -> Iterator[None]:
     """Within, functions of torch.compile run as written. First called under a mode, they would never compile at all.
@@ -98,9 +101,6 @@ def without_compile() -> Iterator[None]:
     """
     with _alone, torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         yield
-
-
-_alone = threading.RLock()
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -128,6 +128,6 @@ def cannot_capture(name: str, why: str) -> CaptureError:
 
 def failed_capture(name: str, error: RuntimeError) -> CaptureError:
     """The error for a capture that failed, with the line where."""
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = list(traceback.walk_tb(error.__traceback__))
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return cannot_capture(name, f"{reason}{_where(reversed(frames))}")
