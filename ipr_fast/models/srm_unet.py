@@ -220,15 +220,17 @@ class SRMUNet(nn.Module):
     ) -> dict[int, Condition]:
         """For each size of feature map, the embedded levels and which of them each cell has."""
         grid_size, num_patches = self.grid.grid_h, self.grid.num_patches
-        distinct, row = levels.flatten(), torch.arange(levels.numel(), device=levels.device).view(levels.shape)
+        if table is None:
+            distinct, row = levels.flatten(), torch.arange(levels.numel(), device=levels.device).view(levels.shape)
+            if active is not None:
+                # One more row, of level 0, for all patches that are not active.
+                distinct = torch.cat([distinct, distinct.new_zeros(1)])
+                row = active.scatter(row, num_patches, fill=levels.numel())
+            rows = self.time_embedding(distinct)
         if active is not None:
-            # One more row, of level 0, for all patches that are not active.
-            distinct = torch.cat([distinct, distinct.new_zeros(1)])
-            row = active.scatter(row, num_patches, fill=levels.numel())
             levels = active.scatter(levels, num_patches)
         if table is not None:
-            row = torch.searchsorted(table.levels, levels)
-        rows = self.time_embedding(distinct) if table is None else table.rows
+            rows, row = table.rows, torch.searchsorted(table.levels, levels)
         of_patches = Condition(rows, row.view(-1, grid_size, grid_size))
         return {
             size: of_patches if size % grid_size == 0 else self._condition_of_pixels(levels, size)
