@@ -264,10 +264,8 @@ class Lanes:
         lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
         prepared = {} if self._context is None else {"context": self._context_of(lanes)}
-        if self._table is not None:
-            prepared["table"] = self._table
         with span("network"):
-            return self.model(state.patches, into.level, into.active, **prepared)
+            return self.model(state.patches, into.level, into.active, **prepared, **self._tabulated())
 
     def slots(self, slots: int) -> SlotState:
         """The buffers for so many slots a lane."""
@@ -294,10 +292,13 @@ class Lanes:
             raise TypeError("model: tabulate must overwrite and return the table that it is given as `out`")
         self._table = table
 
+    def _tabulated(self) -> dict[str, Any]:
+        return {} if self._table is None else {"table": self._table}
+
     def _prepare(self, lanes: int, slots: int) -> None:
         """What the model computes once an iteration, in a context that is made once, for all lanes."""
         if self._context is None:
-            self._context = self.model.prepare(self.state.patches, self.slots(slots).active)
+            self._context = self.model.prepare(self.state.patches, self.slots(slots).active, **self._tabulated())
             if self._context is None:
                 raise TypeError("model: prepare must return a context, got None")
             if self._at(lanes) == self.lanes:
@@ -305,7 +306,7 @@ class Lanes:
         lanes = self._at(lanes)
         out = self._context_of(lanes)
         state, active = self.state.first(lanes), self.slots(slots).first(lanes).active
-        context = self.model.prepare(state.patches, active, out=out)
+        context = self.model.prepare(state.patches, active, out=out, **self._tabulated())
         if context is out:
             return
         if self.graphs is not None or lanes < self.lanes:

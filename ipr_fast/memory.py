@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,33 +48,46 @@ def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
 
 
 class Need(NamedTuple):
-    """The bytes that lanes take: fixed + lanes * each."""
+    """The bytes that lanes take: fixed + lanes * each, and never fewer than are taken for a while to make them."""
 
     fixed: int
     each: int
+    making: int = 0
 
     def of(self, lanes: int) -> int:
-        return self.fixed + lanes * self.each
+        return max(self.making, self.fixed + lanes * self.each)
 
     def lanes_within(self, available: float) -> int:
         if available == float("inf"):
             return sys.maxsize
+        if available < self.making:
+            return 0
         return max(0, int((available - self.fixed) // max(1, self.each)))
 
 
-def count(work: Callable[[int], object], device: torch.device, graphs: bool = False) -> Need:
-    """The bytes of `work(lanes)`, which makes so many lanes, runs them once and returns them: from one lane and three.
+class Peaks(NamedTuple):
+    """The most bytes at a time while lanes are made, and while they run."""
 
+    made: int
+    run: int
+
+
+def count(make: Callable[[int], Any], run: Callable[[Any], object], device: torch.device, graphs: bool = False) -> Need:
+    """The bytes of `make(lanes)`, which makes so many lanes, and of `run` on them, once: from one lane and three.
+
+    What making them takes for a while is the same for any number of lanes (tables), so the line is through what runs
+    take: else the tables would hide what the first lane takes, and the line be too flat.
     graphs: what is taken for a while is then counted twice, once for the pool of graphs captured before, and once for
     the next one's warm-up.
     """
     if device.type == "cuda":
         with without_compile():
-            work(1)  # compiles kernels and makes the libraries' handles
-    times = 2 if graphs else 1
-    fits = [_line(*peaks) for peaks in zip(*(_bytes(work, lanes, device, times) for lanes in (1, 3)), strict=True)]
+            run(make(1))  # compiles kernels and makes the libraries' handles
+    one, three = (_bytes(make, run, lanes, device, 2 if graphs else 1) for lanes in (1, 3))
+    fits = [_line(first.run, then.run) for first, then in zip(one, three, strict=True)]
     each = max(need.each for need in fits)
-    return Need(max(max(0, need.of(1) - each) for need in fits), each)
+    making = max(peaks.made for peaks in one)
+    return Need(max(max(0, need.of(1) - each) for need in fits), each, making)
 
 
 def _line(one: int, three: int) -> Need:
@@ -83,20 +96,30 @@ def _line(one: int, three: int) -> Need:
     return Need(max(0, one - each), each)
 
 
-def _bytes(work: Callable[[int], object], lanes: int, device: torch.device, times: int) -> list[int]:
-    """The most bytes at a time, as counted and, on a GPU, as its allocator says, which sees libraries' workspaces."""
+def _bytes(
+    make: Callable[[int], Any], run: Callable[[Any], object], lanes: int, device: torch.device, times: int
+) -> list[Peaks]:
+    """The peaks as counted and, on a GPU, as its allocator says, which sees libraries' workspaces."""
     before = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     with without_compile(), PeakBytes() as counted:
-        made = work(lanes)
+        made = make(lanes)
+        first = _peaks(counted, device, before)
+        counted.peak = counted.now
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        run(made)
         lasting = counted.now
+        then = _peaks(counted, device, before)
         del made
-    peaks = [counted.peak]
-    if device.type == "cuda":
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    return [lasting + times * max(0, peak - lasting) for peak in peaks]
+    return [Peaks(a, lasting + times * max(0, b - lasting)) for a, b in zip(first, then, strict=True)]
+
+
+def _peaks(counted: PeakBytes, device: torch.device, before: int) -> list[int]:
+    own = [torch.cuda.max_memory_allocated(device) - before] if device.type == "cuda" else []
+    return [counted.peak, *own]
 
 
 def available_bytes(device: torch.device) -> float:

@@ -137,7 +137,7 @@ def _fitting(
     if device.type == "cpu" and (max_chains != "auto" or batch <= FEW_CHAINS):
         return wanted, 0
     with float32_products(device, settings.tf32):  # before the lock that counting takes, as everywhere
-        need = memory.count(partial(_trial, model, most_active, device, settings), device, graphs)
+        need = need_of(model, most_active, device, settings, graphs)
     around = 4 * 4 * batch * model.grid.num_patches * model.grid.patch_numel  # the samples themselves, and copies
 
     def usable() -> float:
@@ -155,15 +155,26 @@ def _fitting(
     raise ValueError(f"max_chains: {wanted} chains at a time need {size} on {device}, which has {there} left; {advice}")
 
 
+def need_of(
+    model: Denoiser, most_active: int, device: torch.device, settings: Settings, graphs: bool = False
+) -> memory.Need:
+    """The bytes that lanes for chains of so many active patches take."""
+    return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs)
+
+
+def _make(model: Denoiser, device: torch.device, settings: Settings, number: int) -> Lanes:
+    """So many lanes."""
+    lanes = Lanes(model, number, device, settings)
+    lanes.set_sampling(0, Schedule(1))
+    return lanes
+
+
 @torch.inference_mode()
-def _trial(model: Denoiser, most_active: int, device: torch.device, settings: Settings, lanes: int) -> Lanes:
-    """So many lanes, run for a step."""
-    trial = Lanes(model, lanes, device, settings)
-    trial.set_sampling(0, Schedule(1))
-    trial.state.mask[:, :most_active] = True
-    wave = Wave(slice(0, lanes), most_active, (Run(lanes, 1),))
-    trial.run(wave, max(1, most_active), Start(chooses=False, initial=True))
-    return trial
+def _run(most_active: int, lanes: Lanes) -> None:
+    """A step of all lanes."""
+    lanes.state.mask[:, :most_active] = True
+    wave = Wave(slice(0, lanes.lanes), most_active, (Run(lanes.lanes, 1),))
+    lanes.run(wave, max(1, most_active), Start(chooses=False, initial=True))
 
 
 def _drop(model: int) -> None:

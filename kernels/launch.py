@@ -60,6 +60,12 @@ def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.contiguous(), numel
 
 
+def table_of(tensor: Tensor) -> tuple[Tensor, int]:
+    """A table (R, P), perhaps a slice of a wider one, and the numbers between two of its rows; a copy where need be."""
+    tensor = tensor if tensor.shape[1] == 1 or tensor.stride(1) == 1 else tensor.contiguous()
+    return tensor, tensor.stride(0)
+
+
 def power_of_2(number: int, low: int = 1) -> int:
     """The smallest power of two that is at least `number` and `low`."""
     return max(low, 1 << max(0, number - 1).bit_length())

@@ -165,7 +165,7 @@ def patch_keys(seed: Tensor | int, stream: int, iteration: Tensor | int, chain_i
 
 
 def _to_uniform(word: Tensor) -> Tensor:
-    return torch.where(word > _WORD >> 1, _WORD - word, word).float().mul_(_UNIFORM_SCALE)
+    return torch.minimum(word, _WORD - word).float().mul_(_UNIFORM_SCALE)
 
 
 def _box_muller(u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from small_models import TINY, randomise
 from tape import Tape
 
 from ipr_fast import refine as refine_module
-from ipr_fast.models import PatchTransformer
+from ipr_fast.models import PatchTransformer, packed
 from ipr_fast.reuse import drop_kept
 
 # On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
@@ -42,6 +42,7 @@ def tape(monkeypatch):
     """Every call captures, on this tape."""
     tape = Tape()
     monkeypatch.setattr(refine_module, "CudaCapture", lambda device: tape)
+    monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)  # as on the GPU that it stands for
     monkeypatch.setattr(refine_module, "_backend", lambda name, device: "graphs" if name == "auto" else name)
     drop_kept()
     yield tape

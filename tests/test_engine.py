@@ -235,7 +235,7 @@ def test_buffers_keep_their_addresses(model, finished, ragged_known):
         lanes = engine.lanes
         states = [lanes.state, *(lanes.slots(n) for n in sorted(lanes._slots))]
         buffers = [getattr(state, field.name) for state in states for field in fields(state)]
-        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes._context.keys)]
+        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes._context.keys_values)]
 
     seen = []
     for iteration in (1, 2, 3):

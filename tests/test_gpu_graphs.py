@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypa
     reuse.drop_kept()
     settings = Sampling(Schedule(10, 0.8)).settings()
     with torch.inference_mode():
-        need = memory.count(lambda lanes: reuse._trial(there, 4, x.device, settings, lanes), x.device, graphs=True)
+        need = reuse.need_of(there, 4, x.device, settings, graphs=True)
     around = 16 * 72 * 16 * 16
     monkeypatch.setattr(memory, "available_bytes", lambda device: (1.1 * need.of(20) + around) / memory.SHARE)
     with pytest.raises(ValueError, match=r"max_chains: 72 chains at a time need .* pass max_chains=\d+ or"):
@@ -279,7 +279,7 @@ def test_the_count_of_bytes_covers_what_is_taken():
     device = next(model.parameters()).device
     settings = Sampling(Schedule(1)).settings()
     with torch.inference_mode():
-        need = memory.count(lambda lanes: reuse._trial(model, 4, device, settings, lanes), device, graphs=True)
+        need = reuse.need_of(model, 4, device, settings, graphs=True)
     reuse.drop_kept()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

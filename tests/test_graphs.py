@@ -93,7 +93,7 @@ def test_a_model_that_looks_at_the_data_is_named_with_the_line(tape, model, fini
 
 def test_a_captured_context_must_be_overwritten(tape, model, finished):
     class Forgetful(PatchTransformer):
-        def prepare(self, patches, active, out=None):
+        def prepare(self, patches, active, out=None, *, table=None):
             return super().prepare(patches, active)
 
     forgetful = randomise(Forgetful(TINY), seed=0)
@@ -103,7 +103,7 @@ def test_a_captured_context_must_be_overwritten(tape, model, finished):
 
 def test_a_context_without_first_runs_all_lanes(tape, model, finished, ragged_known):
     class Whole(PatchTransformer):
-        def prepare(self, patches, active, out=None):
+        def prepare(self, patches, active, out=None, *, table=None):
             made = super().prepare(patches, active, None if out is None else out.inner)
             return out or Context(made)
 

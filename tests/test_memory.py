@@ -35,16 +35,13 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
     unet = randomise(SRMUNet(SRMUNetConfig(1, 16, 4, (32, 64), (False, True), 1, 32, 32, 16)), seed=0)
     for denoiser in (model, unet):
         with torch.inference_mode(inference):
-
-            def work(lanes, denoiser=denoiser):
-                return reuse._trial(denoiser, 4, CPU, SETTINGS, lanes)
-
-            need = memory.count(work, CPU)
+            need = reuse.need_of(denoiser, 4, CPU, SETTINGS)
             with memory.PeakBytes() as counted:
-                made = work(10)
+                made = reuse._make(denoiser, CPU, SETTINGS, 10)
+                reuse._run(4, made)
                 lasting = counted.now
                 del made
-            twice = memory.count(work, CPU, graphs=True)
+            twice = reuse.need_of(denoiser, 4, CPU, SETTINGS, graphs=True)
         assert counted.peak == pytest.approx(need.of(10), rel=0.03)
         assert 2 * counted.peak - lasting == pytest.approx(twice.of(10), rel=0.03)
         assert need.each > 4 * 16 * 16  # the patches alone
@@ -53,10 +50,19 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
 def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
     """Of the allocator's peaks and the counted ones, each has its own line; lanes take the steeper."""
     peaks = {1: [4e6, 61e6], 3: [12e6, 63e6]}
-    monkeypatch.setattr(memory, "_bytes", lambda work, lanes, device, times: [int(n) for n in peaks[lanes]])
-    need = memory.count(None, CPU)
+    monkeypatch.setattr(memory, "_bytes", lambda make, run, lanes, *_: [memory.Peaks(0, int(n)) for n in peaks[lanes]])
+    need = memory.count(None, None, CPU)
     assert need.each == 4e6
     assert need.of(1) == 61e6
+
+
+def test_tables_do_not_hide_what_a_lane_costs():
+    """The bundled model's take more, while they are made, than one lane does: the line is not through them."""
+    bundled = ipr_fast.load_model("digit-sudoku-4x4")
+    need = reuse.need_of(bundled, 4, CPU, SETTINGS)
+    with memory.PeakBytes() as counted:
+        reuse._run(4, reuse._make(bundled, CPU, SETTINGS, 200))
+    assert counted.peak == pytest.approx(need.of(200), rel=0.03)
 
 
 def test_lanes_within():
@@ -91,7 +97,7 @@ def small(monkeypatch):
     """A machine on which ten chains of the model fit, and four more bytes."""
 
     def set_up(model, chains, batch):
-        need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes), CPU)
+        need = reuse.need_of(model, 4, CPU, SETTINGS)
         around = 16 * batch * 16 * 16
         monkeypatch.setattr(
             memory, "available_bytes", lambda device: (need.fixed + chains * need.each + around + 4) / memory.SHARE
@@ -123,9 +129,9 @@ def test_where_nothing_fits_the_error_says_so(model, small, finished):
 
 def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monkeypatch):
     small(model, chains=10, batch=65)
-    need = memory.count(lambda lanes: reuse._trial(model, 4, CPU, SETTINGS, lanes), CPU)
+    need = reuse.need_of(model, 4, CPU, SETTINGS)
     device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
-    monkeypatch.setattr(memory, "count", lambda work, device, graphs: need)
+    monkeypatch.setattr(memory, "count", lambda make, run, device, graphs: need)
     with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
         reuse._fitting(model, 65, 4, device, SETTINGS, 65, False, 65)
 

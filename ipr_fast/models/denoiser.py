@@ -45,7 +45,7 @@ class Denoiser(Protocol):
     - `tabulate(levels, out=None) -> table`, called once a call with every level (R,) float32 that slots can have,
       ascending, the last one perhaps repeated: whatever depends on the level alone. It then takes
       `model(patches, levels, active, table=table)`. `out` is an earlier table for as many levels: to be overwritten
-      and returned.
+      and returned. A model that also has `prepare` gets it there too: `prepare(patches, active, out=out, table=table)`.
     - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`), its defaults.
     """
 

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels.gated_sum import gated_sum
 from ipr_fast.kernels.modulated_norm import modulated_layer_norm
 from ipr_fast.kernels.partial_attention import partial_attention
 from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
+from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
 from ipr_fast.trace import span
@@ -72,41 +74,60 @@ class PatchTransformerConfig:
 
 
 class ContextCache(NamedTuple):
-    """Keys and values of every layer, (depth, B * N + 1, width) each; the last row is spare, for padding slots."""
+    """Each layer's keys beside its values, (depth, B * N + 1, 2 width); the last row is spare, for padding slots."""
 
-    keys: Tensor
-    values: Tensor
+    keys_values: Tensor
     num_patches: int
 
     def first(self, chains: int) -> ContextCache:
         """The context of the first chains. Its spare row is one of the next chain's, whose context is lost by use."""
         rows = chains * self.num_patches + 1
-        return ContextCache(self.keys[:, :rows], self.values[:, :rows], self.num_patches)
+        return ContextCache(self.keys_values[:, :rows], self.num_patches)
+
+
+class Scales(NamedTuple):
+    """A layer's modulation of tokens (B, n): each (B, n, width), or a table (R, width) with the tokens' rows (B, n)."""
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+    mlp_scale: Tensor
+    mlp_shift: Tensor
+    mlp_gate: Tensor
+    row: Tensor | None
 
 
 class Modulation(NamedTuple):
-    """What levels and roles make of tokens (...): of each layer (..., 6 width), and of the read-out (..., 2 width)."""
+    """What levels and roles make of tokens: of each layer (..., 6 width), and of the read-out (..., 2 width).
+
+    row: where those are tables, each token's row of them.
+    """
 
     depth: int
     of_layer: Callable[[int], Tensor]
     out: Tensor
+    row: Tensor | None = None
 
-    def of_layers(self) -> Iterator[tuple[Tensor, ...]]:
-        """Each layer's (scale, shift, gate) for attention and for the MLP, made when its turn comes."""
-        return (self.of_layer(i).chunk(6, dim=-1) for i in range(self.depth))
+    def of_layers(self) -> Iterator[Scales]:
+        """Those of each layer, made when its turn comes."""
+        return (Scales(*self.of_layer(i).chunk(6, dim=-1), self.row) for i in range(self.depth))
 
 
 class LevelTable(NamedTuple):
-    """The modulation of active tokens by level: levels (R,) ascending, layers (depth, R, 6 width), out (R, 2 width)."""
+    """The modulation of active tokens by level: levels (R,) ascending, layers (depth, R, 6 width), out (R, 2 width).
+
+    And the model's weights as a CPU likes to read them.
+    """
 
     levels: Tensor
     layers: Tensor
     out: Tensor
+    packed: PackedWeights
 
     def at(self, levels: Tensor) -> Modulation:
         """For tokens whose levels (...) are among those of the table."""
         row = torch.searchsorted(self.levels, levels)
-        return Modulation(len(self.layers), lambda i: F.embedding(row, self.layers[i]), F.embedding(row, self.out))
+        return Modulation(len(self.layers), lambda i: self.layers[i], self.out, row)
 
 
 class PatchTransformer(nn.Module):
@@ -150,7 +171,8 @@ class PatchTransformer(nn.Module):
         if context is not None:
             role = torch.ones_like(levels, dtype=torch.int64)
             modulation = self._modulation(levels, role) if table is None else table.at(levels)
-            return self._predict_slots(patches, active, modulation, context)
+            packed = None if table is None else table.packed
+            return self._predict_slots(patches, active, modulation, context, packed)
         num_patches = patches.shape[1]
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         levels = active.scatter(levels, num_patches)
@@ -165,28 +187,37 @@ class PatchTransformer(nn.Module):
         h, modulation = self._embed(patches, position, is_active.long()), self._modulation(levels, is_active.long())
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
         for layer, scales in zip(self.layers, modulation.of_layers(), strict=True):
-            q, k, v = layer.project(h, scales)
-            h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
+            q, keys_values = layer.project(h, scales)
+            h = layer.finish(h, scales, layer.attend(q, keys_values, may_attend))
         return self._read_out(h, modulation)
 
     def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
         """What an active token's level (R,) makes of it in each layer: computed here once, then looked up."""
         modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
         layers = torch.stack([modulation.of_layer(i) for i in range(modulation.depth)])
-        table = LevelTable(levels.clone(), layers, modulation.out)
         if out is None:
-            return table
-        for own, new in zip(out, table, strict=True):
-            own.copy_(new)
+            out = LevelTable(levels.clone(), layers, modulation.out, PackedWeights())
+        else:
+            for own, new in zip(out, (levels, layers, modulation.out), strict=False):
+                own.copy_(new)
+        out.packed.pack(self)
         return out
 
-    def prepare(self, patches: Tensor, active: ActivePatches, out: ContextCache | None = None) -> ContextCache:
+    def prepare(
+        self,
+        patches: Tensor,
+        active: ActivePatches,
+        out: ContextCache | None = None,
+        *,
+        table: LevelTable | None = None,
+    ) -> ContextCache:
         """The context's keys and values; rows of active patches hold nothing of use until a call overwrites them."""
+        packed = None if table is None else table.packed
         batch, num_patches, _ = patches.shape
         if out is None:
-            shape = (self.config.depth, batch * num_patches + 1, self.config.width)
-            empty = [torch.zeros(shape, dtype=self.patch_in.weight.dtype, device=patches.device) for _ in range(2)]
-            out = ContextCache(*empty, num_patches)
+            shape = (self.config.depth, batch * num_patches + 1, 2 * self.config.width)
+            empty = torch.zeros(shape, dtype=self.patch_in.weight.dtype, device=patches.device)
+            out = ContextCache(empty, num_patches)
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         # A chain without context lets its tokens attend to each other, since a softmax over nothing is NaN.
         may_attend = (~is_active | is_active.all(1, keepdim=True))[:, None, None, :]
@@ -194,29 +225,32 @@ class PatchTransformer(nn.Module):
         zero = torch.zeros(1, 1, dtype=torch.int64, device=patches.device)
         h, modulation = self._embed(patches, position, zero), self._modulation(zero.float(), zero)  # the same for all
         for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
-            scales = tuple(scale.expand_as(h) for scale in scales)
-            q, k, v = layer.project(h, scales)
-            out.keys[i, :-1].view_as(k).copy_(k)
-            out.values[i, :-1].view_as(v).copy_(v)
+            scales = Scales(*(scale.expand_as(h) for scale in scales[:-1]), row=None)
+            q, keys_values = layer.project(h, scales, packed)
+            out.keys_values[i, :-1].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output
-                h = layer.finish(h, scales, layer.attend(q, k, v, may_attend))
+                h = layer.finish(h, scales, layer.attend(q, keys_values, may_attend), packed)
         return out
 
     def _predict_slots(
-        self, patches: Tensor, active: ActivePatches, modulation: Modulation, context: ContextCache
+        self,
+        patches: Tensor,
+        active: ActivePatches,
+        modulation: Modulation,
+        context: ContextCache,
+        packed: PackedWeights | None,
     ) -> Prediction:
         batch, num_patches = patches.shape[:2]
         rows = active.rows(num_patches).flatten()
         position, role = active.index.clamp(min=0), torch.ones_like(active.index)
         h = self._embed(active.gather(patches), position, role)
         for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
-            keys, values = context.keys[i], context.values[i]
-            q, k, v = layer.project(h, scales)
-            keys.index_copy_(0, rows, k.flatten(0, 1).to(keys.dtype))  # autocast may have lowered them
-            values.index_copy_(0, rows, v.flatten(0, 1).to(values.dtype))
-            k, v = (cache[:-1].view(batch, num_patches, -1) for cache in (keys, values))
-            h = layer.finish(h, scales, layer.attend(q, k, v))
-        return self._read_out(h, modulation)
+            cache = context.keys_values[i]
+            q, keys_values = layer.project(h, scales, packed)
+            cache.index_copy_(0, rows, keys_values.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
+            attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
+            h = layer.finish(h, scales, attended, packed)
+        return self._read_out(h, modulation, packed)
 
     def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
         """Tokens of patches (B, n, P) at positions (n,) or (B, n), of roles (B, n)."""
@@ -228,9 +262,9 @@ class PatchTransformer(nn.Module):
         shared, tables = self.modulation(condition), [layer.table for layer in self.layers]
         return Modulation(len(tables), lambda i: shared + tables[i], self.modulation_out(condition))
 
-    def _read_out(self, h: Tensor, modulation: Modulation) -> Prediction:
+    def _read_out(self, h: Tensor, modulation: Modulation, packed: PackedWeights | None = None) -> Prediction:
         scale, shift = modulation.out.chunk(2, dim=-1)
-        out = self.patch_out(_norm(h, scale, shift))
+        out = linear(self.patch_out, _norm(h, scale, shift, modulation.row), packed)
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
         return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
@@ -248,25 +282,26 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(mlp_ratio * width, width)
         self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
 
-    def project(self, h: Tensor, scales: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, n, width) of tokens h (B, n, width)."""
-        scale, shift, *_ = scales
-        return self.qkv(_norm(h, scale, shift)).chunk(3, dim=-1)
+    def project(self, h: Tensor, by: Scales, packed: PackedWeights | None = None) -> tuple[Tensor, Tensor]:
+        """Queries (B, n, width), and keys beside values (B, n, 2 width), of tokens h (B, n, width)."""
+        width = h.shape[-1]
+        out = linear(self.qkv, _norm(h, by.scale, by.shift, by.row), packed)
+        return out[..., :width], out[..., width:]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None = None) -> Tensor:
-        """Attention of tokens (B, n, width) over keys and values (B, m, width)."""
+    def attend(self, q: Tensor, keys_values: Tensor, may_attend: Tensor | None = None) -> Tensor:
+        """Attention of tokens (B, n, width) over keys beside values (B, m, 2 width)."""
+        k, v = keys_values.chunk(2, dim=-1)
         if may_attend is None:
             with span("partial_attention"):
                 return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
 
-    def finish(self, h: Tensor, scales: tuple[Tensor, ...], attended: Tensor) -> Tensor:
+    def finish(self, h: Tensor, by: Scales, attended: Tensor, packed: PackedWeights | None = None) -> Tensor:
         """The layer's output (B, n, width), given its input and what the tokens have attended to."""
-        _, _, gate, mlp_scale, mlp_shift, mlp_gate = scales
-        h = torch.addcmul(h, gate, self.attention_out(attended))
-        hidden = F.gelu(self.mlp_in(_norm(h, mlp_scale, mlp_shift)), approximate="tanh")
-        return torch.addcmul(h, mlp_gate, self.mlp_out(hidden))
+        h = _add(h, by.gate, linear(self.attention_out, attended, packed), by.row)
+        hidden = linear(self.mlp_in, _norm(h, by.mlp_scale, by.mlp_shift, by.row), packed, gelu=True)
+        return _add(h, by.mlp_gate, linear(self.mlp_out, hidden, packed), by.row)
 
 
 class PositionEmbedding(nn.Module):
@@ -306,6 +341,11 @@ class LevelEmbedding(nn.Module):
         return self.mlp(features.to(self.mlp[0].weight.dtype))
 
 
-def _norm(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _norm(h: Tensor, scale: Tensor, shift: Tensor, row: Tensor | None) -> Tensor:
     with span("layer_norm"):
-        return modulated_layer_norm(h, scale, shift, eps=EPS)
+        return modulated_layer_norm(h, scale, shift, eps=EPS, row=row)
+
+
+def _add(h: Tensor, gate: Tensor, x: Tensor, row: Tensor | None) -> Tensor:
+    with span("gated_sum"):
+        return gated_sum(h, gate, x, row=row)

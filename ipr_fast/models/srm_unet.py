@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ipr_fast.models.config_checks import positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
-from ipr_fast.models.unet import GROUPS, Condition, UNet
+from ipr_fast.models.packed import PackedWeights
+from ipr_fast.models.unet import GROUPS, Condition, Given, UNet, Upsample
 from ipr_fast.patches import ActivePatches, PatchGrid
 from ipr_fast.schedule import Schedule
 
@@ -140,10 +141,11 @@ PRESETS = {
 
 
 class LevelTable(NamedTuple):
-    """The embeddings (R, t_emb_dim) of levels (R,), ascending."""
+    """The embeddings (R, t_emb_dim) of levels (R,), ascending; and the weights as the device likes them."""
 
     levels: Tensor
     rows: Tensor
+    packed: PackedWeights
 
 
 class SRMUNet(nn.Module):
@@ -188,9 +190,12 @@ class SRMUNet(nn.Module):
         """The embeddings of levels (R,), ascending from 0."""
         rows = self.time_embedding(levels)
         if out is None:
-            return LevelTable(levels.clone(), rows)
-        out.levels.copy_(levels)
-        out.rows.copy_(rows)
+            out = LevelTable(levels.clone(), rows, PackedWeights())
+        else:
+            out.levels.copy_(levels)
+            out.rows.copy_(rows)
+        upsamples = (layer for layer in self.modules() if isinstance(layer, Upsample))
+        out.packed.pack(self.model, doubling=(layer.conv for layer in upsamples))
         return out
 
     def raw(
@@ -203,7 +208,8 @@ class SRMUNet(nn.Module):
         """The network's output for images (B, C, H, W): (B, 2 C + 1, H, W), velocity, 2 v - 1 and log-variance."""
         dtype = self.model.decoder.out[-1].weight.dtype
         images = images.to(dtype, memory_format=torch.channels_last)
-        return self.model(images, self._conditions(levels, active, table))
+        packed = None if table is None else table.packed
+        return self.model(images, Given(self._conditions(levels, active, table), packed))
 
     def _predict(
         self, patches: Tensor, levels: Tensor, active: ActivePatches | None, table: LevelTable | None

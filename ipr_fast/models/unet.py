@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ipr_fast.kernels.modulated_norm import group_norm
+from ipr_fast.models.packed import PackedWeights, convolution, doubled_convolution, pointwise
 from ipr_fast.trace import span
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class Condition(NamedTuple):
     index: Tensor
 
 
+class Given(NamedTuple):
+    """What a call brings for every layer: a Condition for each size of feature map, and packed weights."""
+
+    conditions: dict[int, Condition]
+    packed: PackedWeights | None = None
+
+
 class UNet(nn.Module):
     """Images (B, C, H, W) to (B, 2 C + 1, H, W)."""
 
@@ -43,9 +51,9 @@ class UNet(nn.Module):
         self.bottleneck = Bottleneck(config)
         self.decoder = Decoder(config, self.encoder.dims)
 
-    def forward(self, images: Tensor, conditions: dict[int, Condition]) -> Tensor:
-        skips = self.encoder(images, conditions)
-        return self.decoder(self.bottleneck(skips[-1], conditions), skips, conditions)
+    def forward(self, images: Tensor, given: Given) -> Tensor:
+        skips = self.encoder(images, given)
+        return self.decoder(self.bottleneck(skips[-1], given), skips, given)
 
 
 class Encoder(nn.Module):
@@ -63,11 +71,11 @@ class Encoder(nn.Module):
                 self.dims.append(hid_dim)
                 dim = hid_dim
 
-    def forward(self, h: Tensor, conditions: dict[int, Condition]) -> list[Tensor]:
+    def forward(self, h: Tensor, given: Given) -> list[Tensor]:
         """The output of every stage."""
         skips = []
         for stage in self.blocks:
-            h = stage(h, conditions)
+            h = stage(h, given)
             skips.append(h)
         return skips
 
@@ -79,8 +87,8 @@ class Bottleneck(nn.Module):
         attention = Attention(dim, config.num_head_channels)
         self.blocks = Stage(ResBlock(dim, dim, width), attention, ResBlock(dim, dim, width))
 
-    def forward(self, h: Tensor, conditions: dict[int, Condition]) -> Tensor:
-        return self.blocks(h, conditions)
+    def forward(self, h: Tensor, given: Given) -> Tensor:
+        return self.blocks(h, given)
 
 
 class Decoder(nn.Module):
@@ -97,25 +105,27 @@ class Decoder(nn.Module):
                 dim = hid_dim
         self.out = norm_silu_conv(dim, 2 * config.channels + 1)
 
-    def forward(self, h: Tensor, skips: list[Tensor], conditions: dict[int, Condition]) -> Tensor:
+    def forward(self, h: Tensor, skips: list[Tensor], given: Given) -> Tensor:
         for stage in self.blocks:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, conditions, size=skips[-1].shape[2:] if skips else None)
+            h = stage(h, given, size=skips[-1].shape[2:] if skips else None)
         norm, _, conv = self.out
-        return conv(norm_silu(norm, h))
+        return convolution(conv, norm_silu(norm, h), given.packed)
 
 
 class Stage(nn.Sequential):
     """Layers in a row, each given what it needs."""
 
-    def forward(self, h: Tensor, conditions: dict[int, Condition], size: torch.Size | None = None) -> Tensor:
+    def forward(self, h: Tensor, given: Given, size: torch.Size | None = None) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                h = layer(h, conditions[h.shape[-1]])
+                h = layer(h, given.conditions[h.shape[-1]], given.packed)
             elif isinstance(layer, Upsample):
-                h = layer(h, size)
+                h = layer(h, size, given.packed)
+            elif isinstance(layer, nn.Conv2d):
+                h = convolution(layer, h, given.packed)
             else:
-                h = layer(h)
+                h = layer(h, given.packed)
         return h
 
 
@@ -128,12 +138,14 @@ class ResBlock(nn.Module):
         self.conv_2 = nn.Sequential(nn.SiLU(), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
         self.shortcut = nn.Conv2d(dim, out_dim, 1) if dim != out_dim else None
 
-    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition, packed: PackedWeights | None = None) -> Tensor:
         (norm_1, _, conv_1), (_, _, conv_2) = self.conv_1, self.conv_2
         projected = self.norm_with_embedding.embedding_layer[1](condition.rows)
-        h = conv_1(norm_silu(norm_1, x))
-        h = conv_2(norm_silu(self.norm_with_embedding.norm, h, projected, condition.index))
-        return h.add_(x if self.shortcut is None else pointwise(self.shortcut, x))
+        h = convolution(conv_1, norm_silu(norm_1, x), packed)
+        h = norm_silu(self.norm_with_embedding.norm, h, projected, condition.index)
+        if self.shortcut is None:
+            return convolution(conv_2, h, packed, plus=x)
+        return convolution(conv_2, h, packed, onto=pointwise(self.shortcut, x, packed))
 
 
 class NormWithEmbedding(nn.Module):
@@ -155,14 +167,15 @@ class Attention(nn.Module):
         self.qkv = nn.Conv1d(dim, 3 * dim, 1)
         self.proj = nn.Conv1d(dim, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, packed: PackedWeights | None = None) -> Tensor:
         norm = self.norm
         normed = group_norm(x, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, silu=False)
-        qkv = pointwise(self.qkv, normed).permute(0, 2, 3, 1)
+        qkv = pointwise(self.qkv, normed, packed).permute(0, 2, 3, 1)
         heads = (self.num_heads, 3, self.num_head_channels)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return pointwise(self.proj, attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)).add_(x)
+        attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return pointwise(self.proj, attended, packed).add_(x)
 
 
 class Downsample(nn.Module):
@@ -172,8 +185,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.downsample = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(x)
+    def forward(self, x: Tensor, packed: PackedWeights | None = None) -> Tensor:
+        return convolution(self.downsample, x, packed)
 
 
 class Upsample(nn.Module):
@@ -183,8 +196,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size, packed: PackedWeights | None = None) -> Tensor:
+        return doubled_convolution(self.conv, x, size, packed)
 
 
 def norm_silu_conv(dim: int, out_dim: int) -> nn.Sequential:
@@ -195,12 +208,6 @@ def norm_silu(norm: nn.GroupNorm, h: Tensor, rows: Tensor | None = None, index: 
     """GroupNorm and SiLU as one operation, after adding rows (R, C) to the cells of index (B, h, w), if given."""
     with span("group_norm"):
         return group_norm(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
-
-
-def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution of kernel 1 as the matrix product that it is, on a channels-last map (B, C, H, W)."""
-    weight = conv.weight.view(conv.out_channels, conv.in_channels)
-    return F.linear(x.permute(0, 2, 3, 1), weight, conv.bias).permute(0, 3, 1, 2)
 
 
 def _blocks(config: SRMUNetConfig, level: int, dim: int) -> list[nn.Module]:

@@ -38,8 +38,7 @@ def test_a_context_serves_every_step_of_an_iteration_and_its_buffers_the_next(mo
             cached = model(patches, levels, active, context=context)
             assert_same_slots(cached, model(patches, levels, active), active)
         patches, active, levels = make_case(generator)
-        for buffer in context[:2]:
-            buffer.fill_(float("nan"))  # whatever the last iteration left
+        context.keys_values.fill_(float("nan"))  # whatever the last iteration left
         again = model.prepare(patches, active, out=context)
         assert again is context
         cached = model(patches, levels, active, context=again)
