@@ -9,11 +9,9 @@ statistic of the counts against that has 287 degrees of freedom: a sampler that 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
-import environment
+import script
 from torch import Tensor
 
 import ipr_fast
@@ -50,7 +48,6 @@ def measure(boards: int) -> dict:
         "one pass": coverage(x, judge),
         "refined": coverage(refined, judge),
         "cells_with_another_digit": changed.double().mean().item(),
-        "environment": environment.describe(),
     }
 
 
@@ -72,17 +69,8 @@ def report(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boards", type=int, default=2048)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--report", type=Path, help="print this file, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.report is not None:
-        print(report(json.loads(arguments.report.read_text())))
-        return
-    results = measure(arguments.boards)
-    print(report(results))
-    environment.write(results, arguments.out)
+    boards = {"type": script.at_least(1), "default": 2048, "help": "default 2048"}
+    script.run(__doc__, measure, report, boards=boards)
 
 
 if __name__ == "__main__":

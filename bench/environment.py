@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,17 +14,50 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def describe() -> dict[str, object]:
-    """Machine, versions and commit, ready for JSON."""
-    return {
-        "commit": commit(),
+def describe(device: torch.device | None = None, commit: str | None = None) -> dict[str, object]:
+    """Machine, versions and commit, ready for JSON; of a GPU (by default where there is one), what it is and does."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    described = {
+        "commit": current_commit() if commit is None else commit,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": importlib.metadata.version("numpy"),
-        "scikit-learn": importlib.metadata.version("scikit-learn"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        **{name: version(name) for name in ("torch", "triton", "numpy", "scikit-learn")},
+        "device": processor(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+    if device.type != "cuda":
+        return described
+    properties = torch.cuda.get_device_properties(device)
+    return described | {
+        "device": properties.name,
+        "memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": list(torch.cuda.get_device_capability(device)),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvidia-smi": nvidia_smi(),
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, if it is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Driver, clocks, power and temperature as nvidia-smi reads them; nothing where there is none."""
+    names = ["name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = done.stdout.strip().splitlines()[:1]
+    return dict(zip(names, (value.strip() for value in values[0].split(",")), strict=False)) if values else {}
 
 
 def write(results: dict, path: Path | None) -> None:
@@ -33,7 +67,7 @@ def write(results: dict, path: Path | None) -> None:
         path.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def commit() -> str:
+def current_commit() -> str:
     """The commit of the working tree, with a plus sign where tracked files differ from it."""
 
     def git(*arguments: str) -> str:

@@ -1,18 +1,24 @@
-"""What the parts of a measurement share: a time budget, timing that ends in a synchronisation, records of failure."""
+"""What measurements share: a time budget, timing that ends in a synchronisation, the most memory, bench/'s options."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from ipr_fast import reuse
+from ipr_fast.memory import PeakBytes
+
+if TYPE_CHECKING:
+    import pytest
+
 FEWEST_ROUNDS = 3  # of which a median is reported
+Made = TypeVar("Made")
 
 
 class Clock:
@@ -28,44 +34,9 @@ class Clock:
     def fits(self, seconds: float) -> bool:
         return seconds <= self.left()
 
-    def within(self, seconds: float) -> Clock:
-        """A clock that ends in so many seconds, or with this one."""
-        return Clock(min(seconds, self.left()), self.now)
-
     def share(self, share: float) -> Clock:
         """A clock that ends after a share of what is left."""
         return Clock(share * self.left(), self.now)
-
-
-@dataclass
-class Run:
-    """One part under way: where, on what clock, and where its results go.
-
-    results is filled as the part goes on and written by `save` in between, so that a crash loses little.
-    """
-
-    device: torch.device
-    clock: Clock
-    smoke: bool = False
-    results: dict = field(default_factory=dict)
-    save: Callable[[], None] = lambda: None
-
-    def skip(self, name: str, why: str) -> None:
-        """Say that something was left out."""
-        self.results.setdefault("skipped", []).append(f"{name}: {why}")
-        say(f"skipped {name}: {why}")
-
-    @contextmanager
-    def attempt(self, name: str) -> Iterator[None]:
-        """Work whose failure is recorded under its name, and keeps nothing else from running."""
-        say(f"{name} ({self.clock.left():.0f} s left)")
-        free_memory(self.device)
-        try:
-            yield
-        except Exception as error:
-            self.results.setdefault("failed", {})[name] = describe_error(error)
-            say(f"FAILED {name}: {describe_error(error)['message']}")
-        self.save()
 
 
 def say(line: str) -> None:
@@ -73,10 +44,17 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def describe_error(error: BaseException) -> dict[str, str]:
-    """An exception for JSON: its message in a line or two, and where it was raised."""
-    where = "".join(traceback.format_tb(error.__traceback__)[-4:])
-    return {"message": f"{type(error).__name__}: {str(error)[:500]}", "where": where}
+def device_of(config: pytest.Config) -> torch.device:
+    """Where to measure, by bench/'s option."""
+    device = torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def sizes_of(config: pytest.Config) -> str:
+    """Which sizes, by bench/'s option: "full" for a GPU, "small" for two cores, "smoke" to try the benchmarks."""
+    return config.getoption("--sizes") or ("full" if device_of(config).type == "cuda" else "small")
 
 
 def synchronize(device: torch.device) -> None:
@@ -125,19 +103,19 @@ def free_memory(device: torch.device) -> None:
             torch.cuda.empty_cache()
 
 
-def reset_peak(device: torch.device) -> int:
-    """Begin to look for the most memory; returns the bytes that are allocated now."""
+def most_bytes(work: Callable[[], Made], device: torch.device) -> tuple[int, Made]:
+    """The most bytes of tensors at a time that a first call of `work` makes beside those there are; and its result.
+
+    As counted on a CPU, as asked of the allocator on a GPU: what it gives depends on the blocks it has at hand.
+    """
+    reuse.drop_kept()
+    free_memory(device)
     if device.type != "cuda":
-        return 0
+        with PeakBytes() as counted:
+            made = work()
+        return counted.peak, made
     torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def peak(device: torch.device, before: int = 0) -> dict[str, int]:
-    """The most bytes allocated, beside those there were before, and reserved since `reset_peak`; none on a CPU."""
-    if device.type != "cuda":
-        return {}
-    return {
-        "peak_allocated": torch.cuda.max_memory_allocated(device) - before,
-        "peak_reserved": torch.cuda.max_memory_reserved(device),
-    }
+    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+    made = work()
+    synchronize(device)
+    return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before, made

@@ -1,6 +1,6 @@
 """What refinement does to boards of handwritten digits, and what the same compute does when it is spent otherwise.
 
-    python bench/quality.py                     measure, write bench/results/quality-<model>.json, print the table
+    python bench/quality.py --out FILE.json     measure, write the numbers, print the table
     python bench/quality.py --report FILE.json  print the table of an earlier measurement
 
 Every arm generates or refines the same chains (seed 0, chain ids 0..B-1), so that arms are compared board by board.
@@ -8,11 +8,7 @@ Every arm generates or refines the same chains (seed 0, chain ids 0..B-1), so th
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
-import environment
+import script
 from torch import Tensor
 
 import ipr_fast
@@ -25,7 +21,6 @@ SEED = 0
 SHOWN = (1, 2, 5, 10, 20, 50)  # iterations at alpha 0.25 that get a row
 COMPARED = 20  # iterations at which alphas and controls are compared
 OTHER_ALPHAS = (0.1, 0.5)
-RESULTS = Path(__file__).parent / "results"
 
 
 class Bench:
@@ -122,9 +117,9 @@ def compare(before: Tensor, after: Tensor) -> dict:
     }
 
 
-def measure(model_name: str, boards: int) -> dict:
+def measure(model: str, boards: int) -> dict:
     """All arms: about forty minutes of one core for 2,048 boards of 4x4."""
-    bench = Bench(model_name, boards)
+    bench = Bench(model, boards)
     rows, curve = bench.refinement(0.25, max(SHOWN), SHOWN)
     compared_calls = next(row["calls"] for r, row in zip(SHOWN, rows, strict=True) if r == COMPARED)
     arms = [bench.arm("one pass", bench.before, bench.cost(bench.plan, bench.num_patches)), *rows]
@@ -133,7 +128,7 @@ def measure(model_name: str, boards: int) -> dict:
     arms += bench.controls(compared_calls)
     arms += bench.clues()
     return {
-        "model": model_name,
+        "model": model,
         "boards": boards,
         "seed": SEED,
         "reader_accuracy": bench.judge.reader_accuracy,
@@ -141,7 +136,6 @@ def measure(model_name: str, boards: int) -> dict:
         "refine_schedule": [bench.refine_plan.steps_per_patch, bench.refine_plan.overlap],
         "arms": arms,
         "valid_by_iteration": curve,
-        "environment": environment.describe(),
     }
 
 
@@ -168,20 +162,8 @@ def report(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boards", type=int, default=2048)
-    parser.add_argument("--model", default="digit-sudoku-4x4")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--report", type=Path, help="print the table of this file, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.report is not None:
-        print(report(json.loads(arguments.report.read_text())))
-        return
-    out = arguments.out or RESULTS / f"quality-{Path(arguments.model).stem}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    results = measure(arguments.model, arguments.boards)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(report(results))
+    boards = {"type": script.at_least(1), "default": 2048, "help": "default 2048"}
+    script.run(__doc__, measure, report, boards=boards, model={"default": "digit-sudoku-4x4"})
 
 
 if __name__ == "__main__":

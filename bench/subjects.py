@@ -1,9 +1,10 @@
-"""The models that are measured on a GPU, and with how many chains."""
+"""The models that are measured, and with how many chains they are compared with the loops of bench/loops.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,24 +14,12 @@ from ipr_fast import Denoiser, Schedule
 from ipr_fast.models import PRESETS, PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
 
 RATIO = 0.25
-BASELINES = ("one at a time", "batched", "compiled")
-ALL = ("ours", *BASELINES)
 
 NINE_BY_NINE = PatchTransformerConfig(
     channels=1, image_size=252, patch_size=28, width=256, depth=8, num_heads=4, box_size=3
 )
 TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
 TINY_UNET = SRMUNetConfig(1, 16, 4, (32, 32), (False, True), 1, 32, 32, 16)
-
-
-class Case(NamedTuple):
-    """One comparison: so many chains of a model, an iteration of `most_steps` steps at the most, and who takes part."""
-
-    subject: str
-    batch: int
-    arms: tuple[str, ...] = ("ours", "one at a time", "batched")
-    dtype: torch.dtype = torch.float32
-    most_steps: int = 10
 
 
 def makers(smoke: bool) -> dict[str, Callable[[], Denoiser]]:
@@ -41,49 +30,86 @@ def makers(smoke: bool) -> dict[str, Callable[[], Denoiser]]:
         "4x4 transformer": lambda: ipr_fast.load_model("digit-sudoku-4x4"),
         "9x9 transformer": lambda: random_transformer(NINE_BY_NINE),
         "Even Pixels": lambda: random_unet(PRESETS["even_pixels"]),
+        "Counting Polygons": lambda: random_unet(PRESETS["counting_polygons"]),
         "MNIST Sudoku": lambda: random_unet(PRESETS["mnist_sudoku"]),
     }
 
 
-def cases(smoke: bool, on_gpu: bool) -> list[Case]:
+class Case(NamedTuple):
+    """One comparison: so many chains of a model, against some of the loops of bench/loops.py.
+
+    most_steps: of an iteration. iters: of a call of refine_batch, so that what it does once a call weighs little, as it
+    does in a refinement of fifty. needs: seconds that it takes, about. targets: how many times faster is aimed at.
+    """
+
+    subject: str
+    batch: int
+    against: tuple[str, ...] = ("one at a time", "batched")
+    dtype: torch.dtype = torch.float32
+    most_steps: int = 10
+    iters: int = 1
+    needs: float = 8.0
+    targets: Mapping[str, float] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.subject}, {self.batch}, {dtype}, against {' and '.join(self.against)}"
+
+
+def cases(sizes: str) -> list[Case]:
     """What to compare, the most important first, since time may run out; torch.compile takes long: mostly last."""
-    if smoke:
-        arms = ALL if on_gpu else ALL[:3]
-        small = [Case(name, batch, arms, most_steps=4) for name in makers(smoke) for batch in (1, 3)]
-        return [*small, *(Case(name, 3, ("ours", "batched"), torch.bfloat16, 4) for name in makers(smoke))]
-    bfloat16 = {"arms": ("ours", "batched"), "dtype": torch.bfloat16}
+    if sizes == "smoke":
+        small = [Case(name, batch, most_steps=4) for name in makers(smoke=True) for batch in (1, 3)]
+        return small + [Case(name, 3, ("batched",), torch.bfloat16, 4) for name in makers(smoke=True)]
+    if sizes == "small":
+        return [
+            Case("Even Pixels", 8, most_steps=3, needs=40, targets={"one at a time": 4}),
+            *(
+                Case("4x4 transformer", batch, most_steps=16, iters=iters)
+                for batch, iters in ((1, 5), (16, 3), (256, 1))
+            ),
+            Case("4x4 transformer", 16, ("compiled",), most_steps=16, iters=3, needs=45),
+        ]
+    bfloat16 = {"against": ("batched",), "dtype": torch.bfloat16}
+    aims = {"one at a time": 200, "batched": 8}
     main = [
-        Case("4x4 transformer", 4096, most_steps=16),
-        Case("Even Pixels", 256, ALL),
-        Case("9x9 transformer", 4096),
-        *(Case("4x4 transformer", batch, most_steps=16) for batch in (1, 16, 256)),
-        *(Case("Even Pixels", batch) for batch in (1, 16)),
-        *(Case("9x9 transformer", batch) for batch in (1, 16, 256)),
-        *(Case("MNIST Sudoku", batch, most_steps=5) for batch in (1, 16)),
-        Case("4x4 transformer", 4096, most_steps=16, **bfloat16),
-        Case("Even Pixels", 256, **bfloat16),
-        Case("9x9 transformer", 4096, **bfloat16),
-        Case("Even Pixels", 4096, most_steps=3),
-        Case("MNIST Sudoku", 256, most_steps=5),
-        Case("MNIST Sudoku", 4096, most_steps=5),
+        Case("4x4 transformer", 4096, most_steps=16, iters=5, targets=aims),
+        Case("Even Pixels", 256, needs=15, targets=aims | {"one at a time": 100}),
+        Case("Even Pixels", 256, ("compiled",), needs=75, targets={"compiled": 2}),
+        Case("9x9 transformer", 4096, needs=15, targets=aims),
+        *(Case("4x4 transformer", batch, most_steps=16, iters=20) for batch in (1, 16, 256)),
+        *(Case("Even Pixels", batch, iters=5) for batch in (1, 16)),
+        *(Case("9x9 transformer", batch, iters=10) for batch in (1, 16, 256)),
+        *(Case("MNIST Sudoku", batch, most_steps=5, needs=25) for batch in (1, 16)),
+        Case("4x4 transformer", 4096, most_steps=16, iters=5, **bfloat16),
+        Case("Even Pixels", 256, needs=15, **bfloat16),
+        Case("9x9 transformer", 4096, needs=15, **bfloat16),
+        Case("Even Pixels", 4096, most_steps=3, needs=40),
+        Case("MNIST Sudoku", 256, ("one at a time",), most_steps=5, needs=150),
     ]
     late = [
-        Case(case.subject, case.batch, ("ours", "compiled"), most_steps=case.most_steps)
+        case._replace(against=("compiled",), needs=50 + case.needs, targets=MappingProxyType({}))
         for case in main
-        if "compiled" not in case.arms and case.dtype == torch.float32
+        if "batched" in case.against
+        and case.dtype == torch.float32
+        and (case.subject, case.batch) != ("Even Pixels", 256)
     ]
     return main + late
 
 
 def shortened(own: Schedule, num_active: int, most_steps: int) -> Schedule:
-    """The model's own schedule with as many steps a patch as fit into `most_steps` steps, at least one."""
-    fitting = (p for p in range(own.steps_per_patch, 0, -1) if Schedule(p, own.overlap).steps(num_active) <= most_steps)
-    return Schedule(next(fitting, 1), own.overlap)
+    """The model's own schedule with as many steps a patch as fit into `most_steps` steps.
+
+    Where a step a patch is too many already, all patches at once, in that many steps.
+    """
+    fitting = (Schedule(p, own.overlap) for p in range(own.steps_per_patch, 0, -1))
+    fitting = (schedule for schedule in fitting if schedule.steps(num_active) <= most_steps)
+    return next(fitting, Schedule(most_steps, 1.0))
 
 
-def num_active(model: Denoiser) -> int:
+def num_active(model: Denoiser, ratio: float = RATIO) -> int:
     """The patches of a chain that an iteration renoises, where none are known."""
-    return max(1, math.floor(RATIO * model.grid.num_patches))
+    return max(1, math.floor(ratio * model.grid.num_patches))
 
 
 def samples(model: Denoiser, batch: int, device: torch.device) -> torch.Tensor:

@@ -10,15 +10,13 @@ as the engine runs them; interleaved, after a check that both give the same boar
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-import environment
+import script
 import torch
+from harness import Clock, interleaved, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
@@ -49,7 +47,12 @@ def count() -> list[dict]:
     return rows
 
 
-def measure(boards: int, rounds: int) -> list[dict]:
+def measure(boards: int, rounds: int) -> dict:
+    """Counts and times."""
+    return {"idle": count(), "boards": boards, "rounds": rounds, "timed": time_arms(boards, rounds)}
+
+
+def time_arms(boards: int, rounds: int) -> list[dict]:
     """Seconds of a generation and of a refinement's iteration, and how many times faster without idle lanes."""
     model = ipr_fast.load_model("digit-sudoku-4x4")
     generator = torch.Generator().manual_seed(0)
@@ -64,17 +67,10 @@ def measure(boards: int, rounds: int) -> list[dict]:
             free = policy.choose(free, seed=0, iteration=torch.tensor(1), chain_ids=torch.arange(boards))
         arms = {name: make_run(model, x, schedule, free, name == "every lane") for name in ("every lane", "engine")}
         torch.testing.assert_close(arms["every lane"](), arms["engine"](), atol=1e-3, rtol=0)
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        for i in range(rounds):
-            for name in list(arms)[:: (-1) ** i]:
-                start = time.perf_counter()
-                arms[name]()
-                seconds[name].append(time.perf_counter() - start)
+        seconds = interleaved(arms, x.device, rounds, Clock(math.inf))
         ratios = [a / b for a, b in zip(seconds["every lane"], seconds["engine"], strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
-        rows.append(
-            {"task": task, "seconds": {n: statistics.median(t) for n, t in seconds.items()}, "ratio": quartiles}
-        )
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        rows.append({"task": task, "seconds": medians, "ratio": quartiles(ratios)})
     return rows
 
 
@@ -121,21 +117,9 @@ def report(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boards", type=int, default=512, help="to time (default 512)")
-    parser.add_argument("--rounds", type=int, default=11, help="at least 2 (default 11)")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--report", type=Path, help="print this file, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.report is not None:
-        print(report(json.loads(arguments.report.read_text())))
-        return
-    if arguments.rounds < 2 or arguments.boards < 1:
-        parser.error("--rounds must be at least 2 and --boards at least 1")
-    results = {"idle": count(), "boards": arguments.boards, "rounds": arguments.rounds}
-    results |= {"timed": measure(arguments.boards, arguments.rounds), "environment": environment.describe()}
-    print(report(results))
-    environment.write(results, arguments.out)
+    boards = {"type": script.at_least(1), "default": 512, "help": "to time (default 512)"}
+    rounds = {"type": script.at_least(2), "default": 11, "help": "at least 2 (default 11)"}
+    script.run(__doc__, measure, report, boards=boards, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -1,66 +1,140 @@
-"""Where the time of a refinement goes.
+"""A refinement in its steady state, to be profiled: where does a tick's time go?
 
-    python profiling/profile_refine.py [--boards 512] [--iters 3] [--device cpu] [--trace trace.json]
+    python profiling/profile_refine.py                           a table, by torch's profiler, on any machine
+    python profiling/profile_refine.py --chrome trace.json.gz    and the trace (ui.perfetto.dev or chrome://tracing)
+    python profiling/profile_refine.py --nvtx --device cuda      to be run by nsys.sh and ncu.sh
 
-Refines boards with the bundled model under torch's profiler, after a first call that warms up, and prints the share of
-each kind of operator. `--trace` writes a Chrome trace as well (open it in chrome://tracing or ui.perfetto.dev).
+The first calls warm up: graphs are captured, kernels compiled. The call after them is recorded, with the same ranges
+everywhere: those of ipr_fast.trace. With --nvtx it lies between cudaProfilerStart and cudaProfilerStop.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+import gzip
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+
+import environment
+import subjects
+from device_trace import UNTIL_DONE, record
+from harness import seconds
+from script import at_least
+from where_time_goes import ATTENTION, BETWEEN, PRODUCTS, Split, split
 
 import ipr_fast
+from ipr_fast.trace import tracing
 
-KINDS = {
-    "matrix products": ("mm", "linear", "bmm"),
-    "attention": ("scaled_dot_product",),
-    "norms and activations": ("layer_norm", "gelu", "silu", "sigmoid"),
-    "random numbers": ("xor", "rshift", "bitwise_and", "log", "cos", "sin", "sqrt"),
-    "moving and combining": ("copy", "add", "mul", "where", "index", "gather", "scatter", "cat", "sub", "fill"),
-}
+CALL = "steady state"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def kind_of(operator: str) -> str:
-    """The first kind one of whose words is in the operator's name."""
-    return next((kind for kind, words in KINDS.items() if any(word in operator for word in words)), "everything else")
-
-
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boards", type=int, default=512)
-    parser.add_argument("--iters", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--trace")
-    arguments = parser.parse_args()
-    model = ipr_fast.load_model("digit-sudoku-4x4", device=arguments.device)
-    x = ipr_fast.generate_batch(arguments.boards, model=model, schedule=ipr_fast.Schedule(1, 1.0))
-    on_gpu = arguments.device.startswith("cuda")
+    parser.add_argument("--model", choices=subjects.makers(smoke=False), default="4x4 transformer")
+    parser.add_argument("--chains", type=at_least(1), default=512)
+    parser.add_argument("--iters", type=at_least(1), default=3, help="iterations of the call that is recorded")
+    parser.add_argument(
+        "--steps", type=at_least(0), default=0, help="shorten an iteration to so many; 0: the model's own"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--backend", choices=("auto", "graphs", "torch"), default="auto", help="torch: without graphs")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--chrome", type=Path, metavar="FILE", help="keep the trace: .json or .json.gz")
+    how.add_argument("--nvtx", action="store_true", help="for Nsight: ranges of NVTX, no table")
+    return parser
+
+
+def workload(options: argparse.Namespace, device: torch.device) -> tuple[Callable[[], object], int]:
+    """The call to be recorded, and the steps of its iterations."""
+    model = subjects.makers(smoke=False)[options.model]().to(device=device, dtype=DTYPES[options.dtype])
+    x, active = subjects.samples(model, options.chains, device), subjects.num_active(model)
+    own = model.refine_schedule
+    schedule = subjects.shortened(own, active, options.steps) if options.steps > 0 else own
+    policy, how = ipr_fast.random_patches(subjects.RATIO), {"schedule": schedule, "backend": options.backend}
 
     def refine() -> None:
-        ipr_fast.refine_batch(x, ipr_fast.random_patches(), arguments.iters, model=model)
-        if on_gpu:
-            torch.cuda.synchronize()
+        ipr_fast.refine_batch(x, policy, options.iters, model=model, **how)
 
+    return refine, schedule.steps(active)
+
+
+def for_nsight(refine: Callable[[], object], device: torch.device) -> None:
+    """One call with ranges of NVTX, alone between cudaProfilerStart and cudaProfilerStop where there is a GPU."""
+    on_gpu = device.type == "cuda"
+    with torch.cuda.profiler.profile() if on_gpu else nullcontext(), tracing("nvtx"):
+        seconds(refine, device)
+    print("cudaProfilerStart, one call, cudaProfilerStop" if on_gpu else "one call; a CPU has no cudaProfilerStart")
+
+
+def report(found: Split, alone: float, profiled: float, on_gpu: bool) -> str:
+    """The table, by range and by kind; seconds of the call without the profiler and with it."""
+    ticks, share = found.ticks, 100 / found.total
+    lines = [
+        f"one call: {1e3 * alone:.1f} ms, {1e3 * alone / ticks:.2f} ms a tick ({ticks} ticks)",
+        f"under the profiler: {1e3 * profiled:.1f} ms, {profiled / alone:.2f} times as long",
+    ]
+    if on_gpu:
+        busy = found.total / (1e6 * profiled)
+        lines.append(f"the device works in {100 * busy:.1f} % of that, and the table is of this time")
+
+    def table(title: str, rows: list[tuple[str, float]], entered: bool) -> None:
+        lines.extend(["", f"{title:44} {'ms a tick':>9} {'%':>6}" + (f" {'a tick':>7}" if entered else "")])
+        for name, time in rows:
+            times = f" {found.entered[name] / ticks:7.2f}" if entered and found.entered[name] else ""
+            lines.append(f"  {name[:42]:42} {time / 1e3 / ticks:9.3f} {time * share:6.1f}{times}")
+
+    whole = ("all", found.total)
+    table("by range, without what is inside", [*found.by_range(), whole], entered=True)
+    table("by kind of operator", [*found.by_kind(), whole], entered=False)
+    table("the longest of them", found.longest(8), entered=False)
+    lines += [f"  not classified: {name[:80]}, {time * share:.1f} %" for name, time in found.unclassified()]
+    heavy = found.of(PRODUCTS, ATTENTION)
+    lines.append("")
+    if profiled < alone:
+        lines.append("Other work has kept this machine busy: the call took longer without the profiler. Run it again.")
+    elif not on_gpu:
+        lines.append(f"""The profiler takes its time with each operator, so small ones, and {BETWEEN!r}, look
+larger than they are: of the call's time without it the next line's share would be {heavy / (1e4 * alone):.0f} %.""")
+    lines.append(f"matrix products, convolutions and attention: {heavy * share:.0f} % of the engine's time")
+    return "\n".join(lines)
+
+
+def write_trace(events: list[dict], path: Path) -> None:
+    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+        json.dump({"traceEvents": events}, file)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    refine, steps = workload(options, device)
+    facts = environment.describe(device)
+    print(f"{options.model}, {options.chains:,} chains, {options.iters} x {steps} steps, {options.dtype}, ", end="")
+    print(f"backend {options.backend}, on {facts['device']}; torch {facts['torch']}, ", end="")
+    print(f"threads: {facts['threads']}, commit {facts['commit']}", flush=True)
     refine()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
-        refine()
-    times: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        times[kind_of(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    total = sum(times.values())
-    ticks = arguments.iters * model.refine_schedule.steps(max(1, model.grid.num_patches // 4))
-    run = f"{arguments.boards} boards, {arguments.iters} iterations on {arguments.device}"
-    print(f"{run}: {total / 1e3 / ticks:.2f} ms a tick")
-    for kind, time in sorted(times.items(), key=lambda item: -item[1]):
-        print(f"  {kind:24} {100 * time / total:5.1f} %")
-    if arguments.trace is not None:
-        profiler.export_chrome_trace(arguments.trace)
-        print(f"wrote {arguments.trace}")
+    alone = statistics.median(seconds(refine, device) for _ in range(3))
+    if options.nvtx:
+        for_nsight(refine, device)
+        return
+    with tracing("torch"):
+        events = record({CALL: refine}, device)
+    profiled = next(event["dur"] for event in events if event.get("name") == CALL + UNTIL_DONE) / 1e6
+    print(report(split(events, CALL + UNTIL_DONE, on_gpu), alone, profiled, on_gpu))
+    if options.chrome is not None:
+        write_trace(events, options.chrome)
+        print(f"wrote {options.chrome}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""Each operation of kernels/: its Triton kernel on a GPU, its torch twin on a CPU, which is what the engine runs there.
+
+A kernel must first equal its twin, and a twin its definition in float64. What memory bounds is measured in bytes that
+must move, against a copy that moves as many; attention in floating-point operations, against a matrix product, and
+against torch's attention of all tokens.
+
+A work is many calls, replayed as one graph on a GPU, each in turn on other buffers, which together are more than the
+caches of a GPU hold (up to 64 of them: those of `advance` fit). What is written in place is restored before each work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import network_operations
+import operations
+import pytest
+import torch
+from chains import Replayed
+from harness import seconds
+from measure import Arm, Check, Measure
+from operations import BOARDS, Inputs, Operation
+from torch import Tensor
+
+pytestmark = pytest.mark.benchmark(group="operations")
+SMOKE_BATCH, FULL_BATCH = 2, 4096
+CACHE = 256 * 2**20  # bytes; more than the second-level cache of any GPU
+MOST_BUFFERS, MOST_CALLS, CALLS_ON_GPU = 64, 1024, 16
+LEAST, NEEDS = 0.002, 3.0  # seconds: that a work takes on a CPU at the least, and a benchmark about
+# Of the largest value that a result may be off. In bfloat16: those of weights and of results, on either side.
+ROUNDINGS = {torch.float32: 32, torch.bfloat16: 4}
+
+
+class Case(NamedTuple):
+    """An operation at a shape: `make(batch, device, seed)`, with so many chains where sizes are small."""
+
+    operation: str
+    shape: str
+    make: Callable[[int, torch.device, int], Operation]
+    small: int
+    unit: str = "bytes"
+
+    def __str__(self) -> str:
+        return f"{self.operation}, {self.shape}"
+
+
+def cases() -> list[Case]:
+    """All, the networks' own at the sizes of the bundled transformer, a 9x9 one and the UNet of Even Pixels."""
+    of_step = {
+        "renoise": operations.renoise_chosen,
+        "normals": operations.renoise_all,
+        "advance": operations.advance_half_way,
+        "denoise": operations.denoise_all,
+    }
+    found = [
+        Case(name, shape, partial(make, board), small)
+        for name, make in of_step.items()
+        for (shape, board), small in zip(BOARDS.items(), (256, 16, 64), strict=True)
+    ]
+    for shape, small in (((4, 96), 256), ((20, 256), 64)):
+        name = "{} tokens, {} wide".format(*shape)
+        found.append(Case("layer norm", name, partial(network_operations.layer_norm, shape), small))
+    for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
+        name = "{0} x {1} x {1}".format(*shape)
+        found.append(Case("group norm", name, partial(network_operations.group_norm, shape), 8))
+    for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
+        name = "{} of {} tokens, {} heads of {}".format(*shape)
+        found.append(Case("partial attention", name, partial(network_operations.attention, shape), small, "flop"))
+    return found
+
+
+def in_turn(calls: Sequence[Callable[[], object]], number: int, device: torch.device) -> Replayed:
+    """So many calls as one work; on a GPU, a graph of them."""
+
+    def work() -> None:
+        for i in range(number):
+            calls[i % len(calls)]()
+
+    return Replayed("calls of an operation", work, device)
+
+
+def calls_in_a_work(call: Callable[[], object], device: torch.device) -> int:
+    """Enough that what surrounds a work, its synchronisation above all, weighs little."""
+    if device.type == "cuda":
+        return CALLS_ON_GPU
+    call()
+    return min(MOST_CALLS, math.ceil(LEAST / seconds(call, device)))
+
+
+def buffers_for(first: Operation, device: torch.device) -> int:
+    """How many operations to go round, each with buffers of its own."""
+    if device.type == "cuda":
+        return min(MOST_BUFFERS, math.ceil(CACHE / first.bytes))
+    first.reset()
+    return min(MOST_BUFFERS, calls_in_a_work(first.run, device))
+
+
+def check(operation: Operation, device: torch.device) -> Check:
+    """What `run` gives against the twin on a GPU, else against the definition: the tensor that is the furthest off."""
+    operation.reset()
+    found = [tensor.clone() for tensor in operation.run()]
+    operation.reset()
+    against, expected = ("twin", operation.twin) if device.type == "cuda" else ("definition", operation.definition)
+    roundings = ROUNDINGS[operation.dtype]
+    pairs = zip(found, expected(), strict=True)
+    checks = [Check(against, *_apart(ours, theirs, roundings)) for ours, theirs in pairs]
+    return max(checks, key=lambda each: each.difference / max(each.tolerance, 1e-30))
+
+
+def _apart(found: Tensor, expected: Tensor, roundings: int) -> tuple[float, float]:
+    """The largest difference, infinite where it is undefined, and what it may be: of integers nothing."""
+    assert found.shape == expected.shape, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    difference = (found.double() - expected.double()).abs().max().nan_to_num(nan=torch.inf).item()
+    if not found.is_floating_point():
+        return difference, 0.0
+    unit = torch.finfo(found.dtype).eps / 2
+    return difference, roundings * unit * max(1.0, expected.double().abs().max().item())
+
+
+def copy_arm(size: int, buffers: int, device: torch.device) -> Arm:
+    """Copies that move `size` bytes each, half of them read and half written, round as many buffers."""
+    pairs = [torch.zeros(2, max(1, size // 8), device=device) for _ in range(buffers)]
+    calls = [partial(pair[0].copy_, pair[1]) for pair in pairs]
+    number = max(buffers, calls_in_a_work(calls[0], device))
+    return Arm(in_turn(calls, number, device), number * pairs[0].nbytes)
+
+
+def product_arm(dtype: torch.dtype, device: torch.device) -> Arm:
+    """A matrix product large enough to keep the device busy."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = Inputs(device, 0).normals(2, size, size, dtype=dtype)
+    number = calls_in_a_work(lambda: a @ b, device)
+    return Arm(in_turn([lambda: a @ b], number, device), number * 2 * size**3)
+
+
+def yardsticks(sets: Sequence[Operation], ours: Arm, calls: int, device: torch.device) -> dict[str, Arm]:
+    """What an operation is measured against."""
+    first = sets[0]
+    if first.plain is None:
+        return {"copy": copy_arm(first.bytes, len(sets), device)}
+    plain = in_turn([each.plain for each in sets], calls, device)
+    return {"matrix product": product_arm(first.dtype, device), "torch": Arm(plain, ours.units)}
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+@torch.inference_mode()
+def test_operation(case: Case, measure: Measure, device: torch.device, sizes: str) -> None:
+    measure.may_take(NEEDS)
+    batch = {"smoke": SMOKE_BATCH, "small": case.small, "full": FULL_BATCH}[sizes]
+    first = case.make(batch, device, 0)
+    sets = [first, *(case.make(batch, device, seed) for seed in range(1, buffers_for(first, device)))]
+    calls = max(len(sets), CALLS_ON_GPU if device.type == "cuda" else 1)
+
+    def reset() -> None:
+        for each in sets:
+            each.reset()
+
+    units = calls * (first.flops if case.unit == "flop" else first.bytes)
+    ours = Arm(in_turn([each.run for each in sets], calls, device), units, reset)
+    measure(
+        lambda: check(first, device),
+        ours,
+        yardsticks(sets, ours, calls, device),
+        unit=case.unit,
+        budget=1.0,
+        needs=NEEDS,
+        subject=case.operation,
+        shape=case.shape,
+        batch=batch,
+        dtype=str(first.dtype).removeprefix("torch."),
+        bytes=first.bytes,
+        flops=first.flops,
+        calls=calls,
+    )

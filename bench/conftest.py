@@ -1,0 +1,90 @@
+"""The benchmarks' options, what a benchmark is given, and the summary at the end.
+
+pytest bench                                      on a CPU, sizes for two cores; on a GPU, full ones
+pytest bench --benchmark-json FILE.json           and write the figures down, for bench/report.py
+pytest bench --benchmark-disable                  only the checks: every benchmark against the reference
+"""
+
+from __future__ import annotations
+
+import environment
+import pytest
+import report
+import torch
+from harness import Clock, device_of, free_memory, sizes_of
+from measure import Measure
+
+from ipr_fast import reuse
+from ipr_fast.precision import float32_products
+
+RECORDS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ipr_fast")
+    group.addoption("--device", help="where to measure (default: cuda where there is one, else cpu)")
+    group.addoption("--sizes", choices=("smoke", "small", "full"), help="default: full on a GPU, else small")
+    group.addoption("--minutes", type=float, help="leave out what no longer fits into so many minutes")
+    group.addoption("--commit", help="what is measured, where these files are a copy without their history")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORDS] = []
+    if config.option.verbose <= 0:
+        config.option.benchmark_quiet = True  # the summary at the end says it with ratios
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return device_of(request.config)
+
+
+@pytest.fixture(scope="session")
+def sizes(request: pytest.FixtureRequest) -> str:
+    """Which sizes to measure: "smoke", "small" or "full"."""
+    return sizes_of(request.config)
+
+
+@pytest.fixture(scope="session")
+def full(sizes: str) -> bool:
+    """Whether to measure the sizes of a GPU."""
+    return sizes == "full"
+
+
+@pytest.fixture
+def keep_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep any graphs: calls here have few iterations and stand for long ones, so none is to capture again."""
+    monkeypatch.setattr(reuse, "KEPT_SHARE", 1.0)
+
+
+@pytest.fixture(scope="session")
+def clock(request: pytest.FixtureRequest) -> Clock:
+    minutes = request.config.getoption("--minutes")
+    return Clock(float("inf") if minutes is None else 60 * minutes)
+
+
+@pytest.fixture
+def measure(benchmark, device, clock, request) -> Measure:
+    with float32_products(device, tf32=False):
+        yield Measure(benchmark, device, clock, request.config.stash[RECORDS])
+    reuse.drop_kept()
+    free_memory(device)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """The machine and the versions, and not the host's name."""
+    machine_info.clear()
+    machine_info.update(environment.describe(commit=config.getoption("--commit")))
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:
+    """It stands among the machine's facts, with a plus sign where files differ from it."""
+    commit_info.clear()
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    records = config.stash[RECORDS]
+    if records:
+        terminalreporter.write_sep("=", "ratios")
+        terminalreporter.write_line(report.summary(records))

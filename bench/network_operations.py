@@ -1,0 +1,64 @@
+"""The operations of the networks: norms and partial attention; see operations.py."""
+
+from __future__ import annotations
+
+import definitions
+import torch
+from operations import Inputs, Operation
+from torch.nn import functional as F
+
+from ipr_fast.kernels import modulated_norm, partial_attention
+
+GROUPS = 32
+
+
+def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """Of so many tokens and numbers each; scale and shift are slices of one projection, as in the network."""
+    inputs, (tokens, width), eps = Inputs(device, seed), shape, 1e-6
+    h = inputs.normals(batch, tokens, width)
+    scale, shift, *_ = inputs.normals(batch, tokens, 6 * width).chunk(6, dim=-1)
+    return Operation(
+        lambda: (modulated_norm.modulated_layer_norm(h, scale, shift, eps=eps),),
+        lambda: (modulated_norm._modulated_layer_norm(h, scale, shift, eps),),
+        lambda: (definitions.layer_norm(h, scale, shift, eps),),
+        modulated_norm.layer_norm_bytes(batch, tokens, width, h.element_size()),
+        8 * h.numel(),
+    )
+
+
+def group_norm(shape: tuple[int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """Of maps with so many channels and pixels across, after a row for each cell has been added, and before SiLU."""
+    inputs, (channels, size, cells), eps = Inputs(device, seed), shape, 1e-5
+    original = inputs.normals(batch, channels, size, size).to(memory_format=torch.channels_last)
+    h, rows = original.clone(), inputs.normals(16, channels)
+    weight, bias = inputs.normals(2, channels)
+    index = inputs.integers(len(rows), batch, cells, cells)
+    return Operation(
+        lambda: (modulated_norm.group_norm(h, weight, bias, groups=GROUPS, eps=eps, rows=rows, index=index),),
+        lambda: (modulated_norm._group_norm(h, weight, bias, GROUPS, eps, rows, index),),
+        lambda: (definitions.group_norm(original, weight, bias, GROUPS, eps, rows, index),),
+        modulated_norm.group_norm_bytes(batch, channels, size, size, h.element_size()),
+        11 * h.numel(),
+        lambda: h.copy_(original),  # the twin adds the rows in place
+    )
+
+
+def attention(shape: tuple[int, int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """Of A queries to N tokens, in heads of so many numbers; plain: of all N queries, with the mask of their roles."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    inputs, (slots, tokens, heads, size) = Inputs(device, seed), shape
+    width, index = heads * size, inputs.subset(batch, tokens, slots)
+    every, keys, values = (inputs.normals(batch, tokens, width, dtype=dtype) for _ in range(3))
+    q = every.gather(1, index[..., None].expand(-1, -1, width))
+    is_active = torch.zeros(batch, tokens, dtype=torch.bool, device=device).scatter_(1, index, True)
+    mask = (is_active[:, :, None] | ~is_active[:, None, :])[:, None]
+    by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (every, keys, values)]
+    return Operation(
+        lambda: (partial_attention.partial_attention(q, keys, values, heads=heads),),
+        lambda: (partial_attention._partial_attention(q, keys, values, heads),),
+        lambda: (definitions.attention(q, keys, values, heads),),
+        partial_attention.bytes_moved(batch, slots, tokens, width, q.element_size()),
+        4 * batch * slots * tokens * width,
+        dtype=dtype,
+        plain=lambda: F.scaled_dot_product_attention(*by_head, attn_mask=mask),
+    )

@@ -1,0 +1,182 @@
+"""The operations of a step, each as a call on buffers of its own: the call, its twin, its definition, its cost.
+
+Floating-point operations are those of the formula, where a function such as exp counts as one; the integers of Philox
+count as none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import definitions
+import torch
+from torch import Tensor
+
+from ipr_fast import Schedule
+from ipr_fast.kernels import advance, denoise, renoise
+from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
+
+SEED, ITERATION, ETA = 5, 3, 0.5
+NORMAL_FLOPS = 5  # for each normal: half of two conversions, log, sqrt, cos, sin and five products
+
+
+class Operation(NamedTuple):
+    """One call: `run`, `twin` and `definition`, after `reset`, give tensors that must be the same.
+
+    bytes: that must move. flops: see above. dtype: of the numbers that it computes. plain: the same work in plain
+    torch, where that is worth a comparison.
+    """
+
+    run: Callable[[], Iterable[Tensor]]
+    twin: Callable[[], Iterable[Tensor]]
+    definition: Callable[[], Iterable[Tensor]]
+    bytes: int
+    flops: int
+    reset: Callable[[], object] = lambda: None
+    dtype: torch.dtype = torch.float32
+    plain: Callable[[], Tensor] | None = None
+
+
+class Board(NamedTuple):
+    """Chains of N patches of P numbers each, A of them active; `schedule` is that of their refinement."""
+
+    num_patches: int
+    slots: int
+    numel: int
+    schedule: Schedule
+
+
+BOARDS = {
+    "4x4": Board(16, 4, 64, Schedule(10, 0.8)),
+    "9x9": Board(81, 20, 784, Schedule(10, 0.8)),
+    "Even Pixels": Board(64, 16, 48, Schedule(30, 0.9)),
+}
+
+
+class Inputs:
+    """Random tensors on a device, the same for the same seed."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
+
+    def normals(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device, dtype=dtype)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=self.generator, device=self.device)
+
+    def subset(self, batch: int, number: int, size: int) -> Tensor:
+        """(batch, size) int64: so many of `number`, ascending."""
+        keys = torch.rand(batch, number, generator=self.generator, device=self.device)
+        return keys.argsort(1)[:, :size].sort(1).values
+
+    def counters(self, batch: int) -> dict[str, Tensor]:
+        """The arguments of kernels that draw random numbers, chains in no order."""
+        ids = torch.randperm(batch, generator=self.generator, device=self.device)
+        number = torch.tensor(ITERATION, device=self.device)
+        return {"seed": seed_tensor(SEED, self.device), "iteration": number, "chain_ids": ids}
+
+
+def renoise_chosen(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """An iteration's beginning: A of each chain's free patches, three quarters of all, are chosen and renoised."""
+    inputs = Inputs(device, seed)
+    free = torch.ones(batch, board.num_patches, dtype=torch.bool, device=device)
+    free.scatter_(1, inputs.subset(batch, board.num_patches, board.num_patches // 4), False)
+    size = torch.full((batch,), board.slots, device=device)
+    choice = renoise.PatchChoice(free, size, torch.tensor(ITERATION, device=device))
+    return _renoise(board, inputs, torch.zeros_like(free), board.slots, STREAM_RENOISE, choice)
+
+
+def renoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """A generation's beginning: every patch becomes its initial noise, so nearly all of the time goes to normals."""
+    every = torch.ones(batch, board.num_patches, dtype=torch.bool, device=device)
+    return _renoise(board, Inputs(device, seed), every, board.num_patches, STREAM_INITIAL, None)
+
+
+def _renoise(
+    board: Board, inputs: Inputs, mask: Tensor, slots: int, stream: int, choice: renoise.PatchChoice | None
+) -> Operation:
+    (batch, num_patches), device = mask.shape, mask.device
+    original, counters = inputs.normals(batch, num_patches, board.numel), inputs.counters(batch)
+    z, ids = original.clone(), counters["chain_ids"]
+    index, start = (torch.zeros(batch, slots, dtype=torch.int32, device=device) for _ in range(2))
+    count, level = torch.zeros(batch, dtype=torch.int32, device=device), torch.zeros(batch, slots, device=device)
+    into = renoise.Slots(index, count, level, start)
+
+    def run() -> Iterable[Tensor]:
+        renoise.renoise(z, mask, into, stream=stream, choice=choice, **counters)
+        return z, mask, *into
+
+    def twin() -> Iterable[Tensor]:
+        renoise._renoise(z, mask, into, counters["seed"], stream, counters["iteration"], ids, choice, None)
+        return z, mask, *into
+
+    def definition() -> Iterable[Tensor]:
+        if choice is None:
+            patches = torch.arange(num_patches, device=device).repeat(batch, 1)
+        else:
+            patches = definitions.choose(choice.free, slots, SEED, ITERATION, ids)
+        noise = definitions.normals(SEED, stream, 0, ITERATION, ids, patches, board.numel)
+        return definitions.renoise(original, patches, noise)
+
+    moved = renoise.bytes_moved(batch, num_patches, slots, board.numel)
+    return Operation(
+        run, twin, definition, moved, NORMAL_FLOPS * batch * slots * board.numel, lambda: z.copy_(original)
+    )
+
+
+def advance_half_way(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """A step at which the second half of the slots begins to start, one in each chain."""
+    inputs, slots = Inputs(device, seed), board.slots
+    starts, half = board.schedule.starts(slots), slots // 2
+    original = torch.full((batch, slots), -1, dtype=torch.int32, device=device)
+    for k in range(half):
+        original[:, k] = starts[k]
+    original = original.gather(1, inputs.normals(batch, slots).argsort(1))
+    start, next_level, order = original.clone(), torch.zeros(batch, slots, device=device), inputs.normals(batch, slots)
+    tables = board.schedule.tables(board.num_patches).to(device)
+    step, count = torch.tensor(starts[half], device=device), torch.full((batch,), slots, device=device).int()
+
+    def run() -> Iterable[Tensor]:
+        advance.advance(start, next_level, count=count, step=step, log_variance=order, **tables._asdict())
+        return start, next_level
+
+    def twin() -> Iterable[Tensor]:
+        advance._advance(start, next_level, count, step, order, *tables)
+        return start, next_level
+
+    def definition() -> Iterable[Tensor]:
+        return definitions.advance(original, starts[half], order, board.schedule)
+
+    moved = advance.bytes_moved(batch, slots)
+    return Operation(run, twin, definition, moved, 3 * batch * slots, lambda: start.copy_(original))
+
+
+def denoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """A step at which every slot moves, from levels of 0.1 to 1 to a tenth less."""
+    inputs, (num_patches, slots, numel, _) = Inputs(device, seed), board
+    original, counters = inputs.normals(batch, num_patches, numel), inputs.counters(batch)
+    z, index = original.clone(), inputs.subset(batch, num_patches, slots).int()
+    tenths = inputs.integers(10, batch, slots)
+    level, next_level = (tenths + 1) / 10, tenths / 10
+    u, v = inputs.normals(batch, slots, numel), inputs.normals(batch, slots, numel).sigmoid()
+    given = {"index": index, "level": level, "next_level": next_level, "velocity": u, "variance_mix": v}
+    at = 7
+    step, ids = torch.tensor(at, device=device), counters["chain_ids"]
+
+    def run() -> Iterable[Tensor]:
+        denoise.denoise(z, **given, step=step, stochasticity=ETA, temperature=1.0, **counters)
+        return (z,)
+
+    def twin() -> Iterable[Tensor]:
+        random = counters["seed"], STREAM_POSTERIOR, step, counters["iteration"], ids
+        denoise._denoise(z, *given.values(), ETA, 1.0, random, None)
+        return (z,)
+
+    def definition() -> Iterable[Tensor]:
+        xi = definitions.normals(SEED, STREAM_POSTERIOR, at, ITERATION, ids, index, numel)
+        return (definitions.denoise(original, index, (level, next_level), u, v, xi, ETA),)
+
+    moved, numbers = denoise.bytes_moved(batch * slots, numel, 4, True), batch * slots * numel
+    return Operation(run, twin, definition, moved, (NORMAL_FLOPS + 8) * numbers, lambda: z.copy_(original))

@@ -1,0 +1,128 @@
+"""The README's section on performance: what measurements say, in short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from records import Measurement, Record, Unreadable
+from report_tables import BASELINES, TABLES, memory, standing, steps, subject
+from report_words import duration, listed, percent, short, table, times
+
+BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+MOST_ROWS = 4  # of a model's sweep of batches
+
+
+def readme_section(measurements: Sequence[Measurement]) -> str:
+    """What stands between the markers, as Markdown."""
+    blocks = [" ".join(_machine(each) for each in measurements), _baselines(measurements), _scaling(measurements)]
+    return "\n\n".join(filter(None, [*blocks, _outside(measurements), _on_gpu(measurements)]))
+
+
+def replace_section(path: Path, section: str) -> None:
+    """Put the section between the markers of a file; Unreadable where they are not there once each, in order."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise Unreadable(f"{path} needs the lines {BEGIN} and {END}, once each and in this order")
+    path.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+
+
+def _machine(measurement: Measurement) -> str:
+    facts = measurement.environment
+    where = f"{measurement.device}, {facts['cores']} cores, threads: {facts['threads']}, torch {facts['torch']}"
+    return f"Measured at {facts['commit']} on {where}. {standing(measurement)}".strip()
+
+
+def _device(measurement: Measurement, measurements: Sequence[Measurement]) -> str:
+    return measurement.device if len(measurements) > 1 else ""
+
+
+def _baselines(measurements: Sequence[Measurement]) -> str:
+    rows = [
+        [
+            _device(each, measurements),
+            subject(record),
+            f"{record.facts['batch']:,}",
+            _other_type(record),
+            steps(record),
+            *(times(record.ratio(name)) if name in record.facts["against"] else "" for name in BASELINES),
+        ]
+        for each in measurements
+        for record in each.of("baselines")
+    ]
+    if not rows:
+        return ""
+    head = ["device", "ipr_fast is faster, times", "chains", "type", "steps", *BASELINES.values()]
+    return (
+        f"{table(head, rows)}\n\n"
+        "Medians over rounds in which both sides take turns, with quartiles; same weights, same threads, same steps of "
+        "an iteration (shortened: of how many), float32 where no type is named. *One at a time* is the loop that "
+        "researchers run today."
+    )
+
+
+def _scaling(measurements: Sequence[Measurement]) -> str:
+    rows = [
+        [
+            _device(each, measurements),
+            record.facts["subject"],
+            _other_type(record),
+            steps(record),
+            f"{record.facts['batch']:,}",
+            short(record.rate()[1]),
+            duration(1 / record.rate()[1]),
+            memory(record),
+            duration(record.facts["first_call"]),
+        ]
+        for each in measurements
+        for record in _some(each)
+    ]
+    head = ["device", "model", "type", "steps", "chains", "chain-iterations/s", "each", "peak memory", "first call"]
+    return table(head, rows)
+
+
+def _some(measurement: Measurement) -> list[Record]:
+    """Of each sweep of batches the smallest, the largest and some between them."""
+    sweeps: dict[tuple, list[Record]] = {}
+    for record in measurement.of("end to end"):
+        if record.facts.get("sweep") == "batch":
+            sweeps.setdefault((record.facts["subject"], record.facts["dtype"]), []).append(record)
+    chosen = []
+    for sweep in sweeps.values():
+        sweep.sort(key=lambda record: record.facts["batch"])
+        shown = min(MOST_ROWS, len(sweep))
+        chosen += [sweep[round(i * (len(sweep) - 1) / max(1, shown - 1))] for i in range(shown)]
+    return chosen
+
+
+def _other_type(record: Record) -> str:
+    """The type where it is not float32."""
+    return "" if record.facts["dtype"] == "float32" else record.facts["dtype"]
+
+
+def _outside(measurements: Sequence[Measurement]) -> str:
+    """The share of a step outside the network, in a sentence."""
+    told = []
+    for each in measurements:
+        device = f" on {each.device}" if len(measurements) > 1 else ""
+        for record in each.of("step"):
+            if "outside_share" in record.facts:
+                told.append(f"{percent(record.facts['outside_share'])} for {record.label}{device}")
+    return f"Outside the network a step spends, of its time: {'; '.join(told)}." if told else ""
+
+
+def _on_gpu(measurements: Sequence[Measurement]) -> str:
+    """What was measured on a GPU, and what was not."""
+    told = []
+    for each in measurements:
+        if each.on_gpu:
+            there = [group for group in TABLES if each.of(group)]
+            missing = [group for group in TABLES if group not in there]
+            others = f"; not yet: {listed(missing)}" if missing else ""
+            told.append(f"On a GPU ({each.device}) these groups were measured: {listed(there)}{others}.")
+    return " ".join(told) or "Nothing here was measured on a GPU yet."

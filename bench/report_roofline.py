@@ -1,0 +1,65 @@
+"""The roofline of a measurement's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from records import Measurement, Record
+from report_style import device_name, finish, looks, panels, si, style
+
+from ipr_fast.plots import INK
+
+
+def plot_roofline(measurements: Sequence[Measurement], path: Path) -> Path:
+    """Operations' FLOP/s against FLOP a byte, below what a copy and a matrix product reached in the same run."""
+    figure, axes = panels(len(measurements), beside=1.2)
+    colours = looks(record.facts["subject"] for each in measurements for record, _, _ in points(each))
+    handles = {}
+    for axis, each in zip(axes[0], measurements, strict=True):
+        style(axis, "FLOP a byte that must move", "", lambda rate: si(rate, "FLOP/s"))
+        for record, intensity, rate in points(each):
+            name = record.facts["subject"]
+            colour, marker = colours[name]
+            (handles[name],) = axis.plot(intensity, rate, marker, color=colour, markersize=6, alpha=0.85)
+        _draw_roof(axis, each)
+        axis.set_title(device_name(each.device), fontsize=10, color=INK)
+    figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
+    return finish(figure, path)
+
+
+def points(measurement: Measurement) -> list[tuple[Record, float, float]]:
+    """Operations with their FLOP a byte and FLOP/s."""
+    found = []
+    for record in measurement.of("operations"):
+        flops, size, unit = (record.facts.get(name) for name in ("flops", "bytes", "unit"))
+        if flops and size and unit in ("bytes", "flop"):
+            rate = record.rate()[1]
+            found.append((record, flops / size, rate if unit == "flop" else rate * flops / size))
+    return found
+
+
+def _draw_roof(axis, measurement: Measurement) -> None:
+    """The best copy as a slope, the best matrix product of each type as a level, where they were measured."""
+    copies, products = [], {}
+    for record in measurement.of("operations"):
+        if "copy" in record.facts["against"]:
+            copies.append(record.yardstick_rate("copy")[1])
+        if "matrix product" in record.facts["against"]:
+            rate, dtype = record.yardstick_rate("matrix product")[1], record.facts["dtype"]
+            products[dtype] = max(rate, products.get(dtype, 0.0))
+    across = [intensity for _, intensity, _ in points(measurement)]
+    bandwidth, top = max(copies, default=None), max(products.values(), default=None)
+    ridge = top / bandwidth if bandwidth and top else max(across)
+    left, right = min(ridge / 30, *(each / 2 for each in across)), 4 * max(ridge, *across)
+    look = {"color": INK, "linewidth": 1.3, "zorder": 1}
+    text = {"textcoords": "offset points", "fontsize": 8, "color": INK, "ha": "right"}
+    if bandwidth:
+        axis.plot([left, ridge], [bandwidth * left, bandwidth * ridge], **look)
+        middle = (left * ridge) ** 0.5
+        axis.annotate(f"copy: {si(bandwidth, 'B/s')}", (middle, bandwidth * middle), (-8, 2), **text)
+    for dtype, rate in products.items():
+        axis.plot([rate / bandwidth if bandwidth else left, right], [rate, rate], **look)
+        axis.annotate(f"matrix product, {dtype}: {si(rate, 'FLOP/s')}", (right, rate), (0, 4), **text)
+    axis.set_xlim(left, right)
+    axis.set_ylim(top=max(axis.get_ylim()[1], 3 * (top or 0)))

@@ -1,0 +1,85 @@
+"""The time that a tick must take at the least, by its operations and bytes: for profiling/roofline.py.
+
+Two floors. Ideal: all FLOPs at the peak, or the least bytes at the full bandwidth, whichever takes longer. As launched:
+the same for every operator by itself, with all that it reads and writes, summed up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from counts import Counts, Operation, Step, count
+from launches import size_of, tensors_of
+from subjects import num_active
+
+from ipr_fast import Denoiser
+
+
+class Roof(NamedTuple):
+    """FLOP/s and bytes/s that a device can do."""
+
+    peak: float
+    bandwidth: float
+
+    def seconds(self, flops: float, moved: float) -> float:
+        return max(flops / self.peak, moved / self.bandwidth)
+
+    def memory_bound(self, flops: float, moved: float) -> bool:
+        return moved / self.bandwidth > flops / self.peak
+
+
+# NVIDIA's data sheet of the H200 SXM: float32 without tensor cores, bfloat16 with them and without sparsity.
+MACHINES = {"h200": {"float32": Roof(67e12, 4.8e12), "bfloat16": Roof(989e12, 4.8e12)}}
+
+
+class Work(NamedTuple):
+    """What a tick of so many chains does; least_bytes: what moves however it is done."""
+
+    operations: list[Operation]
+    flops: int
+    bytes: int
+    least_bytes: int
+
+
+@torch.inference_mode()
+def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
+    """Of a model without data (device "meta"), a quarter of the patches being active; with Triton kernels or twins."""
+    step = Step(model, batch, num_active(model), model.refine_schedule, "meta")
+    tick = count(step.tick, "meta", kernels=kernels)
+    return Work(tick.operations, tick.flops, tick.bytes, least_bytes(step, tick))
+
+
+def least_bytes(step: Step, tick: Counts) -> int:
+    """Each once: weights, prepared context, patches that the model reads, active ones that are written, predictions."""
+    lanes, (chains, patches, numel) = step.lanes, step.lanes.state.patches.shape
+    weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
+    context = tensors_of(lanes._context)
+    read = step.slots if context else patches  # with a context, active patches alone
+    state = 4 * chains * (read + step.slots) * numel
+    return state + size_of([*weights, *context, *tensors_of(lanes.predict(chains, step.slots))])
+
+
+class Floors(NamedTuple):
+    """Seconds of both floors, and where they come from."""
+
+    ideal: float
+    ideal_bound: str  # "memory" or "compute"
+    as_launched: float
+    memory_bound: float  # share of the second floor that is in memory-bound operators
+    most: str  # the operator with most of the second floor
+    most_share: float
+
+
+def floors(work: Work, roof: Roof) -> Floors:
+    """The floors of a tick below a roof."""
+    by_name: Counter[str] = Counter()
+    memory_bound = 0.0
+    for name, flops, moved in work.operations:
+        by_name[name] += roof.seconds(flops, moved)
+        memory_bound += roof.seconds(flops, moved) if roof.memory_bound(flops, moved) else 0.0
+    launched, (most, longest) = by_name.total(), by_name.most_common(1)[0]
+    bound = "memory" if roof.memory_bound(work.flops, work.least_bytes) else "compute"
+    ideal = roof.seconds(work.flops, work.least_bytes)
+    return Floors(ideal, bound, launched, memory_bound / launched, most, longest / launched)
