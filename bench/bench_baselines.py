@@ -137,25 +137,31 @@ def test_loops(case: Case, measure: Measure, device: torch.device, sizes: str) -
 def test_network(batch: int, call: str, measure: Measure, device: torch.device, sizes: str) -> None:
     """Samples a second through one call of SRMUNet, against the formula that embeds the level of every pixel.
 
-    "All patches" gives every patch a level of its own. "A quarter active" is what refinement calls: a quarter of the
-    patches have a level, the others are clean.
+    Levels are of a schedule with thirty steps a patch. "All patches" gives each patch one of them; "a quarter active"
+    is what refinement calls: a quarter of the patches have a level, the others are clean. As the engine does, levels
+    are tabulated before.
     """
     model = subjects.makers(sizes == "smoke")["Even Pixels"]().to(device)
     per_pixel: PerPixelUNet = loops.baseline_network(model).inner
     patches = model.grid.to_patches(subjects.samples(model, batch, device))
-    levels, active = gate.uniform(patches), None
+    levels, active = (30 * gate.uniform(patches)).ceil() / 30, None
     if call == "a quarter active":
         number = subjects.num_active(model)
         active = ActivePatches.from_mask(gate.uniform(patches, seed=1).argsort(1) < number, number)
         levels = active.gather(levels)
 
-    def predict(network: Denoiser) -> Prediction:
-        return network(patches, levels, active)
+    table = model.tabulate(torch.arange(31, device=device) / 30)
+
+    def ours() -> Prediction:
+        return model(patches, levels, active, table=table)
+
+    def theirs() -> Prediction:
+        return per_pixel(patches, levels, active)
 
     measure(
-        lambda: gate.predictions(predict(model), predict(per_pixel), "the published formula"),
-        Arm(partial(predict, model), batch),
-        {"per pixel": Arm(partial(predict, per_pixel), batch)},
+        lambda: gate.predictions(ours(), theirs(), "the published formula"),
+        Arm(ours, batch),
+        {"per pixel": Arm(theirs, batch)},
         unit="samples",
         budget=0.0 if sizes == "smoke" else 3.0,
         subject="Even Pixels",

@@ -19,6 +19,7 @@ import torch
 from chains import Chains, Replayed
 from harness import Clock, quartiles, sizes_of
 from measure import Arm, Check, Measure
+from records import Record
 from torch import Tensor
 
 from ipr_fast import random_patches, refine_batch
@@ -107,8 +108,7 @@ def test_tick(case: Case, measure: Measure, device: torch.device) -> None:
     facts = case.facts(chains, "tick graphs" if device.type == "cuda" else "eager")
     if device.type == "cuda" and case.subject in UNETS and case.batch == AIM["batch"]:
         facts["targets"] = {"outside_share": AIM["outside_share"]}
-    measure(check, ticks, {"network": network}, unit="ticks", needs=case.needs, **facts)
-    add_outside_share(measure)
+    measure(check, ticks, {"network": network}, unit="ticks", needs=case.needs, derive=outside_share, **facts)
 
 
 def test_ragged(case: Case, measure: Measure, device: torch.device) -> None:
@@ -193,13 +193,9 @@ def against_the_reference(chains: Chains, patches: Tensor) -> Check:
     return gate.closeness(chains.model.grid.to_images(patches[few]), expected, "the reference")
 
 
-def add_outside_share(measure: Measure) -> None:
-    """Beside what was measured: the share of each round's ticks that the network does not take."""
-    if measure.benchmark.disabled:
-        return
-    record = measure.records[-1]
-    share = quartiles([1 - ratio for ratio in record.ratios("network")])
-    record.facts["outside_share"] = measure.benchmark.extra_info["outside_share"] = share
+def outside_share(record: Record) -> dict[str, object]:
+    """The share of each round's ticks that the network does not take."""
+    return {"outside_share": quartiles([1 - ratio for ratio in record.ratios("network")])}
 
 
 def clues(batch: int, num_patches: int, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
 """The benchmarks' options, what a benchmark is given, and the summary at the end.
 
-pytest bench                                      on a CPU, sizes for two cores; on a GPU, full ones
-pytest bench --benchmark-json FILE.json           and write the figures down, for bench/report.py
-pytest bench --benchmark-disable                  only the checks: every benchmark against the reference
+pytest bench                                  on a CPU, sizes for two cores; on a GPU, full ones
+pytest bench --benchmark-json FILE.json       and write the figures down, for bench/report.py
+pytest bench --benchmark-disable              only the checks: every benchmark against the reference
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(benchmark, device, clock, request) -> Measure:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """The machine and the versions, and not the host's name."""
     machine_info.clear()
-    machine_info.update(environment.describe(commit=config.getoption("--commit")))
+    machine_info.update(environment.describe(commit=config.getoption("--commit")) | {"sizes": sizes_of(config)})
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:

@@ -4,12 +4,17 @@ Counted is what PyTorch dispatches: with the torch twins, as a CPU runs them, or
 though none is launched. On tensors without data (device "meta") that takes neither memory nor arithmetic, and is the
 same on every machine.
 
+On a CPU the engine runs packed weights (ipr_fast/models/packed.py) where torch is built with oneDNN; tensors without
+data take the plain layers, whose operators and bytes are others.
+
 Operators: one that is made of others counts as those, except for linear layers, attention, GroupNorm and resampling,
 which every backend does in one go. Views are free, and so is memory that is only reserved. A launch is one operator.
-FLOPs: those of matrix products, convolutions and attention, as torch's flop counter has them; no others.
+FLOPs: those of matrix products, convolutions and attention, as torch's flop counter has them; no others. So a sum or
+GELU in which a packed layer ends adds none.
 Bytes: of the tensors that an operator reads and writes, each once, and of what an index picks, not of all that it
 picks from. So a cache may save some of them.
-Allocations: tensors with memory of their own; not the workspaces of libraries.
+Allocations: tensors with memory of their own; not the workspaces of libraries, nor the padding of packed weights, which
+differs between machines.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from launches import launches_to, size_of, tensors_of
+from launches import is_packed, launches_to, size_of, tensors_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -37,9 +43,12 @@ PICKS = {"embedding", "gather", "index", "index_select"}  # of the first tensor,
 PUTS = {"index_copy_", "index_put_", "scatter_"}  # into the first tensor, as much as the last one holds
 LAID_OUT = {"convolution", "group_norm", "scaled_dot_product_attention"}  # contiguous, where there is no data
 FLOPS = {
-    "linear": lambda x, weight, bias=None: 2 * x.numel() * weight.shape[0],
-    "scaled_dot_product_attention": lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
-}  # where torch's flop counter looks at what they are made of
+    "linear": lambda out, x, weight, bias=None: 2 * x.numel() * weight.shape[0],
+    "scaled_dot_product_attention": lambda out, q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
+    "mkldnn::_linear_pointwise": lambda out, x, weight, *_: 2 * x.numel() * weight.shape[0],
+    "mkldnn::_convolution_pointwise": lambda out, *given: 2 * out.numel() * _terms(*given),
+    "mkldnn::_convolution_pointwise_": lambda out, *given: 2 * out.numel() * _terms(*given),
+}  # where torch's flop counter looks at what they are made of, or does not know them
 
 
 class Operation(NamedTuple):
@@ -135,7 +144,8 @@ class _Counting(TorchDispatchMode):
         given, out = tensors_of((args, kwargs)), self._run(func, name, types, args, kwargs)
         made = _made(given, out)
         if any(tensor.device.type == self.device.type for tensor in (*given, *made)):
-            self._allocate(made)
+            self.counts.allocations += len(made)
+            self.counts.allocated += sum(map(_allocated, made))
             if name not in RESERVES and (made or func._schema.is_mutable or not tensors_of(out)):
                 moved = _bytes_moved(func, name, args, kwargs, made)
                 self.counts.add(name, _flops(func, name, args, kwargs, out), moved, given)
@@ -149,19 +159,19 @@ class _Counting(TorchDispatchMode):
             out = func(*args, **kwargs)
         return _laid_out(name, args[0], out) if name in LAID_OUT and args[0].is_meta else out
 
-    def _allocate(self, made: list[Tensor]) -> None:
-        self.counts.allocations += len(made)
-        self.counts.allocated += sum(tensor.untyped_storage().nbytes() for tensor in made)
-
 
 def _made(given: list[Tensor], out: object) -> list[Tensor]:
     """The results with memory of their own."""
     known = _storages(given)
-    return [tensor for tensor in tensors_of(out) if not _storages([tensor]) <= known]
+    return [tensor for tensor in tensors_of(out) if is_packed(tensor) or not _storages([tensor]) <= known]
 
 
 def _storages(tensors: list[Tensor]) -> set[int]:
-    return {tensor.untyped_storage()._cdata for tensor in tensors}
+    return {tensor.untyped_storage()._cdata for tensor in tensors if not is_packed(tensor)}
+
+
+def _allocated(tensor: Tensor) -> int:
+    return size_of([tensor]) if is_packed(tensor) else tensor.untyped_storage().nbytes()
 
 
 def _laid_out(name: str, given: Tensor, out: Tensor) -> Tensor:
@@ -174,9 +184,15 @@ def _laid_out(name: str, given: Tensor, out: Tensor) -> Tensor:
 
 def _flops(func: Any, name: str, args: tuple, kwargs: dict, out: object) -> int:
     if name in FLOPS:
-        return FLOPS[name](*args, **kwargs)
+        return FLOPS[name](out, *args, **kwargs)
     formula = flop_registry.get(func.overloadpacket)
     return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+
+
+def _terms(*given: object) -> int:
+    """The products in each number of a packed convolution; a map to be added may stand before its weight."""
+    weight = next(each for each in given if isinstance(each, Tensor) and is_packed(each))
+    return prod(weight.shape[1:])
 
 
 def _bytes_moved(func: Any, name: str, args: tuple, kwargs: dict, made: list[Tensor]) -> int:

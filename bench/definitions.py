@@ -100,6 +100,10 @@ def layer_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * (1 + scale) + shift
 
 
+def gated_sum(h: Tensor, gate: Tensor, x: Tensor) -> Tensor:
+    return h.double() + gate.double() * x.double()
+
+
 def group_norm(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: Tensor, index: Tensor) -> Tensor:
     """With the rows of the cells added before, and SiLU after."""
     cells = rows.double()[index].permute(0, 3, 1, 2)

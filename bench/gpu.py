@@ -1,6 +1,6 @@
 """All checks and benchmarks that need a GPU, in one go.
 
-    python bench/gpu.py [--minutes 8] [--out FILE.json]     on a CUDA device; default bench/results/gpu-DEVICE.json
+    python bench/gpu.py [--minutes 8] [--out FILE.json]     on a CUDA device; default bench/results/bench-DEVICE.json
     python bench/gpu.py --only bench                        or --only checks: one of the two
     python bench/gpu.py --smoke                             tiny models, without a GPU too, to try this script itself
 
@@ -104,7 +104,7 @@ def default_path(figures: dict, smoke: bool) -> Path:
     if smoke:
         return Path(tempfile.mkdtemp(prefix="ipr-fast-")) / "gpu-smoke.json"
     name = figures["machine_info"]["device"].lower().removeprefix("nvidia")
-    return environment.ROOT / "bench" / "results" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json"
+    return environment.ROOT / "bench" / "results" / f"bench-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="for both together (default 8)")
     parser.add_argument("--only", choices=(CHECKS, BENCH))
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, help="a .json file (default bench/results/gpu-DEVICE.json)")
+    parser.add_argument("--out", type=Path, help="a .json file (default bench/results/bench-DEVICE.json)")
     parser.add_argument("--commit", help="what is measured, where these files are a copy without their history")
     arguments = parser.parse_args(argv)
     if not arguments.smoke and not torch.cuda.is_available():

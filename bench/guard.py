@@ -6,7 +6,7 @@
 
 Whole calls run on the CPU, an iteration's parts on tensors without data: with the torch twins, and as Triton kernels.
 bench/counts.py says what is counted. A change that is meant comes with its new baseline. Operators differ between
-versions of torch: under another version than the baseline's, only looks at the data fail.
+versions of torch, and where it is built without oneDNN: there only looks at the data fail.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from subjects import RATIO, makers, num_active
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.kernels.launch import triton
+from ipr_fast.models import packed
 from ipr_fast.reuse import drop_kept
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"
@@ -51,6 +52,12 @@ class Row(NamedTuple):
             return "new" if self.stored is None else "gone"
         beyond, slack = self.now - self.stored, SLACK[self.count] * self.stored
         return "worse" if beyond > slack else "better" if beyond < -slack else "same"
+
+
+def torch_build() -> str:
+    """The version of torch, and whether its build lacks what packs weights on a CPU: on these operators depend."""
+    version = torch.__version__.split("+")[0]
+    return version if packed._can_be_packed(torch.nn.Linear(1, 1)) else f"{version} without oneDNN"
 
 
 def summary(counts: Counts) -> dict:
@@ -183,7 +190,7 @@ def main() -> None:
     if arguments.update and triton is None:
         parser.error("a baseline takes Triton")
     torch.set_num_threads(1)  # counts do not depend on it, and two threads can be in each other's way
-    now = {"torch": torch.__version__.split("+")[0], "cases": count_all()}
+    now = {"torch": torch_build(), "cases": count_all()}
     if arguments.json:
         print(json.dumps(now, indent=2))
     elif arguments.update:

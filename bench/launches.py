@@ -12,22 +12,25 @@ from math import prod
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, gated_sum, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import triton
 
 Report = Callable[[str, int, int, list[Tensor]], None]  # a kernel's name, its FLOPs and bytes, the tensors it was given
 
-FILES = (advance, denoise, modulated_norm, partial_attention, renoise)
+FILES = (advance, denoise, gated_sum, modulated_norm, partial_attention, renoise)
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
+    "gated_sum_kernel": lambda given: _of_tokens(given, gated_sum.bytes_moved),
+    "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.layer_norm_bytes),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
-}  # as if every slot moved; the other kernels read or write each of their tensors once
+}  # as if every slot moved and tables stayed in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
 
 
@@ -54,10 +57,26 @@ def tensors_of(tree: object) -> list[Tensor]:
 
 def size_of(tensors: list[Tensor]) -> int:
     """Bytes of tensors; what is expanded along a dimension stands in memory once."""
-    return sum(
-        tensor.element_size() * prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not n)
-        for tensor in tensors
-    )
+    return sum(tensor.element_size() * prod(_in_memory(tensor)) for tensor in tensors)
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether it holds weights in a layout of oneDNN's, which has neither strides nor a storage."""
+    return tensor.layout != torch.strided
+
+
+def _in_memory(tensor: Tensor) -> list[int]:
+    """The sizes of the dimensions that are not expanded."""
+    if is_packed(tensor):
+        return list(tensor.shape)
+    return [n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step or not n]
+
+
+def _of_tokens(given: dict[str, Any], with_tables: Callable[[int, int, int, int, bool], int]) -> int:
+    """Of an operation that modulates tokens: without tables each tensor once, of which some may be expanded."""
+    if given["p_row"] is None:
+        return size_of(tensors_of(given))
+    return with_tables(1, given["ROWS"], given["W"], given["p_h"].element_size(), True)
 
 
 def _kernels() -> list[tuple[Any, str, Any]]:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from harness import Clock, free_memory, seconds, synchronize
+from harness import FEWEST_ROUNDS, Clock, free_memory, seconds, synchronize
 from records import Record
 
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
+MOST_ROUNDS = 25
 
 
 class Check(NamedTuple):
@@ -61,21 +61,22 @@ class Measure:
         unit: str,
         budget: float = 3.0,
         needs: float = 5.0,
+        derive: Callable[[Record], dict[str, object]] = lambda record: {},
         **facts: object,
     ) -> None:
         """Check, then time `ours` and its yardsticks for about `budget` seconds, at least FEWEST_ROUNDS rounds.
 
         unit: what an arm's units are. A rate is units a second; a ratio is our rate over theirs, round by round.
         needs: skip, where less than so many seconds are left of the whole run.
+        derive: more facts, from the record of what was measured.
         facts: what JSON can hold, to say what was measured: subject, batch, iters, flops, bytes, peak_bytes, ...
         """
         self.may_take(needs)
         against = dict(against or {})
         free_memory(self.device)
-        first = {"ours": ours.seconds(self.device)}
+        first = {name: arm.seconds(self.device) for name, arm in {"ours": ours, **against}.items()}
         found = check()
         found.hold()
-        first |= {name: arm.seconds(self.device) for name, arm in against.items()}
         times: dict[str, list[float]] = {name: [] for name in against}
 
         def before() -> None:
@@ -106,7 +107,9 @@ class Measure:
             },
         }
         made = self.benchmark
-        self.records.append(Record(made.name, made.group, list(made.stats.stats.data), dict(made.extra_info)))
+        record = Record(made.name, made.group, list(made.stats.stats.data), made.extra_info)
+        record.facts.update(derive(record))
+        self.records.append(record)
 
     def may_take(self, seconds: float) -> None:
         """Skip the benchmark where less time is left."""

@@ -1,4 +1,4 @@
-"""The operations of the networks: norms and partial attention; see operations.py."""
+"""The operations of the networks: norms, gated sums and partial attention; see operations.py."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ import torch
 from operations import Inputs, Operation
 from torch.nn import functional as F
 
-from ipr_fast.kernels import modulated_norm, partial_attention
+from ipr_fast.kernels import gated_sum, modulated_norm, partial_attention
 
 GROUPS = 32
+LEVELS = 16  # rows of the tables that modulate tokens
 
 
 def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """Of so many tokens and numbers each; scale and shift are slices of one projection, as in the network."""
+    """Of so many tokens and numbers each; a row of tables for each, slices of one that is wider, as in the network."""
     inputs, (tokens, width), eps = Inputs(device, seed), shape, 1e-6
-    h = inputs.normals(batch, tokens, width)
-    scale, shift, *_ = inputs.normals(batch, tokens, 6 * width).chunk(6, dim=-1)
+    h, row = inputs.normals(batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
+    scale, shift, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
     return Operation(
-        lambda: (modulated_norm.modulated_layer_norm(h, scale, shift, eps=eps),),
-        lambda: (modulated_norm._modulated_layer_norm(h, scale, shift, eps),),
-        lambda: (definitions.layer_norm(h, scale, shift, eps),),
-        modulated_norm.layer_norm_bytes(batch, tokens, width, h.element_size()),
+        lambda: (modulated_norm.modulated_layer_norm(h, scale, shift, eps=eps, row=row),),
+        lambda: (modulated_norm._modulated_layer_norm(h, scale, shift, eps, row),),
+        lambda: (definitions.layer_norm(h, scale[row], shift[row], eps),),
+        modulated_norm.layer_norm_bytes(batch, tokens, width, h.element_size(), tables=True),
         8 * h.numel(),
+    )
+
+
+def add_gated(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """Of so many tokens and numbers each; the gate is a row of a table for each, a slice of one that is wider."""
+    inputs, (tokens, width) = Inputs(device, seed), shape
+    (h, x), row = inputs.normals(2, batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
+    _, _, gate, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
+    return Operation(
+        lambda: (gated_sum.gated_sum(h, gate, x, row=row),),
+        lambda: (gated_sum._gated_sum(h, gate, x, row),),
+        lambda: (definitions.gated_sum(h, gate[row], x),),
+        gated_sum.bytes_moved(batch, tokens, width, h.element_size(), table=True),
+        2 * h.numel(),
     )
 
 

@@ -1,4 +1,4 @@
-"""The baseline of bench/srm_unet.py: the SRM UNet by the formula as it was published.
+"""The SRM UNet by the formula as it was published: a baseline of bench/bench_baselines.py.
 
 In every ResBlock the level map is resampled to the feature map's size, and the embedding's MLP and projection run for
 each pixel of it. Maps are in torch's default layout, attention multiplies out its weights. The parameters have the

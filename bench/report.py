@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from records import Record, Unreadable, read
-from report_compare import compare
-from report_plots import draw
-from report_readme import readme_section, replace_section
-from report_tables import report
-from report_targets import MARKS, targets
-from report_words import binary, percent, short, times
+from reporting.compare import compare
+from reporting.plots import draw
+from reporting.readme import readme_section, replace_section
+from reporting.tables import report
+from reporting.targets import MARKS, targets
+from reporting.words import binary, percent, short, times
 
 from ipr_fast.errors import MissingExtra
 

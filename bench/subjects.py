@@ -63,7 +63,7 @@ def cases(sizes: str) -> list[Case]:
         return small + [Case(name, 3, ("batched",), torch.bfloat16, 4) for name in makers(smoke=True)]
     if sizes == "small":
         return [
-            Case("Even Pixels", 8, most_steps=3, needs=40, targets={"one at a time": 4}),
+            Case("Even Pixels", 8, needs=60, targets={"one at a time": 4}),
             *(
                 Case("4x4 transformer", batch, most_steps=16, iters=iters)
                 for batch, iters in ((1, 5), (16, 3), (256, 1))

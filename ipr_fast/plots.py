@@ -16,7 +16,7 @@ PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7
 
 def require() -> None:
     """Raise MissingExtra when pictures cannot be drawn."""
-    _pyplot()
+    load_pyplot()
 
 
 def plot_boards(
@@ -31,7 +31,7 @@ def plot_boards(
 
     images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     rows, columns, side = len(chosen), len(iterations), violating.shape[-1]
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(1.35 * columns + 0.3, 1.35 * rows + 0.55), squeeze=False, layout="constrained"
@@ -50,12 +50,12 @@ def plot_boards(
         ", blue: a clue" * (known is not None)
     )
     figure.suptitle(legend, fontsize=9, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     """The share of valid boards against the iteration, with its 95 % interval; valid (R + 1, B) bool."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     shares = [intervals.share(v) for v in valid]
     value, low, high = ([100 * s[i] for s in shares] for i in range(3))
     steps = range(len(shares))
@@ -70,7 +70,7 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     axis.set_title(title, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
@@ -100,12 +100,14 @@ def _draw_grid(axis, side: int, frame: str) -> None:
         spine.set(color=frame, linewidth=2.2 if frame == GREEN else 1.2)
 
 
-def _save(figure, path: str | Path) -> None:
+def save_figure(figure, path: str | Path) -> None:
+    """Write a figure as PNG, and close it."""
     figure.savefig(path, dpi=150, facecolor=PAPER)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)
 
 
-def _pyplot():
+def load_pyplot():
+    """matplotlib.pyplot, drawing without a screen; MissingExtra where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -2,8 +2,8 @@
 
     out(r, c) = h(r, c) + gate(r, c) x(r, c)
 
-Shapes: h, x (B, n, W); gate (B, n, W), or a table (R, W) of which `row` (B, n) int64 names each token's row. Bytes that
-must move, for numbers of s bytes: 4 s B n W, or with a table, which stays in cache, 3 s B n W + 8 B n.
+Shapes: h, x (B, n, W); gate (B, n, W) or (1, 1, W), or a table (R, W) of which `row` (B, n) int64 names each token's
+row. Bytes that must move, for numbers of s bytes: 4 s B n W, or with a table, which stays in cache, 3 s B n W + 8 B n.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def gated_sum(h: Tensor, gate: Tensor, x: Tensor, *, row: Tensor | None = None) 
     if out.numel() == 0:
         return out
     (h, h_stride), (x, x_stride) = rows_of(h), rows_of(x)
-    gate, gate_stride = rows_of(gate) if row is None else table_of(gate)
+    gate, gate_stride = rows_of(gate.expand_as(h)) if row is None else table_of(gate)
     w_block = power_of_2(width)
     r_block = max(1, 2048 // w_block)
     launch(

@@ -4,9 +4,9 @@ A transformer's LayerNorm, with a scale and a shift for each token:
 
     out(r, c) = (h(r, c) - mean(r)) / sqrt(variance(r) + eps) (1 + scale(r, c)) + shift(r, c)
 
-    Shapes: h (B, n, W); scale, shift (B, n, W), or tables (R, W) of which `row` (B, n) int64 names each token's row;
-    both perhaps slices of something wider. Bytes that must move, for numbers of s bytes: 4 s B n W, or with tables,
-    which stay in cache, 2 s B n W + 8 B n.
+    Shapes: h (B, n, W); scale, shift (B, n, W) or (1, 1, W), or tables (R, W) of which `row` (B, n) int64 names each
+    token's row; perhaps slices of something wider. Bytes that must move, for numbers of s bytes: 4 s B n W, or with
+    tables, which stay in cache, 2 s B n W + 8 B n.
 
 A UNet's GroupNorm and SiLU, after the embedding of each cell has been added to the map:
 
@@ -79,7 +79,8 @@ def modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, *, eps: float,
     if out.numel() == 0:
         return out
     h, h_stride = rows_of(h)
-    (scale, scale_stride), (shift, shift_stride) = (rows_of(x) if row is None else table_of(x) for x in (scale, shift))
+    scale, scale_stride = rows_of(scale.expand_as(h)) if row is None else table_of(scale)
+    shift, shift_stride = rows_of(shift.expand_as(h)) if row is None else table_of(shift)
     w_block = power_of_2(width)
     r_block = max(1, 1024 // w_block)
     launch(

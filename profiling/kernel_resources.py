@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, gated_sum, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import DTYPES
 from ipr_fast.kernels.philox import seed_tensor
 
@@ -107,7 +107,9 @@ def launches() -> Iterator[Launch]:
         kind = str(dtype).removeprefix("torch.")
         for name, sizes in heads.items():
             yield from record(f"{name}, {kind}", partial_attention, partial(attend, dtype, *sizes))
-            yield from record(f"{name}, {kind}", modulated_norm, partial(layer_norm, dtype, *sizes))
+            for case, tables in ((f"{name}, {kind}", False), (f"{name}, {kind}, tables", True)):
+                yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
+                yield from record(case, gated_sum, partial(add, dtype, tables, *sizes))
         for name, sizes in maps.items():
             yield from record(f"{name}, {kind}", modulated_norm, partial(group_norm, dtype, *sizes))
 
@@ -136,9 +138,21 @@ def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: i
     partial_attention.partial_attention(q, keys, keys, heads=heads)
 
 
-def layer_norm(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
-    h = torch.zeros(2, slots, heads * head_size, dtype=dtype)
-    modulated_norm.modulated_layer_norm(h, h, h, eps=1e-6)
+def layer_norm(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    h, (scale, shift, _), row = modulated(dtype, tables, slots, heads * head_size)
+    modulated_norm.modulated_layer_norm(h, scale, shift, eps=1e-6, row=row)
+
+
+def add(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    h, (*_, gate), row = modulated(dtype, tables, slots, heads * head_size)
+    gated_sum.gated_sum(h, gate, h, row=row)
+
+
+def modulated(dtype: torch.dtype, tables: bool, slots: int, width: int) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """Tokens, three of the six slices that modulate them, and each token's row where these are of a table."""
+    h, of = torch.zeros(2, slots, width, dtype=dtype), (16,) if tables else (2, slots)
+    row = torch.zeros(2, slots, dtype=torch.int64) if tables else None
+    return h, list(torch.zeros(*of, 6 * width, dtype=dtype).chunk(6, dim=-1)[:3]), row
 
 
 def group_norm(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:

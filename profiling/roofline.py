@@ -25,12 +25,12 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 import environment
-import report_style
 from chains import capture_on
 from counts import Step
 from floors import MACHINES, Roof, floors, work_of_tick
 from launches import can_be_counted
 from measure import Arm
+from reporting import style
 from subjects import makers, num_active, shortened
 
 from ipr_fast import Denoiser
@@ -132,20 +132,20 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], roof: Roof, path: Path) -> None:
     """FLOP/s against FLOP a byte of whole ticks: rings at the floor as launched, filled where measured."""
-    figure, ((axis,),) = report_style.panels(1, beside=1.2)
-    report_style.style(axis, "FLOP a byte, as launched", "TFLOP/s", lambda rate: f"{rate / 1e12:g}")
+    figure, ((axis,),) = style.panels(1, beside=1.2)
+    style.style(axis, "FLOP a byte, as launched", "TFLOP/s", lambda rate: f"{rate / 1e12:g}")
     across, ridge = [row["flops"] / row["bytes"] for row in rows], roof.peak / roof.bandwidth
     ends = [min(*across, ridge) / 2, ridge, 2 * max(*across, ridge)]
     axis.plot(ends, [min(roof.peak, roof.bandwidth * end) for end in ends], color="black", linewidth=1.3)
     handles = {}
-    for name, (colour, marker) in report_style.looks(row["model"] for row in rows).items():
+    for name, (colour, marker) in style.looks(row["model"] for row in rows).items():
         own = [(x, row) for x, row in zip(across, rows, strict=True) if row["model"] == name]
         for when, fill in (("as_launched", "none"), ("seconds", "full")):
             points = [(x, row["flops"] / row[when]) for x, row in own if when in row]
             places = zip(*points, strict=True) if points else ((), ())
             (handles[name],) = axis.plot(*places, marker, color=colour, fillstyle=fill, linestyle="none")
     figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
-    report_style.finish(figure, path)
+    style.finish(figure, path)
 
 
 def parse() -> argparse.Namespace:

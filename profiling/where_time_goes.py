@@ -4,6 +4,9 @@ Reads the events of a Chrome trace that profile_refine.py has recorded. On a CPU
 innermost operator or range that is open then, so the rows add up to the whole. On a GPU the whole is the time in which
 the device works: a kernel belongs to the operator and the range from which it was launched, and a graph's replay is one
 launch, from the range `tick` or `begin`: what is in it is told apart by the kernels' names alone.
+
+On a CPU a product of packed weights (mkldnn::) ends, in the same pass, in the GELU or the sum that follows it; that
+time is the product's. A GELU counts as an activation where a layer with few rows, or a GPU, calls it by itself.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ PRODUCTS, ATTENTION = "matrix products and convolutions", "attention"
 NORMS, NUMBERS, MOVING = "norms and activations", "random numbers", "moving and combining"
 VIEWS, OWN, BETWEEN, OTHER = "views and allocation", "update kernels", "Python between operators", "not classified"
 
-# Operators by their exact names, without "aten::" and the underscore of the variants that work in place.
+# Operators by their exact names, without "aten::" or "mkldnn::" and the underscore of the variants that work in place.
 _NAMES = {
     PRODUCTS: """linear matmul mm bmm addmm addmv baddbmm mv dot einsum conv1d conv2d convolution _convolution
-        mkldnn_convolution cudnn_convolution thnn_conv2d _slow_conv2d_forward _nnpack_available mkldnn_linear""",
+        mkldnn_convolution cudnn_convolution thnn_conv2d _slow_conv2d_forward _nnpack_available mkldnn_linear
+        conv_transpose2d _linear_pointwise _convolution_pointwise""",
     ATTENTION: """scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_attention_math _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
         _scaled_dot_product_cudnn_attention _flash_attention_forward _efficient_attention_forward
@@ -40,7 +44,7 @@ _NAMES = {
         masked_scatter maximum max mean minimum min mul nan_to_num ne neg nonzero pow reciprocal remainder
         repeat_interleave rsub scatter scatter_add searchsorted sort stack sub sum take_along_dim _to_copy to
         _unique2 upsample_bilinear2d upsample_nearest2d where zero item _local_scalar_dense is_nonzero square
-        contiguous repeat roll round sign topk tril triu""",
+        contiguous repeat roll round sign topk tril triu _reorder_linear_weight _reorder_convolution_weight""",
     VIEWS: """alias arange as_strided _as_strided broadcast_tensors chunk detach empty empty_like empty_strided expand
         expand_as flatten full full_like lift_fresh movedim narrow new_empty new_empty_strided new_full new_ones
         new_zeros ones ones_like permute _reshape_alias reshape resize resolve_conj resolve_neg result_type
@@ -49,8 +53,11 @@ _NAMES = {
 }
 KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
+_NAMESPACE = re.compile("^(aten|mkldnn)::")
+
 # Kernels by their names; the first pattern that is found counts. Names of libraries, as of CUDA 11 to 13.
 KERNELS = [
+    (MOVING, r"^gated_sum_kernel"),
     (OWN, r"^(renoise|advance|denoise)_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
     (NORMS, r"^(layer_norm|channel_statistics|channel_factors|scale_shift)_kernel|layer_norm|LayerNorm|GroupNorm"),
@@ -85,7 +92,7 @@ class Split:
     def longest(self, number: int) -> list[tuple[str, float]]:
         """Where most of the time is spent: range and operator."""
         most = self.times.most_common(number)
-        return [(f"{where}: {name.removeprefix('aten::') or BETWEEN}", time) for (where, name), time in most]
+        return [(f"{where}: {_NAMESPACE.sub('', name) or BETWEEN}", time) for (where, name), time in most]
 
     def of(self, *kinds: str) -> float:
         return sum(time for (_, name), time in self.times.items() if kind_of(name) in kinds)
@@ -106,7 +113,7 @@ def kind_of(name: str) -> str:
     """The kind of an operator (aten::addmm), of a kernel on a GPU, or of a range's own time (an empty name)."""
     if name in ("", "PythonDispatchMode"):
         return BETWEEN
-    operator = name.removeprefix("aten::")
+    operator = _NAMESPACE.sub("", name)
     for known in (operator, operator.removesuffix("_")):
         if known in KINDS:
             return KINDS[known]

@@ -4,13 +4,13 @@ import made_up_measurements as made_up
 import numpy as np
 import pytest
 import records
-import report_compare
 from made_up_measurements import row
+from reporting import compare
 
 
 def compared(tmp_path, old: list[dict], new: list[dict], **machine: object) -> str:
     paths = made_up.write(tmp_path / "old.json", old), made_up.write(tmp_path / "new.json", new, **machine)
-    return report_compare.compare(*map(records.read, paths))
+    return compare.compare(*map(records.read, paths))
 
 
 def plain(name: str, seconds: list[float], **facts: object) -> dict:
@@ -29,17 +29,17 @@ def test_a_constant_ratio_has_an_interval_without_width(tmp_path):
 def test_noise_is_not_marked_and_a_difference_beyond_it_is():
     generator = np.random.default_rng(0)
     old, new = (np.exp(0.05 * generator.standard_normal(25)) for _ in range(2))
-    faster, low, high = report_compare.interval(old, new)
+    faster, low, high = compare.interval(old, new)
     assert low < 1 < high
     assert low < faster < high
-    assert report_compare.interval(old, new) == (faster, low, high)  # the same each time
-    scaled = report_compare.interval(2 * old, new)
+    assert compare.interval(old, new) == (faster, low, high)  # the same each time
+    scaled = compare.interval(2 * old, new)
     assert scaled == pytest.approx((2 * faster, 2 * low, 2 * high))
     assert scaled[1] > 1
 
 
 def test_few_rounds_are_never_marked(tmp_path):
-    times = [1.0] * (report_compare.FEWEST_MARKED - 1)
+    times = [1.0] * (compare.FEWEST_MARKED - 1)
     text = compared(tmp_path, [plain("test_x", times)], [plain("test_x", [t / 2 for t in times])])
     assert row(text, "end to end: test_x") == ["end to end: test_x", "2.00", "[2.00, 2.00]", "seconds", "4, 4"]
 

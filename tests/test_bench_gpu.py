@@ -90,7 +90,7 @@ def test_without_figures_an_earlier_file_is_left_alone(runs, tmp_path, capsys):
 
 
 def test_a_file_has_the_name_of_the_device():
-    assert gpu.default_path(FIGURES, smoke=False).name == "gpu-h100-80gb-hbm3.json"
+    assert gpu.default_path(FIGURES, smoke=False).name == "bench-h100-80gb-hbm3.json"
     assert gpu.default_path(FIGURES, smoke=True).name == "gpu-smoke.json"
 
 

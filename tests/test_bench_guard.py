@@ -9,10 +9,12 @@ import pytest
 import torch
 from counts import Step, count
 from guard import HOST, SLACK, Row
+from torch import nn
 from torch.nn import functional as F
 
 from ipr_fast import Schedule
-from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet
+from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, packed
+from ipr_fast.models.unet import Upsample
 from ipr_fast.reuse import drop_kept
 
 SCHEDULE = Schedule(3, 0.8)
@@ -79,9 +81,54 @@ def test_gflop_a_call_of_the_presets(preset, gflop):
     assert float(f"{found:.{2 if preset == 'even_pixels' else 3}g}") == gflop
 
 
+def test_packed_layers_by_hand():
+    conv, layer, weights = nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.Linear(16, 24), packed.PackedWeights()
+    model = nn.ModuleList([conv, layer])
+    if not packed._can_be_packed(layer):
+        pytest.skip("a build without oneDNN")
+    layers, kernel = 4 * (6 * 8 * 9), 4 * (24 * 16)
+    made = [(f"mkldnn::_reorder_{of}_weight", 0, 2 * n) for of, n in (("convolution", layers), ("linear", kernel))]
+    found = count(lambda: weights.pack(model), "cpu")
+    assert found.operations == made
+    assert (found.allocations, found.allocated) == (2, layers + kernel)
+    x, y, rows = torch.ones(2, 8, 6, 6), torch.ones(2, 6, 3, 3), torch.ones(200, 16)
+    flops, moved = 2 * y.numel() * 8 * 9, x.nbytes + layers + 4 * 6
+    named = "mkldnn::_convolution_pointwise"
+    assert count(lambda: packed.convolution(conv, x, weights), "cpu").operations == [(named, flops, moved + y.nbytes)]
+    plus = count(lambda: packed.convolution(conv, x, weights, plus=y), "cpu")
+    assert (plus.operations, plus.allocations) == ([(named, flops, moved + 2 * y.nbytes)], 1)
+    onto = count(lambda: packed.convolution(conv, x, weights, onto=y), "cpu")
+    assert (onto.operations, onto.allocations) == ([(named + "_", flops, moved + 2 * y.nbytes)], 0)
+    linear = count(lambda: packed.linear(layer, rows, weights, gelu=True), "cpu")
+    moved = rows.nbytes + kernel + 4 * 24 + 4 * 200 * 24
+    assert linear.operations == [("mkldnn::_linear_pointwise", 2 * 200 * 24 * 16, moved)]
+
+
+def test_packed_layers_have_the_flops_of_plain_ones_but_for_doubling(model, monkeypatch):
+    """A doubling convolution of C channels for D, of x pixels, takes 2 * 16 C D x in place of 2 * 36 C D x."""
+    unet = SRMUNet(PRESETS["even_pixels"]).eval().requires_grad_(False)
+    convs = [layer.conv for layer in unet.modules() if isinstance(layer, Upsample)]
+    saved = sum(
+        2 * 20 * conv.in_channels * conv.out_channels * 2 * size**2
+        for conv, size in zip(convs, (4, 8, 16), strict=True)
+    )
+    found = {}
+    for name, network in (("transformer", PatchTransformer(model.config)), ("unet", unet)):
+        for way in ("packed", "plain"):
+            if way == "plain":
+                monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)
+            step = Step(network.eval().requires_grad_(False), 2, 4, SCHEDULE, "cpu")
+            found[name, way] = count(step.tick, "cpu").flops
+        monkeypatch.undo()
+    assert found["transformer", "packed"] == found["transformer", "plain"]
+    if packed._can_be_packed(nn.Linear(1, 1)):
+        assert found["unet", "plain"] - found["unet", "packed"] == saved
+
+
 @pytest.mark.parametrize("network", ["transformer", "unet"])
-def test_tensors_without_data_count_as_those_with(model, network):
-    """Every count, also of copies that depend on how results are laid out."""
+def test_tensors_without_data_count_as_those_with(model, network, monkeypatch):
+    """Every count of plain layers, also of copies that depend on how results are laid out."""
+    monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)
     if network == "unet":
         model = SRMUNet(PRESETS["even_pixels"]).eval().requires_grad_(False)
     else:
@@ -103,9 +150,15 @@ def test_kernels_are_counted_and_not_launched(model):
     by_name = {each.name: each for each in tick.operations}
     active, width = 5 * 4, model.config.width
     assert by_name["denoise_kernel"].bytes == active * 16 * (8 + 4 + 4)
-    assert by_name["layer_norm_kernel"].bytes == 4 * 4 * active * width
+    assert by_name["layer_norm_kernel"].bytes == active * (2 * 4 * width + 8)
+    assert by_name["gated_sum_kernel"].bytes == active * (3 * 4 * width + 8)
+    assert tick.by_name["gated_sum_kernel"] == 2 * model.config.depth
     attention = by_name["partial_attention_kernel"]
     assert (attention.flops, attention.bytes) == (4 * active * 16 * width, 4 * (2 * active + 2 * 5 * 16) * width)
+    context = {each.name: each.bytes for each in begin.operations}
+    tokens, row = 4 * 5 * 16 * width, 4 * width  # where one row modulates every token
+    assert context["layer_norm_kernel"] == 2 * tokens + 2 * row
+    assert context["gated_sum_kernel"] == 3 * tokens + row
     twins = count(step.tick, "meta")
     assert twins.flops == tick.flops
     assert len(twins.operations) > 2 * len(tick.operations)
@@ -116,7 +169,7 @@ def test_kernels_are_counted_and_not_launched(model):
 def test_every_kernel_has_its_bytes():
     """A kernel that picks among its tensors' rows must say how many bytes it moves."""
     names = {kernel.__name__ for _, _, kernel in launches._kernels()}
-    whole = {"partial_attention_kernel", "layer_norm_kernel", "channel_statistics_kernel", "channel_factors_kernel"}
+    whole = {"partial_attention_kernel", "channel_statistics_kernel", "channel_factors_kernel"}
     assert names == {*launches.BYTES, *whole, "scale_shift_kernel"}
 
 
@@ -173,6 +226,13 @@ def test_another_torch_fails_on_looks_at_the_data_alone(base):
     assert not guard.verdict(base, now("3.0.0", host_synchronisations=1001))[1]
 
 
+def test_a_build_without_packed_weights_is_another_torch(monkeypatch):
+    version = torch.__version__.split("+")[0]
+    for there, named in ((True, version), (False, f"{version} without oneDNN")):
+        monkeypatch.setattr(packed, "_can_be_packed", lambda layer, there=there: there)
+        assert guard.torch_build() == named
+
+
 def test_a_case_more_or_fewer_fails(base):
     fewer = {"torch": "2.0.0", "cases": {"b, as kernels": summary() | {"operators": {}}}}
     assert not guard.verdict(base, fewer)[1]
@@ -208,7 +268,7 @@ def test_the_command(monkeypatch, tmp_path, capsys, base):
     monkeypatch.setattr(sys, "argv", ["guard.py", "--update"])
     guard.main()
     stored = json.loads(guard.BASELINE.read_text())
-    assert stored == {"torch": torch.__version__.split("+")[0], "cases": base["cases"]}
+    assert stored == {"torch": guard.torch_build(), "cases": base["cases"]}
     monkeypatch.setattr(sys, "argv", ["guard.py", "--json"])
     guard.main()
     assert json.loads(capsys.readouterr().out) == stored

@@ -37,6 +37,9 @@ def test_the_definitions_agree_with_torchs_own(generator):
     expected = torch.nn.functional.layer_norm(tokens.double(), (16,), eps=1e-6)
     found = definitions.layer_norm(tokens, torch.zeros(3, 5, 16), torch.zeros(3, 5, 16), 1e-6)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    gate, x = torch.randn(2, 3, 5, 16, generator=generator)
+    expected = torch.addcmul(tokens.double(), gate.double(), x.double())
+    torch.testing.assert_close(definitions.gated_sum(tokens, gate, x), expected, atol=1e-12, rtol=0)
 
 
 def test_the_definition_of_normals_is_normal():
@@ -74,7 +77,9 @@ def test_each_operation_does_something_and_can_be_restored(case):
     assert not all(torch.equal(a, b) for a, b in zip(runs[0], other.run(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["renoise", "normals", "advance", "denoise", "layer norm", "partial attention"])
+@pytest.mark.parametrize(
+    "name", ["renoise", "normals", "advance", "denoise", "layer norm", "gated sum", "partial attention"]
+)
 @pytest.mark.parametrize("error", [1e-2, float("nan")])
 def test_a_wrong_result_is_noticed(name, error):
     operation = next(case for case in cases() if case.operation == name).make(2, CPU, 0)

@@ -6,10 +6,9 @@ import made_up_measurements as made_up
 import pytest
 import records
 import report
-import report_targets
-import report_words
 import script
 from made_up_measurements import row
+from reporting import targets, words
 
 
 @pytest.fixture
@@ -75,13 +74,13 @@ def test_targets_are_met_missed_or_not_measured(tmp_path):
     wanted = {"batched": 8, "compiled": 2, "outside_share": 0.03, "waits": 0}
     reached = {"outside_share": [0.01, 0.02, 0.04], "waits": 1, "targets": wanted, "target": 4.0}
     path = made_up.write(tmp_path / "file.json", [made_up.baselines(**reached)])
-    found = report_targets.targets(records.read(path).records)
+    found = targets.targets(records.read(path).records)
     assert [each.met for each in found] == [True, False, None, True, False]
     assert found[0].name == "Even Pixels, 8 chains: against one at a time"
     assert [each.wanted for each in found[1:4]] == ["at least 8 times", "at least 2 times", "at most 3 %"]
     assert [each.measured for each in found[1:]] == ["2.00 [2.00, 2.00]", "", "2.00 % [1.00, 4.00]", "1.00"]
     bare = records.Record("x", "step", [1.0], {"against": {}, "unit": "ticks", "targets": {"waits": 0}})
-    assert report_targets.targets([bare])[0].met is None
+    assert targets.targets([bare])[0].met is None
 
 
 def test_the_summary_is_short_and_aligned(cpu):
@@ -185,16 +184,16 @@ def test_a_readme_without_its_markers_is_an_error_and_stays(cpu, tmp_path, capsy
 
 
 def test_numbers_in_words():
-    assert [report_words.short(x) for x in (0, 0.01234, 1.0, 99.96, 12345.6)] == [
+    assert [words.short(x) for x in (0, 0.01234, 1.0, 99.96, 12345.6)] == [
         "0",
         "0.0123",
         "1.00",
         "100.0",
         "12,346",
     ]
-    assert [report_words.duration(x) for x in (2.5, 0.0125, 3e-6)] == ["2.50 s", "12.5 ms", "3.00 us"]
-    assert [report_words.binary(x) for x in (12, 2**10, 3 * 2**30)] == ["12 bytes", "1.00 KiB", "3.00 GiB"]
-    assert [report_words.listed(x) for x in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [words.duration(x) for x in (2.5, 0.0125, 3e-6)] == ["2.50 s", "12.5 ms", "3.00 us"]
+    assert [words.binary(x) for x in (12, 2**10, 3 * 2**30)] == ["12 bytes", "1.00 KiB", "3.00 GiB"]
+    assert [words.listed(x) for x in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
 def test_a_script_measures_writes_and_prints_again(tmp_path, monkeypatch, capsys):

@@ -37,6 +37,14 @@ SMALL = ["--chains", "2", "--iters", "1", "--steps", "2", "--device", "cpu"]
         ("aten::add_", MOVING),
         ("aten::addcmul", MOVING),
         ("aten::mkldnn_convolution", PRODUCTS),
+        ("mkldnn::_linear_pointwise", PRODUCTS),
+        ("mkldnn::_convolution_pointwise", PRODUCTS),
+        ("mkldnn::_convolution_pointwise_", PRODUCTS),
+        ("aten::conv_transpose2d", PRODUCTS),
+        ("mkldnn::_reorder_linear_weight", MOVING),
+        ("mkldnn::_reorder_convolution_weight", MOVING),
+        ("mkldnn::unheard_of", OTHER),
+        ("aten::gelu_", NORMS),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", ATTENTION),
         ("aten::native_layer_norm", NORMS),
         ("aten::silu_", NORMS),
@@ -50,6 +58,7 @@ SMALL = ["--chains", "2", "--iters", "1", "--steps", "2", "--device", "cpu"]
         ("partial_attention_kernel", ATTENTION),
         ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention)", ATTENTION),
         ("layer_norm_kernel", NORMS),
+        ("gated_sum_kernel", MOVING),
         ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN", PRODUCTS),
         ("sm80_xmma_fprop_implicit_gemm_indexed_tf32f32", PRODUCTS),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", MOVING),
@@ -153,7 +162,7 @@ def test_the_table_of_a_call_adds_up(recorded):
 def test_its_ranges_are_in_the_trace(recorded):
     names = {each["name"] for each in recorded[0] if each.get("cat") == "user_annotation"}
     of_engine = {"refine_batch", "iteration", "renoise", "prepare", "tick", "network", "advance", "denoise"}
-    of_model = {"partial_attention", "layer_norm"}
+    of_model = {"partial_attention", "layer_norm", "gated_sum"}
     assert {f"ipr_fast::{name}" for name in of_engine | of_model} <= names
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import profile_refine
 import pytest
 import torch
-from where_time_goes import ATTENTION, NORMS, OWN, kind_of
+from where_time_goes import ATTENTION, MOVING, NORMS, OWN, kind_of
 
 PROFILING = Path(__file__).resolve().parent.parent / "profiling"
 GUIDE = (PROFILING / "README.md").read_text()
@@ -76,7 +76,7 @@ def test_what_ncu_would_run():
     ]
     assert len(kernels) >= 8
     assert all(re.search(pattern, name) for name in kernels)
-    assert all(kind_of(name) in (OWN, ATTENTION, NORMS) for name in kernels)
+    assert all(kind_of(name) in (OWN, ATTENTION, NORMS, MOVING) for name in kernels)
 
 
 def commands():

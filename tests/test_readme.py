@@ -70,14 +70,18 @@ def test_its_results_are_the_committed_ones():
         assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
 
 
-def test_its_comparison_with_the_per_pixel_formula_is_the_committed_one():
-    import srm_unet
+def test_its_section_on_performance_is_made_of_the_committed_measurements():
+    import records
+    import report
 
-    measured = json.loads((ROOT / "bench/results/srm-unet-even_pixels.json").read_text())
-    assert srm_unet.report(measured) in README
-    least = {1: 2.3, 8: 3.3}
-    assert {row["batch"] for row in measured["rows"]} == set(least)
-    assert all(row["ratio"][1] >= least[row["batch"]] for row in measured["rows"])
+    measurements = [records.read(path) for path in sorted((ROOT / "bench/results").glob("bench-*.json"))]
+    assert measurements
+    assert f"<!-- performance -->\n{report.readme_section(measurements)}\n<!-- /performance -->" in README
+    assert all(each.environment["sizes"] != "smoke" for each in measurements)
+    ours = [record for each in measurements for record in each.of("baselines")]
+    even_pixels = next(r for r in ours if r.facts["subject"] == "Even Pixels" and "one at a time" in r.facts["against"])
+    assert even_pixels.facts["batch"] == 8
+    assert even_pixels.ratio("one at a time")[1] >= 4
 
 
 def test_its_table_of_idle_lanes_is_the_committed_one():

@@ -5,7 +5,8 @@ convolution of a map of twice the size, by the nearest pixel, is a transposed co
 the operations. The numbers are those of the plain layers to float32 rounding.
 
 The operators are those to which torch.compile lowers such layers on a CPU. Where a build of torch has none, and for
-layers that are more than they look (hooks, subclasses), nothing is packed, and the plain layer is called.
+layers that are more than they look (hooks, subclasses, a forward of their own), nothing is packed, and the plain layer
+is called.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def convolution(
         return out if plus is None and onto is None else out.add_(plus if onto is None else onto)
     mkldnn, shape = torch.ops.mkldnn, (conv.padding, conv.stride, conv.dilation, conv.groups)
     if plus is None and onto is None:
-        return mkldnn._convolution_pointwise(x, weight, conv.bias, *shape, "none", [], "")
+        return mkldnn._convolution_pointwise.default(x, weight, conv.bias, *shape, "none", [], "")
     ending = ("add", 1.0, None, [], None)
     if onto is not None:
         return mkldnn._convolution_pointwise_.binary(onto, x, weight, conv.bias, *shape, *ending)
@@ -67,7 +68,7 @@ def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor, packed: PackedWeights | No
     if weight is None:
         out = F.linear(x, conv.weight.view(conv.out_channels, conv.in_channels), conv.bias)
     else:
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, conv.bias, "none", [], "")
+        out = torch.ops.mkldnn._linear_pointwise.default(x, weight, conv.bias, "none", [], "")
     return out.permute(0, 3, 1, 2)
 
 
@@ -85,9 +86,9 @@ def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, 
         return F.gelu(layer(x), approximate="tanh") if gelu else layer(x)
     weight = packed.of(layer) if x.numel() >= FEWEST_ROWS * x.shape[-1] else None
     if weight is None:
-        return torch.ops.aten.gelu_(layer(x), approximate="tanh") if gelu else layer(x)
+        return torch.ops.aten.gelu_.default(layer(x), approximate="tanh") if gelu else layer(x)
     ending = ("gelu", [], "tanh") if gelu else ("none", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, *ending)
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, layer.bias, *ending)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
@@ -103,7 +104,9 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def _can_be_packed(layer: nn.Module) -> bool:
-    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d) or layer._forward_hooks or layer._forward_pre_hooks:
+    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

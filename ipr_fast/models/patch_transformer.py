@@ -86,7 +86,9 @@ class ContextCache(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """A layer's modulation of tokens (B, n): each (B, n, width), or a table (R, width) with the tokens' rows (B, n)."""
+    """A layer's modulation of tokens (B, n): each (B, n, width), or (1, 1, width) for all tokens the same; or each a
+    table (R, width), with the tokens' rows (B, n).
+    """
 
     scale: Tensor
     shift: Tensor
@@ -225,7 +227,6 @@ class PatchTransformer(nn.Module):
         zero = torch.zeros(1, 1, dtype=torch.int64, device=patches.device)
         h, modulation = self._embed(patches, position, zero), self._modulation(zero.float(), zero)  # the same for all
         for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
-            scales = Scales(*(scale.expand_as(h) for scale in scales[:-1]), row=None)
             q, keys_values = layer.project(h, scales, packed)
             out.keys_values[i, :-1].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output

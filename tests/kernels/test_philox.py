@@ -7,6 +7,7 @@ from ipr_fast.kernels.philox import (
     STREAM_CHOICE,
     STREAM_POSTERIOR,
     STREAM_RENOISE,
+    _to_uniform,
     patch_keys,
     patch_normals,
     philox_4x32,
@@ -39,6 +40,14 @@ def scalar_normals(seed, stream, step, patch, iteration, chain, numel):
             radius = math.sqrt(-2 * math.log(max(a, 1e-7)))
             out += [radius * math.cos(2 * math.pi * b), radius * math.sin(2 * math.pi * b)]
     return out[:numel]
+
+
+def test_a_words_upper_half_is_folded_onto_its_lower():
+    words = [0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1]
+    folded = torch.tensor([word if word < 2**31 else 2**32 - 1 - word for word in words])
+    found = _to_uniform(torch.tensor(words))
+    assert torch.equal(found, folded.float() * 4.6566127342e-10)
+    assert 0 <= found.min() <= found.max() < 1
 
 
 def test_normals_follow_the_definition():

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from records import Record
-from report_words import percent, short, times
+
+from reporting.words import percent, short, times
 
 AT_MOST = {"outside_share": "share of a tick outside the network", "waits": "the host's waits for the device"}
 MARKS = {True: "met", False: "not met", None: "not measured"}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from records import Measurement, Record, Unreadable
-from report_tables import BASELINES, TABLES, memory, standing, steps, subject
-from report_words import duration, listed, percent, short, table, times
+
+from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
+from reporting.words import duration, listed, percent, short, table, times
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 MOST_ROWS = 4  # of a model's sweep of batches

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from records import Measurement, Record
-from report_style import device_name, finish, looks, panels, si, style
 
 from ipr_fast.plots import INK
+from reporting.style import device_name, finish, looks, panels, si, style
 
 
 def plot_roofline(measurements: Sequence[Measurement], path: Path) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from records import Measurement, Record
-from report_targets import MARKS, targets
-from report_words import binary, duration, percent, short, table, times
+
+from reporting.targets import MARKS, targets
+from reporting.words import binary, duration, percent, short, table, times
 
 BASELINES = {
     "one at a time": "one at a time",
@@ -55,6 +56,8 @@ def standing(measurement: Measurement) -> str:
     """Whether the tests that need a GPU passed before, and all benchmarks: what bench/gpu.py has written of both."""
     checks, bench = (measurement.environment.get(name) for name in ("checks", "bench"))
     failed = f"**BENCHMARKS FAILED ({bench['summary']}).**" if bench and not bench["passed"] else ""
+    if measurement.environment.get("sizes") == "smoke":
+        failed += " **A trial with tiny models: its figures mean nothing.**"
     if checks is None:
         said = "**The tests that need a GPU were not run before.**" if measurement.on_gpu else ""
     elif checks["passed"]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from records import Measurement, Record
-from report_roofline import plot_roofline, points
-from report_style import device_name, finish, looks, panels, si, style
-from report_words import binary
+
+from reporting.roofline import plot_roofline, points
+from reporting.style import device_name, finish, looks, panels, si, style
+from reporting.words import binary
 
 XLABELS = {"batch": "chains in the batch", "iters": "iterations"}
 

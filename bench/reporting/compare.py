@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from records import Measurement, Record
-from report_words import short, table
+
+from reporting.words import short, table
 
 RESAMPLES = 10_000
 # Of 300 pairs of equal rounds, 8 % have an interval without 1 at four rounds a side, 2 to 3 % at five to twenty-five.

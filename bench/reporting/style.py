@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ipr_fast.plots import GREEN, GREY, INK, RED, _pyplot, _save
+from ipr_fast.plots import GREEN, GREY, INK, RED, load_pyplot, save_figure
 
 LOOKS = (
     ("#0969da", "o"),
@@ -21,7 +21,7 @@ LOOKS = (
 
 def panels(number: int, *, beside: float = 0.0, shared: bool = True):
     """A figure with panels side by side, on one scale, and so many inches beside them for a legend."""
-    return _pyplot().subplots(
+    return load_pyplot().subplots(
         1, number, figsize=(2.2 + 4.4 * number + beside, 3.9), layout="constrained", sharey=shared, squeeze=False
     )
 
@@ -51,7 +51,7 @@ def finish(figure, path: Path, title: str = "") -> Path:
     if not figure.legends:
         for axis in figure.axes:
             axis.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
     return path
 
 
