@@ -54,9 +54,10 @@ def points(sizes: str) -> Iterator[Point]:
         models = subjects.makers(smoke=False)
         yield from (Point("model", name, 1, most_steps=1, needs=slow.get(name, 5.0)) for name in models)
         yield from sweeps(transformer, 16)
-        yield from (Point("batch", unet, batch, most_steps=3, needs=batch) for batch in (1, 2, 8, 32))
-        batches = (1, 4, 16, 64, 256, 1024, 4096)
-        yield from (Point("batch", transformer, batch, most_steps=2, needs=3 + batch / 100) for batch in batches)
+        yield from (Point("batch", unet, batch, most_steps=5, needs=5 + 2 * batch) for batch in (1, 4, 16))
+        # Long calls of few chains: what is done once a call is to weigh little, as it does in a refinement of fifty.
+        iters = {1: 20, 4: 20, 16: 10, 64: 8, 256: 4, 1024: 2, 4096: 1}
+        yield from (Point("batch", transformer, b, n, most_steps=4, needs=5 + b / 100) for b, n in iters.items())
     else:
         models = subjects.makers(smoke=False)
         yield from (

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")  # of torch.compile itself
     if config.option.verbose <= 0:
         config.option.benchmark_quiet = True  # the summary at the end says it with ratios
 

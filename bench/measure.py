@@ -119,5 +119,9 @@ class Measure:
     def _rounds(self, arms: list[Arm], budget: float) -> int:
         if self.benchmark.disabled:
             return 1
-        took = sum(arm.seconds(self.device) for arm in arms)
-        return max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(min(budget, self.clock.left()) / max(took, 1e-9))))
+        took, budget = 0.0, min(budget, self.clock.left())
+        for arm in arms:
+            took += arm.seconds(self.device)
+            if FEWEST_ROUNDS * took >= budget:
+                return FEWEST_ROUNDS
+        return min(MOST_ROUNDS, int(budget / max(took, 1e-9)))

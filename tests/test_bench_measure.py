@@ -77,7 +77,7 @@ def test_rounds_and_their_ratios(time):
 
 def test_yardsticks_take_turns_and_a_reset_comes_before_each_call(time):
     measured(time, budget=0.0)
-    rounds = "".join(time.done).removeprefix("rosf" + "rosf")  # the first calls, and those that tell the rounds
+    rounds = "".join(time.done).removeprefix("rosf" + "ro")  # the first calls, and what tells that rounds will be few
     assert rounds == "sfro" + "fsro" + "sfro"
 
 

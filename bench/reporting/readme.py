@@ -17,7 +17,8 @@ MOST_ROWS = 4  # of a model's sweep of batches
 def readme_section(measurements: Sequence[Measurement]) -> str:
     """What stands between the markers, as Markdown."""
     blocks = [" ".join(_machine(each) for each in measurements), _baselines(measurements), _scaling(measurements)]
-    return "\n\n".join(filter(None, [*blocks, _outside(measurements), _on_gpu(measurements)]))
+    blocks += [_growth(measurements), _outside(measurements), _on_gpu(measurements)]
+    return "\n\n".join(filter(None, blocks))
 
 
 def replace_section(path: Path, section: str) -> None:
@@ -87,15 +88,39 @@ def _scaling(measurements: Sequence[Measurement]) -> str:
     return table(head, rows)
 
 
-def _some(measurement: Measurement) -> list[Record]:
-    """Of each sweep of batches the smallest, the largest and some between them."""
+def _growth(measurements: Sequence[Measurement]) -> str:
+    """How time grows with the last chains, and memory with the iterations, in a sentence."""
+    told = []
+    for each in measurements:
+        where = f" on {each.device}" if len(measurements) > 1 else ""
+        for sweep in _sweeps(each, "batch"):
+            first, last = (sweep[max(0, len(sweep) - 3)], sweep[-1])
+            more, longer = last.facts["batch"] / first.facts["batch"], first.rate()[1] / last.rate()[1]
+            told.append(
+                f"{more * longer:.1f} times the time for {more:.0f} times the chains, from {first.facts['batch']:,} to "
+                f"{last.facts['batch']:,} ({last.facts['subject']}{where})"
+            )
+        for sweep in _sweeps(each, "iters"):
+            iters = listed([str(record.facts["iters"]) for record in sweep])
+            sizes = {record.facts["peak_bytes"] for record in sweep}
+            same = "the same memory" if len(sizes) == 1 else f"memory of {memory(sweep[0])} to {memory(sweep[-1])}"
+            told.append(f"{same} for {iters} iterations ({sweep[0].facts['subject']}{where})")
+    return f"It takes {'; '.join(told)}." if told else ""
+
+
+def _sweeps(measurement: Measurement, name: str) -> list[list[Record]]:
+    """The sweeps of a name, of each model and type, in order."""
     sweeps: dict[tuple, list[Record]] = {}
     for record in measurement.of("end to end"):
-        if record.facts.get("sweep") == "batch":
+        if record.facts.get("sweep") == name:
             sweeps.setdefault((record.facts["subject"], record.facts["dtype"]), []).append(record)
+    return [sorted(sweep, key=lambda record: record.facts[name]) for sweep in sweeps.values()]
+
+
+def _some(measurement: Measurement) -> list[Record]:
+    """Of each sweep of batches the smallest, the largest and some between them."""
     chosen = []
-    for sweep in sweeps.values():
-        sweep.sort(key=lambda record: record.facts["batch"])
+    for sweep in _sweeps(measurement, "batch"):
         shown = min(MOST_ROWS, len(sweep))
         chosen += [sweep[round(i * (len(sweep) - 1) / max(1, shown - 1))] for i in range(shown)]
     return chosen
