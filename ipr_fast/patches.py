@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.rows import compact
+from ipr_fast.kernels.rows import compact, patch_rows
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,8 @@ class ActivePatches:
 
     def gather(self, values: Tensor) -> Tensor:
         """Values of all patches (B, N, ...) as values of the slots (B, A, ...); padding repeats patch 0."""
-        index = self.index.clamp(min=0).long()
-        tail = values.shape[2:]
-        return values.gather(1, index.reshape(*index.shape, *(1,) * len(tail)).expand(-1, -1, *tail))
+        rows = patch_rows(self.index, values.shape[1])
+        return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
     def scatter(self, values: Tensor, num_patches: int, fill: float = 0.0) -> Tensor:
         """Values of the slots (B, A, ...) as values of all patches (B, N, ...), with `fill` for the others."""

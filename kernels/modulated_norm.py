@@ -115,8 +115,8 @@ def _modulated_layer_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float, r
     factor = 1 + scale
     if row is not None:
         factor, shift = F.embedding(row, factor), F.embedding(row, shift)
-    one, zero = h.new_ones(h.shape[-1]), h.new_zeros(h.shape[-1])  # given these, a CPU needs half the time
-    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], one, zero, eps=eps), factor)
+    one = h.new_ones(h.shape[-1])  # given a weight, a CPU needs half the time
+    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], one, eps=eps), factor)
 
 
 # ------------------------------------------------------------------------------------------------------ GroupNorm

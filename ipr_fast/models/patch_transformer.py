@@ -118,12 +118,14 @@ class Modulation(NamedTuple):
 class LevelTable(NamedTuple):
     """The modulation of active tokens by level: levels (R,) ascending, layers (depth, R, 6 width), out (R, 2 width).
 
-    And the model's weights as a CPU likes to read them.
+    And what depends on weights alone: the embedding of each place (N, width) of an active token, and weights as a CPU
+    likes to read them.
     """
 
     levels: Tensor
     layers: Tensor
     out: Tensor
+    places: Tensor
     packed: PackedWeights
 
     def at(self, levels: Tensor) -> Modulation:
@@ -171,10 +173,10 @@ class PatchTransformer(nn.Module):
         if active is None:
             return self.predict(patches, levels, torch.ones_like(levels, dtype=torch.bool))
         if context is not None:
-            role = torch.ones_like(levels, dtype=torch.int64)
-            modulation = self._modulation(levels, role) if table is None else table.at(levels)
-            packed = None if table is None else table.packed
-            return self._predict_slots(patches, active, modulation, context, packed)
+            if table is not None:
+                return self._predict_slots(patches, active, table.at(levels), table.places, context, table.packed)
+            modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
+            return self._predict_slots(patches, active, modulation, self._places(), context)
         num_patches = patches.shape[1]
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         levels = active.scatter(levels, num_patches)
@@ -197,11 +199,12 @@ class PatchTransformer(nn.Module):
         """What an active token's level (R,) makes of it in each layer: computed here once, then looked up."""
         modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
         layers = torch.stack([modulation.of_layer(i) for i in range(modulation.depth)])
+        new = (levels, layers, modulation.out, self._places())
         if out is None:
-            out = LevelTable(levels.clone(), layers, modulation.out, PackedWeights())
+            out = LevelTable(*(tensor.clone() for tensor in new), PackedWeights())
         else:
-            for own, new in zip(out, (levels, layers, modulation.out), strict=False):
-                own.copy_(new)
+            for own, tensor in zip(out, new, strict=False):
+                own.copy_(tensor)
         out.packed.pack(self)
         return out
 
@@ -238,13 +241,14 @@ class PatchTransformer(nn.Module):
         patches: Tensor,
         active: ActivePatches,
         modulation: Modulation,
+        places: Tensor,
         context: ContextCache,
-        packed: PackedWeights | None,
+        packed: PackedWeights | None = None,
     ) -> Prediction:
         batch, num_patches = patches.shape[:2]
         rows = active.rows(num_patches).flatten()
-        position, role = active.index.clamp(min=0), torch.ones_like(active.index)
-        h = self._embed(active.gather(patches), position, role)
+        h = linear(self.patch_in, active.gather(patches).to(self.patch_in.weight.dtype), packed)
+        h = h + F.embedding(active.index.clamp(min=0), places)
         for i, (layer, scales) in enumerate(zip(self.layers, modulation.of_layers(), strict=True)):
             cache = context.keys_values[i]
             q, keys_values = layer.project(h, scales, packed)
@@ -256,6 +260,10 @@ class PatchTransformer(nn.Module):
     def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
         """Tokens of patches (B, n, P) at positions (n,) or (B, n), of roles (B, n)."""
         return self.patch_in(patches.to(self.patch_in.weight.dtype)) + self.position(position) + self.role(role)
+
+    def _places(self) -> Tensor:
+        """What an active token is told of its place, (N, width)."""
+        return self.position(torch.arange(self.grid.num_patches, device=self.role.weight.device)) + self.role.weight[1]
 
     def _modulation(self, levels: Tensor, role: Tensor) -> Modulation:
         """The modulation of tokens with these levels and roles (...)."""
