@@ -263,9 +263,13 @@ class Lanes:
         """The denoiser call of a tick."""
         lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
-        prepared = {} if self._context is None else {"context": self._context_of(lanes)}
         with span("network"):
-            return self.model(state.patches, into.level, into.active, **prepared, **self._tabulated())
+            return self.model(state.patches, into.level, into.active, **self.prepared(lanes))
+
+    def prepared(self, lanes: int) -> dict[str, Any]:
+        """What the model has made before and is given back in each call: the context of these lanes, and the table."""
+        context = {} if self._context is None else {"context": self._context_of(self._at(lanes))}
+        return context | self._tabulated()
 
     def slots(self, slots: int) -> SlotState:
         """The buffers for so many slots a lane."""

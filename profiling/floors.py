@@ -52,13 +52,13 @@ def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
 
 
 def least_bytes(step: Step, tick: Counts) -> int:
-    """Each once: weights, prepared context, patches that the model reads, active ones that are written, predictions."""
+    """Each once: weights, tables, prepared context, patches that the model reads, active ones, written, predictions."""
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.patches.shape
     weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
-    context = tensors_of(lanes._context)
-    read = step.slots if context else patches  # with a context, active patches alone
+    prepared = lanes.prepared(chains)
+    read = step.slots if "context" in prepared else patches  # with a context, active patches alone
     state = 4 * chains * (read + step.slots) * numel
-    return state + size_of([*weights, *context, *tensors_of(lanes.predict(chains, step.slots))])
+    return state + size_of([*weights, *tensors_of(prepared), *tensors_of(lanes.predict(chains, step.slots))])
 
 
 class Floors(NamedTuple):

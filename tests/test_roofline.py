@@ -30,10 +30,11 @@ def test_the_least_bytes_of_a_transformer_by_hand():
     work = work_of_tick(model, 3, kernels=False)
     width, depth, slots = TINY.width, TINY.depth, 3 * 4
     layer = 12 * width * width + (3 + 1 + 4 + 1) * width
-    tokens = (16 + 1) * width + (width + 1) * 33 + (4 + 4 + 4 + 2) * width  # patches in and out; places, boxes, roles
+    tokens = (16 + 1) * width + (width + 1) * 33  # patches in and out
+    tables = 16 * (1 + depth * 6 * width + 2 * width) + 16 * width  # of sixteen levels; of sixteen places
     context = 2 * depth * (3 * 16 + 1) * width
     state, predictions = 2 * slots * 16, slots * 33
-    assert work.least_bytes == 4 * (depth * layer + tokens + context + state + predictions)
+    assert work.least_bytes == 4 * (depth * layer + tokens + tables + context + state + predictions)
     assert work.least_bytes < work.bytes
 
 
