@@ -15,9 +15,11 @@ from harness import Clock, device_of, free_memory, sizes_of
 from measure import Measure
 
 from ipr_fast import reuse
+from ipr_fast.checks import usable_device
 from ipr_fast.precision import float32_products
 
 RECORDS = pytest.StashKey[list]()
+INTERRUPTED: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")  # of torch.compile itself
     if config.option.verbose <= 0:
         config.option.benchmark_quiet = True  # the summary at the end says it with ratios
+    if config.option.device is not None:
+        try:
+            usable_device("--device", config.option.device)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,17 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """The machine and the versions, and not the host's name."""
     machine_info.clear()
     machine_info.update(environment.describe(commit=config.getoption("--commit")) | {"sizes": sizes_of(config)})
+
+
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo) -> None:
+    INTERRUPTED.append(excinfo.typename)
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    """Say of a file that it is not whole: there is no figure of a benchmark that failed or was not reached."""
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    wrong = [f"{len(stats[name])} {name}" for name in ("failed", "error") if stats.get(name)] + INTERRUPTED
+    output_json["machine_info"]["bench"] = {"passed": not wrong, "summary": ", ".join(wrong) or "all passed"}
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:

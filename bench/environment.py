@@ -64,14 +64,25 @@ def write(results: dict, path: Path | None) -> None:
     """Write a measurement as JSON, where a path is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        replace(path, json.dumps(results, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all: where the disk is full, what was there stays."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def current_commit() -> str:
     """The commit of the working tree, with a plus sign where tracked files differ from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")

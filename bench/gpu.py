@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a .json file (default bench/results/bench-DEVICE.json)")
     parser.add_argument("--commit", help="what is measured, where these files are a copy without their history")
     arguments = parser.parse_args(argv)
+    if not 0 <= arguments.minutes < float("inf"):
+        parser.error(f"--minutes must be a number, at least 0, got {arguments.minutes}")
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("needs a CUDA device; --smoke runs without")
     clock, outcomes = Clock(60 * arguments.minutes), {}

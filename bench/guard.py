@@ -173,6 +173,8 @@ def verdict(baseline: dict, now: dict) -> tuple[str, bool]:
         lines.append(f"{case}: {changed_operators(baseline['cases'], now['cases'], case)}")
     if any(row.verdict == "better" for row in rows):
         lines.append("Some counts are lower than stored: run --update to keep it.")
+    if not failed:
+        lines.append("Nothing has grown.")
     for case in dict.fromkeys(row.case for row in failed):
         own = ", ".join(f"{row.count} {row.verdict}" for row in failed if row.case == case)
         lines.append(f"FAILED: {case}: {own}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ipr_fast import reuse
+from ipr_fast.checks import usable_device
 from ipr_fast.memory import PeakBytes
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ class Clock:
 def say(line: str) -> None:
     """A line of progress."""
     print(line, flush=True)
+
+
+def device_argument(text: str) -> torch.device:
+    """For argparse: a device on which tensors can be made."""
+    try:
+        return usable_device("device", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def device_of(config: pytest.Config) -> torch.device:

@@ -93,9 +93,11 @@ def read(path: Path) -> Measurement:
     try:
         machine = {name: found["machine_info"][name] for name in MACHINE} | found["machine_info"]
         records = [_record(each) for each in found["benchmarks"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         text = f"{path} is not what `pytest bench --benchmark-json FILE` writes: {type(error).__name__}: {error}"
         raise Unreadable(text) from error
+    if not records:
+        raise Unreadable(f"{path} holds no benchmarks")
     twice = [name for (_, name), count in Counter((each.group, each.name) for each in records).items() if count > 1]
     if twice:
         raise Unreadable(f"{path} has several benchmarks of one name: {', '.join(twice)}")
@@ -106,4 +108,12 @@ def _record(each: dict) -> Record:
     facts = each["extra_info"]
     for name in ALWAYS:
         facts[name]  # a KeyError where it is missing
-    return Record(each["name"], each["group"] or "", list(each["stats"]["data"]), facts)
+    seconds = list(each["stats"]["data"])
+    others = facts["against"].values()
+    if not all(len(other["seconds"]) == len(seconds) for other in others):
+        raise ValueError(f"{each['name']}: not all sides have as many rounds")
+    numbers = [*seconds, facts["units"], *(n for other in others for n in (*other["seconds"], other["units"]))]
+    if not seconds or not all(isinstance(n, (int, float)) and 0 < n < float("inf") for n in numbers):
+        raise ValueError(f"{each['name']}: rounds and units must be numbers above 0")
+    facts["check"]["difference"]  # what was not checked has no figure
+    return Record(each["name"], each["group"] or "", seconds, facts)

@@ -31,6 +31,7 @@ from script import at_least
 from where_time_goes import ATTENTION, BETWEEN, PRODUCTS, Split, split
 
 import ipr_fast
+from ipr_fast.checks import usable_device
 from ipr_fast.trace import tracing
 
 CALL = "steady state"
@@ -115,9 +116,17 @@ def write_trace(events: list[dict], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = build_parser().parse_args(arguments)
-    device = torch.device(options.device)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        device = usable_device("--device", options.device)
+    except ValueError as error:
+        parser.error(str(error))
     on_gpu = device.type == "cuda"
+    if options.backend == "graphs" and not on_gpu:
+        parser.error(f"--backend graphs needs a CUDA device, got {device}")
+    if options.chrome is not None and (options.chrome.is_dir() or not options.chrome.parent.is_dir()):
+        parser.error(f"--chrome must name a file in a folder that is there, got {options.chrome}")
     refine, steps = workload(options, device)
     facts = environment.describe(device)
     print(f"{options.model}, {options.chains:,} chains, {options.iters} x {steps} steps, {options.dtype}, ", end="")

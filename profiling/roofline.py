@@ -28,6 +28,7 @@ import environment
 from chains import capture_on
 from counts import Step
 from floors import MACHINES, Roof, floors, work_of_tick
+from harness import device_argument
 from launches import can_be_counted
 from measure import Arm
 from reporting import style
@@ -154,7 +155,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=names, default=list(names))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 4096])
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device_argument, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--machine", choices=MACHINES, help="the floors on this GPU")
     parser.add_argument("--peak-tflops", type=float, help="with --bandwidth-gbs: the floors under these")

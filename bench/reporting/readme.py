@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from environment import replace
 from records import Measurement, Record, Unreadable
 
 from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
@@ -31,7 +32,7 @@ def replace_section(path: Path, section: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
         raise Unreadable(f"{path} needs the lines {BEGIN} and {END}, once each and in this order")
-    path.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+    replace(path, f"{before}{BEGIN}\n{section}\n{END}{after}")
 
 
 def _machine(measurement: Measurement) -> str:
@@ -76,6 +77,7 @@ def _scaling(measurements: Sequence[Measurement]) -> str:
             _other_type(record),
             steps(record),
             f"{record.facts['batch']:,}",
+            f"{record.facts['iters']:,}",
             short(record.rate()[1]),
             duration(1 / record.rate()[1]),
             memory(record),
@@ -84,7 +86,8 @@ def _scaling(measurements: Sequence[Measurement]) -> str:
         for each in measurements
         for record in _some(each)
     ]
-    head = ["device", "model", "type", "steps", "chains", "chain-iterations/s", "each", "peak memory", "first call"]
+    head = ["device", "model", "type", "steps", "chains", "iterations", "chain-iterations/s", "each", "peak memory"]
+    head.append("first call")
     return table(head, rows)
 
 

@@ -5,8 +5,8 @@ convolution of a map of twice the size, by the nearest pixel, is a transposed co
 the operations. The numbers are those of the plain layers to float32 rounding.
 
 The operators are those to which torch.compile lowers such layers on a CPU. Where a build of torch has none, and for
-layers that are more than they look (hooks, subclasses, a forward of their own), nothing is packed, and the plain layer
-is called.
+layers that are more than they look (hooks, subclasses, another forward than torch's), nothing is packed, and the plain
+layer is called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d)}  # somebody may replace them
 FEWEST_ROWS = 128  # with fewer, a packed linear layer gains less than the operator's longer call costs
 
 
@@ -104,14 +105,19 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def _can_be_packed(layer: nn.Module) -> bool:
-    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+    if FORWARDS.get(type(layer)) is not type(layer).forward or "forward" in vars(layer):
         return False
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+    if layer._forward_hooks or layer._forward_pre_hooks or _hooks_of_all():
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     zeros = getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", None), str)
     return zeros and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+
+
+def _hooks_of_all() -> bool:
+    """Whether there are hooks that every module has."""
+    return bool(torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
 def _pack(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> Tensor:
