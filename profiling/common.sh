@@ -2,6 +2,13 @@
 # shellcheck disable=SC2154 # here: this folder, which the scripts set
 # What nsys.sh, ncu.sh and sanitize.sh share: the interpreter, what must be there, and running or printing a command.
 
+if [[ ${1-} == --help || ${1-} == -h ]]; then # the comment at the top of the script
+  while IFS= read -r line && [[ $line == '#'* ]]; do
+    [[ $line == '#!'* ]] || printf '%s\n' "${line:2}"
+  done <"$0"
+  exit 0
+fi
+
 print=no
 python=python
 if [[ -x $here/../.venv/bin/python ]]; then python=$here/../.venv/bin/python; fi
@@ -10,6 +17,10 @@ python=${PYTHON:-$python}
 missing() { # what is missing, and what to run in its place
   printf '%s\n' "$@" >&2
   exit 3
+}
+
+need_number() { # OPTION VALUE: a whole number, at least 0
+  [[ $2 =~ ^[0-9]+$ ]] || { echo "$1 needs a number, got $2" >&2; exit 2; }
 }
 
 need_tool() { # TOOL PACKAGE INSTEAD: a tool, what it comes with, and what to run where it is not

@@ -18,8 +18,8 @@ while [[ $# -gt 0 ]]; do
   case $1 in
     --print) print=yes ;;
     --roofline) sections=(--section SpeedOfLight --section SpeedOfLight_RooflineChart) ;;
-    --skip) skip=${2:?--skip needs a number} && shift ;;
-    --count) count=${2:?--count needs a number} && shift ;;
+    --skip) skip=${2-} && need_number --skip "$skip" && shift ;;
+    --count) count=${2-} && need_number --count "$count" && shift ;;
     *) break ;;
   esac
   shift

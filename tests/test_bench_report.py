@@ -2,6 +2,7 @@
 
 import json
 
+import environment
 import made_up_measurements as made_up
 import pytest
 import records
@@ -164,6 +165,38 @@ def test_a_file_that_is_none_of_these_is_an_error(cpu, tmp_path, capsys):
     assert "KeyError: 'first_call'" in fails(capsys, bad)
     made_up.write(bad, [made_up.step()] * 2)
     assert "several benchmarks of one name: test_outside" in fails(capsys, bad)
+
+
+DAMAGE = {
+    "no rounds": lambda each: each["stats"].update(data=[]),
+    "rounds of one side": lambda each: each["stats"]["data"].append(1.0),
+    "a time of nothing": lambda each: each["stats"]["data"].__setitem__(0, 0.0),
+    "NaN": lambda each: each["stats"]["data"].__setitem__(0, float("nan")),
+    "text": lambda each: each["stats"]["data"].__setitem__(0, "1"),
+    "no units": lambda each: each["extra_info"].update(units=0),
+    "no check": lambda each: each["extra_info"].update(check=None),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_an_error(name, tmp_path):
+    made = made_up.benchmark("it", "baselines", [1.0, 2.0], against={"batched": [2.0, 3.0]}, subject="x", batch=1)
+    assert records.read(made_up.write(tmp_path / "whole.json", [made])).records
+    DAMAGE[name](made)
+    with pytest.raises(records.Unreadable, match=r"damaged\.json"):
+        records.read(made_up.write(tmp_path / "damaged.json", [made]))
+    with pytest.raises(records.Unreadable, match="holds no benchmarks"):
+        records.read(made_up.write(tmp_path / "empty.json", []))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    environment.write({"a": 1}, path)
+    monkeypatch.setattr(environment.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):
+        environment.write({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_options_that_do_not_go_together_are_an_error(cpu, capsys):

@@ -36,6 +36,21 @@ def test_a_script_says_which_tool_is_missing(script, tool, instead):
 
 
 @needs_bash
+@pytest.mark.parametrize("script", ["nsys.sh", "ncu.sh", "sanitize.sh"])
+def test_a_script_explains_itself(script):
+    done = run(script, "--help", environment={"PATH": ""})
+    assert done.returncode == 0
+    assert f"    profiling/{script} [--print]" in done.stdout
+    assert "#" not in done.stdout
+
+
+@needs_bash
+def test_launches_are_counted_by_numbers():
+    done = run("ncu.sh", "--print", "--skip", "-5")
+    assert (done.returncode, done.stderr) == (2, "--skip needs a number, got -5\n")
+
+
+@needs_bash
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_script_says_that_there_is_no_gpu(tmp_path):
     (tmp_path / "nsys").write_text("#!/bin/sh\nexit 99\n")

@@ -202,6 +202,16 @@ def test_layers_that_are_more_than_they_look_run_as_they_are(name, generator):
     assert torch.equal(packed.linear(layer, x, weights, gelu=True), expected)
 
 
+def test_hooks_of_all_modules_and_replaced_forwards_are_heard(monkeypatch):
+    layer = nn.Linear(8, 8)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, out: 2 * out)
+    assert weights_of(nn.Sequential(layer)).of(layer) is None
+    handle.remove()
+    assert weights_of(nn.Sequential(layer)).of(layer) is not None
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
+    assert weights_of(nn.Sequential(layer)).of(layer) is None
+
+
 @pytest.mark.parametrize("options", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}], ids=str)
 def test_other_paddings_run_as_they_are(options, generator):
     conv = nn.Conv2d(4, 4, 3, **options)
