@@ -1,8 +1,10 @@
 """The benchmarks' options, what a benchmark is given, and the summary at the end.
 
-pytest bench                                  on a CPU, sizes for two cores; on a GPU, full ones
-pytest bench --benchmark-json FILE.json       and write the figures down, for bench/report.py
-pytest bench --benchmark-disable              only the checks: every benchmark against the reference
+    pytest bench                                  on a CPU, sizes for two cores; on a GPU, full ones
+    pytest bench --benchmark-json FILE.json       and write the figures down, for bench/report.py
+    pytest bench --benchmark-disable              only the checks: every benchmark against the reference
+
+A benchmark is a test of a file bench_*.py that uses the fixture `measure`.
 """
 
 from __future__ import annotations
@@ -52,12 +54,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def sizes(request: pytest.FixtureRequest) -> str:
     """Which sizes to measure: "smoke", "small" or "full"."""
     return sizes_of(request.config)
-
-
-@pytest.fixture(scope="session")
-def full(sizes: str) -> bool:
-    """Whether to measure the sizes of a GPU."""
-    return sizes == "full"
 
 
 @pytest.fixture
