@@ -83,11 +83,12 @@ def doubled_convolution(conv: nn.Conv2d, x: Tensor, size: torch.Size, packed: Pa
 
 def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, gelu: bool = False) -> Tensor:
     """layer(x), then GELU, in its tanh form, if asked for."""
-    if packed is None:
-        return F.gelu(layer(x), approximate="tanh") if gelu else layer(x)
-    weight = packed.of(layer) if x.numel() >= FEWEST_ROWS * x.shape[-1] else None
+    weight = None if packed is None or x.numel() < FEWEST_ROWS * x.shape[-1] else packed.of(layer)
     if weight is None:
-        return torch.ops.aten.gelu_.default(layer(x), approximate="tanh") if gelu else layer(x)
+        out = layer(x)
+        if gelu and not torch.is_grad_enabled() and _is_plain(layer):  # so the result is nobody else's
+            return torch.ops.aten.gelu_.default(out, approximate="tanh")
+        return F.gelu(out, approximate="tanh") if gelu else out
     ending = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, layer.bias, *ending)
 
@@ -104,10 +105,15 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _can_be_packed(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a call of the layer does what torch's own does, and nothing else."""
     if FORWARDS.get(type(layer)) is not type(layer).forward or "forward" in vars(layer):
         return False
-    if layer._forward_hooks or layer._forward_pre_hooks or _hooks_of_all():
+    return not (layer._forward_hooks or layer._forward_pre_hooks or _hooks_of_all())
+
+
+def _can_be_packed(layer: nn.Module) -> bool:
+    if not _is_plain(layer):
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

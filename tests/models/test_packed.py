@@ -202,6 +202,19 @@ def test_layers_that_are_more_than_they_look_run_as_they_are(name, generator):
     assert torch.equal(packed.linear(layer, x, weights, gelu=True), expected)
 
 
+@torch.inference_mode()
+def test_what_another_layer_returns_is_left_alone():
+    """It may be kept by somebody: GELU does not overwrite it."""
+    kept = torch.full((3, 8), -1.0)
+    layer = nn.Linear(8, 8)
+    layer.register_forward_hook(lambda layer, given, out: kept)
+    for weights in (None, weights_of(nn.Sequential(layer))):
+        assert torch.equal(
+            packed.linear(layer, torch.zeros(3, 8), weights, gelu=True), F.gelu(kept, approximate="tanh")
+        )
+        assert (kept == -1).all()
+
+
 def test_hooks_of_all_modules_and_replaced_forwards_are_heard(monkeypatch):
     layer = nn.Linear(8, 8)
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, out: 2 * out)
