@@ -15,7 +15,8 @@ import script
 from torch import Tensor
 
 import ipr_fast
-from ipr_fast.tasks.sudoku import BoardJudge, DigitSudoku, all_grids, check_grids, read_boards
+from ipr_fast.tasks.grids import all_grids
+from ipr_fast.tasks.sudoku import BoardJudge, DigitSudoku, check_grids, read_boards
 
 SEED, ITERS = 0, 20
 RESULTS = Path(__file__).parent / "results" / "diversity-digit-sudoku-4x4.json"

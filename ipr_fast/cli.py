@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib.metadata
+import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,25 +18,22 @@ import ipr_fast
 from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import MissingExtra
+from ipr_fast.evaluate import describe, evaluate
 from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.sources import bundled_models
 from ipr_fast.models.srm_unet import PRESETS
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
 from ipr_fast.schedule import Schedule
-from ipr_fast.tasks.base import Task
-from ipr_fast.tasks.sudoku import SIDES, DigitSudoku
+from ipr_fast.tasks.catalog import TASKS, make_task, task_of
+from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.train import DTYPES as TRAIN_DTYPES
 from ipr_fast.train import TrainSettings, train
 from ipr_fast.watch import CaptureError
 
-# What `train --task` can name: each makes its task, given the folder of MNIST's files or None.
-TASKS: dict[str, Callable[[str | None], Task]] = {
-    f"digit-sudoku-{side}x{side}": functools.partial(DigitSudoku, side) for side in SIDES
-}
-
-
 MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
+MANY, FEW = 512, 32  # samples of a demo
 # What the user can do something about: told in one line.
 EXPECTED = (ValueError, FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError, MissingExtra, CaptureError)
 SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
@@ -79,12 +76,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "demo", _demo, "generate boards of handwritten digits, refine them, count and picture")
-    parser.add_argument("--boards", type=_count, default=512, help="boards to generate (default 512)")
+    parser = _command(commands, "demo", _demo, "generate samples, refine them, count the good ones and draw pictures")
+    parser.add_argument(
+        "--count",
+        "--boards",
+        type=_count,
+        help=f"samples to generate (default {MANY}; {FEW} of a larger model without a GPU)",
+    )
     parser.add_argument("--iters", type=_count, default=20, help="iterations of refinement (default 20)")
     parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
     parser.add_argument(
-        "--clues", type=int, nargs=2, default=(0, 0), metavar=("LOW", "HIGH"), help="clue cells a board (default 0 0)"
+        "--clues",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="clue cells a board (default 0 0; 0 26 on 9x9 cells)",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and numbers (default demo)")
     parser.add_argument("--mnist", help="folder of MNIST's original files, for a model of 28x28 cells")
@@ -95,16 +101,14 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out: {arguments.out} is not a folder")
-    policy = random_patches(arguments.ratio)
-    model = _load(arguments, DEFAULT_MODEL, _device(arguments))
-    side = model.grid.grid_h
-    if side not in SIDES:
-        raise ValueError(f"model: the demo draws boards of {SIDES} cells a side, got samples {model.grid.sample_shape}")
-    task = DigitSudoku(side, arguments.mnist)
-    if task.grid != model.grid:
-        made, drawn = model.grid.sample_shape, task.grid.sample_shape
-        raise ValueError(f"model: it makes samples {made}, boards of these digits are {drawn} (see --mnist)")
-    settings = DemoSettings(arguments.boards, arguments.iters, policy.ratio, tuple(arguments.clues), arguments.seed)
+    policy, device = random_patches(arguments.ratio), _device(arguments)
+    model = _load(arguments, DEFAULT_MODEL, device)
+    task = task_of(model.grid, arguments.mnist)
+    is_small = model.grid.num_patches <= 16 or device.type == "cuda"
+    clues = arguments.clues or ((0, 26) if isinstance(task, DigitSudoku) and task.side == 9 else (0, 0))
+    settings = DemoSettings(
+        arguments.count or (MANY if is_small else FEW), arguments.iters, policy.ratio, tuple(clues), arguments.seed
+    )
     run_demo(task, model, settings, arguments.out, say=print, progress=not arguments.quiet)
 
 
@@ -211,14 +215,18 @@ def _schedule(name: str, pair: list[str] | None) -> Schedule | None:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "train", _train, "train a model of digit boards; a killed run can be resumed")
+    parser = _command(commands, "train", _train, "train a model of a task; a killed run can be resumed")
     defaults = TrainSettings()
-    parser.add_argument("--task", choices=sorted(TASKS), default="digit-sudoku-4x4", help="default digit-sudoku-4x4")
+    parser.add_argument("--task", choices=TASKS, default="digit-sudoku-4x4", help="default digit-sudoku-4x4")
     parser.add_argument("--mnist", help="folder of MNIST's original files: 28x28 cells in place of 8x8")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the model")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    for name in ("width", "depth", "num_heads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=_count, help="of the network (default the task's)")
+    steps = f"end after so many (default {defaults.steps:,}; with --minutes, no such end)"
+    parser.add_argument("--steps", type=_count, help=steps)
+    parser.add_argument("--minutes", type=float, help="end after so many; the learning rate falls to 0 until then")
     for name, parse in (
-        ("steps", _count),
         ("batch_size", _count),
         ("learning_rate", float),
         ("warmup", _count_or_zero),
@@ -229,22 +237,33 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     ):
         default = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=parse, default=default, help=f"default {default:g}")
+    parser.add_argument("--dtype", choices=TRAIN_DTYPES, default=defaults.dtype, help="of products (default float32)")
+    parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the network and its losses")
+    parser.add_argument(
+        "--evaluate", type=_count_or_zero, default=256, help="samples to judge in the end, 0 for none (default 256)"
+    )
+    parser.add_argument("--iters", type=_count, default=10, help="iterations of their refinement (default 10)")
     _add_run_options(parser)
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if arguments.steps is None and arguments.minutes is None:
+        arguments.steps = TrainSettings.steps
     names = [field.name for field in dataclasses.fields(TrainSettings)]
     settings = TrainSettings(**{name: getattr(arguments, name) for name in names})
-    task = TASKS[arguments.task](arguments.mnist)
-    path = train(
-        task,
-        settings,
-        arguments.out,
-        resume=arguments.resume,
-        device=_device(arguments),
-        progress=not arguments.quiet,
-    )
+    task, device, progress = make_task(arguments.task, arguments.mnist), _device(arguments), not arguments.quiet
+    sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
+    task.config = dataclasses.replace(task.config, **{name: size for name, size in sizes.items() if size is not None})
+    path = train(task, settings, arguments.out, resume=arguments.resume, device=device, progress=progress)
     print(f"wrote {path}")
+    if arguments.evaluate:
+        model = load_model(path, device=device)
+        results = evaluate(task, model, arguments.evaluate, arguments.iters, seed=arguments.seed, progress=progress)
+        for line in describe(results, task, arguments.iters):
+            print(line)
+        numbers = arguments.out / "evaluation.json"
+        numbers.write_text(json.dumps({"iters": arguments.iters, "seed": arguments.seed, **results}, indent=2) + "\n")
+        print(f"wrote {numbers}")
 
 
 # -------------------------------------------------------------------------------------------------------- convert

@@ -1,14 +1,20 @@
-"""The training objective: which roles and levels are drawn, and the losses of a batch."""
+"""The training objective: which roles and levels are drawn, and the losses of a batch.
+
+Everything is drawn on the generator's device, without a look at it from the host.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.denoiser import Prediction
+
+Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
 
 ETA = 0.5  # the stochasticity whose posterior the variance mix is fitted to
 
@@ -16,11 +22,32 @@ ETA = 0.5  # the stochasticity whose posterior the variance mix is fitted to
 # ------------------------------------------------------------------------------------------------ what is drawn
 
 
+class Draw(NamedTuple):
+    """What is random in the losses of a batch of clean patches (B, N, P).
+
+    is_active (B, N) bool; levels (B, N), 0 where not active; noise (B, N, P); step (B, N) in [0, 1): see `best_mix`.
+    """
+
+    is_active: Tensor
+    levels: Tensor
+    noise: Tensor
+    step: Tensor
+
+
+def draw(shape: torch.Size, generator: torch.Generator) -> Draw:
+    """For a batch of clean patches of that shape."""
+    batch, num_patches, _ = shape
+    is_active = sample_roles(batch, num_patches, generator)
+    levels = sample_levels(is_active, generator)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    return Draw(is_active, levels, noise, _uniform(batch, num_patches, generator))
+
+
 def sample_roles(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
     """Roles (B, N) bool, True = active: a third of the samples wholly active, in the others uniformly 1..N patches."""
-    count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator)
-    count[torch.rand(batch, 1, generator=generator) < 1 / 3] = num_patches
-    return _random_ranks(batch, num_patches, generator) < count
+    count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator, device=generator.device)
+    count = torch.where(_uniform(batch, 1, generator) < 1 / 3, num_patches, count)
+    return _uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
 
 
 def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
@@ -32,7 +59,7 @@ def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     """
     batch, num_patches = is_active.shape
     levels = torch.where(
-        torch.rand(batch, 1, generator=generator) < 0.5,
+        _uniform(batch, 1, generator) < 0.5,
         _staircase_levels(is_active, generator),
         _scattered_levels(batch, num_patches, generator),
     )
@@ -42,30 +69,29 @@ def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
 def _staircase_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     batch, num_patches = is_active.shape
     count = is_active.sum(1, keepdim=True)
-    stagger = torch.rand(batch, 1, generator=generator)  # 1 - overlap
-    stagger[torch.rand(batch, 1, generator=generator) < 0.25] = 1.0
-    keys = torch.rand(batch, num_patches, generator=generator) + 2.0 * ~is_active  # active patches first
+    stagger = _uniform(batch, 1, generator)  # 1 - overlap
+    stagger = torch.where(_uniform(batch, 1, generator) < 0.25, 1.0, stagger)
+    keys = _uniform(batch, num_patches, generator) + 2.0 * ~is_active  # active patches first
     rank = keys.argsort(1).argsort(1)
-    progress = torch.rand(batch, 1, generator=generator) * ((count - 1) * stagger + 1)
+    progress = _uniform(batch, 1, generator) * ((count - 1) * stagger + 1)
     return (1 - (progress - rank * stagger)).clamp(0, 1)
 
 
 def _scattered_levels(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    centre = torch.rand(batch, 1, generator=generator).clamp(1e-3, 1 - 1e-3).logit()
-    spread = torch.exp(math.log(0.2) + torch.rand(batch, 1, generator=generator) * math.log(8.0 / 0.2))
-    level = (centre + spread * torch.randn(batch, num_patches, generator=generator)).sigmoid()
-    return (1.1 * level - 0.05).clamp(0, 1)  # stretched, so that both ends are reached
+    centre = _uniform(batch, 1, generator).clamp(1e-3, 1 - 1e-3).logit()
+    spread = torch.exp(math.log(0.2) + _uniform(batch, 1, generator) * math.log(8.0 / 0.2))
+    normal = torch.randn(batch, num_patches, generator=generator, device=generator.device)
+    return (1.1 * (centre + spread * normal).sigmoid() - 0.05).clamp(0, 1)  # stretched, so that both ends are reached
 
 
-def _random_ranks(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(batch, num_patches, generator=generator).argsort(1).argsort(1)
+def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, count, generator=generator, device=generator.device)
 
 
 # -------------------------------------------------------------------------------------------------------- losses
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """velocity: mean squared error. log_variance: Gaussian log-likelihood. mix: squared distance from the best mix."""
 
     velocity: Tensor
@@ -77,19 +103,16 @@ class Losses:
         return self.velocity + 0.1 * self.log_variance + 0.1 * self.mix
 
 
-def compute_losses(model: PatchTransformer, clean: Tensor, generator: torch.Generator) -> Losses:
-    """The losses for one batch of clean patches (B, N, P)."""
-    batch, num_patches, _ = clean.shape
-    is_active = sample_roles(batch, num_patches, generator).to(clean.device)
-    levels = sample_levels(is_active.cpu(), generator).to(clean.device)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    t = levels[..., None]
-    prediction = model.predict((1 - t) * clean + t * noise, levels, is_active)
-    square = (prediction.velocity - (noise - clean)).square()
-    noisy = (levels > 0).float()  # nothing can be learned of the noise of a clean patch
+def compute_losses(predict: Predict, clean: Tensor, drawn: Draw) -> Losses:
+    """The losses of a batch of clean patches (B, N, P); `predict` is that of a PatchTransformer."""
+    t = drawn.levels[..., None]
+    prediction = predict((1 - t) * clean + t * drawn.noise, drawn.levels, drawn.is_active)
+    log_variance = prediction.log_variance.float()
+    square = (prediction.velocity - (drawn.noise - clean)).square()
+    noisy = (drawn.levels > 0).float()  # nothing can be learned of the noise of a clean patch
     patch_error = square.mean(-1).detach()
-    log_likelihood = 0.5 * (patch_error * torch.exp(-prediction.log_variance) + prediction.log_variance)
-    target, weight = best_mix(levels, patch_error, torch.rand(levels.shape, generator=generator).to(clean.device))
+    log_likelihood = 0.5 * (patch_error * torch.exp(-log_variance) + log_variance)
+    target, weight = best_mix(drawn.levels, patch_error, drawn.step)
     mix_error = (prediction.variance_mix - target[..., None]).square().mean(-1)
     return Losses(
         velocity=_weighted_mean(square.mean(-1), noisy),

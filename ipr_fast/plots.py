@@ -53,10 +53,40 @@ def plot_boards(
     save_figure(figure, path)
 
 
-def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
-    """The share of valid boards against the iteration, with its 95 % interval; valid (R + 1, B) bool."""
+def plot_images(
+    path: str | Path,
+    images: Tensor,
+    good: Tensor,
+    error: Tensor,
+    iterations: Sequence[int],
+    chosen: Sequence[int],
+) -> None:
+    """One row a sample of `chosen`, one column an iteration of `iterations`; its error is written under each.
+
+    images (R + 1, B, 3, H, W), good (R + 1, B) bool and error (R + 1, B) integers, for iterations 0..R.
+    """
     pyplot = load_pyplot()
-    shares = [intervals.share(v) for v in valid]
+    rows, columns = len(chosen), len(iterations)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.2 * columns + 0.3, 1.36 * rows + 0.55), squeeze=False, layout="constrained"
+    )
+    for row, sample in enumerate(chosen):
+        for column, iteration in enumerate(iterations):
+            axis, is_good = axes[row][column], bool(good[iteration, sample])
+            picture = (images[iteration, sample].clamp(-1, 1) + 1) / 2
+            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            _frame(axis, GREEN if is_good else INK)
+            axis.set_xlabel(str(int(error[iteration, sample])), fontsize=8, labelpad=2, color=GREEN if is_good else INK)
+            if row == 0:
+                axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
+    figure.suptitle("Iterations of refinement: how many pixels too many of one hue", fontsize=9, color=INK)
+    save_figure(figure, path)
+
+
+def plot_good(path: str | Path, good: Tensor, what: str, *, title: str) -> None:
+    """The share of good samples, `what` names them, against the iteration, with its 95 % interval; good (R + 1, B)."""
+    pyplot = load_pyplot()
+    shares = [intervals.share(v) for v in good]
     value, low, high = ([100 * s[i] for s in shares] for i in range(3))
     steps = range(len(shares))
     figure, axis = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
@@ -64,9 +94,9 @@ def plot_validity(path: str | Path, valid: Tensor, *, title: str) -> None:
     reached = f"refined: {value[-1]:.1f} % after {steps[-1]}"
     axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label=reached)
     axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
-    axis.set(xlabel="iteration", ylabel="valid boards (%)", xlim=(0, max(1, steps[-1]) * 1.04))
+    axis.set(xlabel="iteration", ylabel=f"{what} (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylim(max(0, min(low) - 5), 100.5)
+    axis.set_ylim(max(0, min(low) - 5), min(100.5, max(high) + 5))
     axis.set_title(title, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
@@ -95,6 +125,10 @@ def _draw_grid(axis, side: int, frame: str) -> None:
         width = 1.2 if line % box == 0 else 0.35
         axis.axhline(line, color=GREY, linewidth=width)
         axis.axvline(line, color=GREY, linewidth=width)
+    _frame(axis, frame)
+
+
+def _frame(axis, frame: str) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color=frame, linewidth=2.2 if frame == GREEN else 1.2)

@@ -3,7 +3,7 @@ import torch
 from small_models import TINY
 
 from ipr_fast.models import PatchTransformer
-from ipr_fast.objective import ETA, best_mix, compute_losses, sample_levels, sample_roles
+from ipr_fast.objective import ETA, best_mix, compute_losses, draw, sample_levels, sample_roles
 
 
 def test_roles_and_levels_are_as_diverse_as_promised(generator):
@@ -42,5 +42,6 @@ def test_every_weight_gets_a_gradient(generator):
     model = PatchTransformer(TINY)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    compute_losses(model, torch.randn(16, 16, 16, generator=generator), generator).total.backward()
+    clean = torch.randn(16, 16, 16, generator=generator)
+    compute_losses(model.predict, clean, draw(clean.shape, generator)).total.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())

@@ -19,6 +19,9 @@ class Stripes:
     name = "stripes"
     config = PatchTransformerConfig(channels=1, image_size=8, patch_size=4, width=16, depth=1, num_heads=1)
 
+    def initialise(self, model):
+        pass
+
     def sample(self, batch_size, generator):
         return (torch.randint(0, 2, (batch_size, 1, 1, 1), generator=generator) * 2.0 - 1).expand(-1, 1, 8, 8)
 

@@ -304,7 +304,11 @@ class Layer(nn.Module):
             with span("partial_attention"):
                 return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
+        if q.is_cuda or q.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
+        with torch.autocast(q.device.type, enabled=False):  # on a CPU the gradient in bfloat16 takes six times as long
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=may_attend)
+        return out.transpose(1, 2).flatten(2)
 
     def finish(self, h: Tensor, by: Scales, attended: Tensor, packed: PackedWeights | None = None) -> Tensor:
         """The layer's output (B, n, width), given its input and what the tokens have attended to."""

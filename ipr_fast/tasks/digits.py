@@ -10,12 +10,13 @@ from __future__ import annotations
 import gzip
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ipr_fast.errors import MissingExtra
 
@@ -38,12 +39,36 @@ class Digits:
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """A random image of each label: labels (...) int64 to images (..., size, size)."""
-        order = self.labels.argsort(stable=True)
-        count = self.labels.bincount(minlength=10)
-        first = count.cumsum(0) - count
+        by_label, first, count = self._sorted
         pick = torch.rand(labels.shape, generator=generator, device=labels.device)
         offset = (pick * count[labels]).long().clamp(max=count[labels] - 1)
-        return self.images[order[first[labels] + offset]]
+        return by_label[first[labels] + offset]
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The images sorted by label, and where each label's begin and how many they are."""
+        count = self.labels.bincount(minlength=10)
+        return self.images[self.labels.argsort(stable=True)], count.cumsum(0) - count, count
+
+
+# How far an image may be jittered. Of the jittered training digits the reader reads 99.996 % right; of those jittered
+# twice as far 98.95 %.
+TURN, SHEAR, STRETCH, SHIFT = math.radians(3), 0.04, 0.035, 0.025  # SHIFT in widths of the image
+
+
+def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (..., size, size) in [-1, 1], each a little turned, sheared, stretched and shifted, at random.
+
+    On the device of images and generator; resampled bilinearly, and -1, the paper, where nothing was.
+    """
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    u = 2 * torch.rand(len(flat), 6, generator=generator, device=generator.device) - 1
+    turn, shear, (wide, high) = TURN * u[:, 0], SHEAR * u[:, 1], (1 + STRETCH * u[:, 2:4]).unbind(1)
+    x, y = (2 * SHIFT * u[:, 4:]).unbind(1)
+    first = torch.stack([wide * turn.cos(), shear - high * turn.sin(), x], dim=1)
+    second = torch.stack([wide * turn.sin(), high * turn.cos(), y], dim=1)
+    where = F.affine_grid(torch.stack([first, second], dim=1), list(flat.shape), align_corners=False)
+    return (F.grid_sample(flat + 1, where, align_corners=False) - 1).view_as(images)
 
 
 def load_digits(split: str, root: str | Path | None = None) -> Digits:
@@ -113,16 +138,18 @@ class DigitReader:
         self._scale = 1 / (2 * self.BANDWIDTH**2 * flat.shape[1])
         kernel = torch.exp(-self._scale * torch.cdist(flat, flat).square())
         kernel.diagonal().add_(self.RIDGE)
-        one_hot = torch.nn.functional.one_hot(train.labels[: self.MAX_IMAGES], 10).double()
+        one_hot = F.one_hot(train.labels[: self.MAX_IMAGES], 10).double()
         self._weights = torch.linalg.solve(kernel, one_hot).float()
         self._images = flat.float()
 
     def read(self, images: Tensor) -> Tensor:
-        """Images (..., size, size) as digits (...) int64 in 0..9."""
+        """Images (..., size, size) as digits (...) int64 in 0..9, on the images' device, to which the reader moves."""
         lead = images.shape[:-2]
+        if images.device != self._images.device:
+            self._images, self._weights = self._images.to(images.device), self._weights.to(images.device)
         flat = images.flatten(-2).reshape(-1, self._images.shape[1]).to(self._images)
         read = [self._scores(chunk).argmax(1) for chunk in flat.split(8192)]
-        return torch.cat(read).reshape(lead).to(images.device) if read else images.new_zeros(lead, dtype=torch.long)
+        return torch.cat(read).reshape(lead) if read else images.new_zeros(lead, dtype=torch.long)
 
     def accuracy(self, digits: Digits) -> float:
         """The share of `digits` read as labelled."""

@@ -1,23 +1,23 @@
-"""Sudoku boards of handwritten digits: random valid grids, pictures of them, clues, and what is wrong with a board.
+"""Sudoku boards of handwritten digits: pictures of grids, clues, and what is wrong with a board.
 
 A board of side n (4 or 9) is an image of n x n cells, a cell is one patch. Grids are (B, n, n) int64 with digits 1..n.
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ipr_fast.models.patch_transformer import PatchTransformerConfig
+from ipr_fast.initialise import look_along_lines
+from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.patches import PatchGrid
-from ipr_fast.tasks.digits import DigitReader, Digits, load_digits
+from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
+from ipr_fast.tasks.grids import all_grids, box_side, random_grids, transformed
 
-SIDES = (4, 9)
+BASE_GRIDS = 4096  # of side 9, from a search of a few seconds; each has 1.2e12 symmetries
 
 
 class BoardReport(NamedTuple):
@@ -32,12 +32,12 @@ class BoardReport(NamedTuple):
     violations: Tensor
     violating_cells: Tensor
 
+    @property
+    def good(self) -> Tensor:
+        return self.valid
 
-def box_side(side: int) -> int:
-    """The side of a box: 2 for boards of side 4, 3 for boards of side 9."""
-    if side not in SIDES:
-        raise ValueError(f"side must be one of {SIDES}, got {side!r}")
-    return {4: 2, 9: 3}[side]
+    def measures(self) -> dict[str, Tensor]:
+        return {"violations": self.violations}
 
 
 def board_grid(side: int, cell: int) -> PatchGrid:
@@ -49,65 +49,14 @@ def board_grid(side: int, cell: int) -> PatchGrid:
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
-def random_grids(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Valid grids (count, side, side): for side 4 uniform over all 288, for side 9 from a randomised search."""
-    if side == 4:
-        grids = all_grids(4)
-        return grids[torch.randint(len(grids), (count,), generator=generator)]
-    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-    box_side(side)
-    found = [next(_search(side, rng)) for _ in range(count)]
-    return torch.tensor(found, dtype=torch.int64).reshape(count, side, side)
-
-
-@cache
-def all_grids(side: int) -> Tensor:
-    """Every valid grid of side 4, (288, 4, 4)."""
-    if side != 4:
-        raise ValueError(f"only the grids of side 4 can be listed, got side {side!r}")
-    return torch.tensor(list(_search(4, None)), dtype=torch.int64).reshape(-1, 4, 4)
-
-
-def _search(side: int, rng: random.Random | None):
-    """Yield valid grids as lists of digits, depth first, always filling the cell with the fewest candidates.
-
-    With `rng`, candidates are tried in random order, so that the first grid found is a random one.
-    """
-    box, cells = box_side(side), side * side
-    groups = [(i // side, side + i % side, 2 * side + (i // side // box) * box + i % side // box) for i in range(cells)]
-    full = (1 << side) - 1
-    free = [full] * (3 * side)  # the digits each row, column and box still lacks, as bits
-    grid = [0] * cells
-
-    def candidates(cell: int) -> int:
-        row, column, square = groups[cell]
-        return free[row] & free[column] & free[square]
-
-    def fill(empty: list[int]):
-        if not empty:
-            yield list(grid)
-            return
-        cell = min(empty, key=lambda c: candidates(c).bit_count())
-        rest = [c for c in empty if c != cell]
-        digits = [d for d in range(side) if candidates(cell) >> d & 1]
-        if rng is not None:
-            rng.shuffle(digits)
-        for digit in digits:
-            grid[cell] = digit + 1
-            for group in groups[cell]:
-                free[group] ^= 1 << digit
-            yield from fill(rest)
-            for group in groups[cell]:
-                free[group] ^= 1 << digit
-
-    yield from fill(list(range(cells)))
-
-
 def draw_boards(grids: Tensor, digits: Digits, generator: torch.Generator) -> Tensor:
     """Pictures (B, 1, H, W) of grids (B, n, n), every cell a random image of its digit."""
-    batch, side, _ = grids.shape
-    cells = digits.draw(grids, generator)  # (B, n, n, size, size)
-    return cells.permute(0, 1, 3, 2, 4).reshape(batch, 1, side * digits.size, side * digits.size)
+    return assemble(digits.draw(grids, generator))
+
+
+def assemble(cells: Tensor) -> Tensor:
+    """Pictures of cells (B, n, n, size, size) as boards (B, 1, n * size, n * size)."""
+    return cells.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)[:, None]
 
 
 def random_clues(batch: int, side: int, low: int, high: int, generator: torch.Generator) -> Tensor:
@@ -167,12 +116,22 @@ class BoardJudge:
         """Judge boards (B, 1, H, W)."""
         return check_grids(read_boards(images, self.reader, self.side))
 
+    @property
+    def note(self) -> str:
+        return f"judged by a reader that reads {100 * self.reader_accuracy:.1f} % of held-out digits right"
+
 
 # ---------------------------------------------------------------------------------------------------------- the task
 
 
 class DigitSudoku:
-    """Boards of handwritten digits as a training task; 8x8 cells, or MNIST's 28x28 with the folder of its files."""
+    """Boards of handwritten digits as a training task; 8x8 cells, or MNIST's 28x28 with the folder of its files.
+
+    Side 4: all grids, the training digits as they are. Side 9: a few thousand grids found by a search, each time under
+    another symmetry, the digits jittered. The boards are made on the device of the generator.
+    """
+
+    noun, adjective = "board", "valid"
 
     def __init__(self, side: int, mnist: str | None = None) -> None:
         self.side = side
@@ -180,14 +139,34 @@ class DigitSudoku:
         cell = self.train.size
         self.grid = board_grid(side, cell)
         self.name = f"digit-sudoku-{side}x{side}" + ("" if mnist is None else "-mnist")
+        size = {} if side == 4 else {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
         self.config = PatchTransformerConfig(
-            channels=1, image_size=side * cell, patch_size=cell, box_size=box_side(side)
+            channels=1, image_size=side * cell, patch_size=cell, box_size=box_side(side), **size
         )
+        self._sources: dict[torch.device, tuple[Tensor, Digits]] = {}
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pictures (B, 1, H, W) of random valid boards in training digits."""
-        return draw_boards(random_grids(batch_size, self.side, generator), self.train, generator)
+        """Pictures (B, 1, H, W) of random valid boards in training digits, on the generator's device."""
+        base, digits = self._source(generator.device)
+        grids = base[torch.randint(len(base), (batch_size,), generator=generator, device=generator.device)]
+        if self.side == 4:
+            return draw_boards(grids, digits, generator)
+        cells = digits.draw(transformed(grids, generator), generator)
+        return assemble(jittered(cells, generator))
+
+    def initialise(self, model: PatchTransformer) -> None:
+        """Side 9: heads begin by looking along rows, columns and boxes. Side 4 finds these without help."""
+        if self.side != 4:
+            look_along_lines(model)
 
     def judge(self) -> BoardJudge:
         """A judge of boards, whose reader has seen the training digits only."""
         return BoardJudge.from_digits(self.side, self.train, self.test)
+
+    def _source(self, device: torch.device) -> tuple[Tensor, Digits]:
+        """The base grids and the training digits on a device, made when first asked for."""
+        if device not in self._sources:
+            seeded = torch.Generator().manual_seed(0)
+            base = all_grids(4) if self.side == 4 else random_grids(BASE_GRIDS, self.side, seeded)
+            self._sources[device] = base.to(device), self.train.to(device)
+        return self._sources[device]

@@ -2,16 +2,15 @@ import pytest
 import torch
 
 from ipr_fast.tasks.digits import load_digits
+from ipr_fast.tasks.grids import all_grids, random_grids
 from ipr_fast.tasks.sudoku import (
     BoardJudge,
     DigitSudoku,
-    all_grids,
     board_grid,
     check_grids,
     clues_kept,
     draw_boards,
     random_clues,
-    random_grids,
     read_boards,
 )
 

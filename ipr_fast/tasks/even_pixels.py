@@ -1,0 +1,135 @@
+"""Even Pixels: images of two opposite hues, half of the pixels each, and how far from even an image is.
+
+The task and its metrics are those of Wewer et al. 2025, "Spatial Reasoning with Denoising Models" (their package
+srmbench): 32x32 RGB, every pixel of saturation 1 and value 0.7, a hue h in [0, 0.5) or its opposite h + 0.5, and just
+512 of the 1,024 pixels of either. A pixel is right or wrong only by the count of all others.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+
+SIZE, PATCH = 32, 4
+SATURATION, VALUE = 1.0, 0.7
+BINS = 256  # of the hue's histogram
+
+
+class EvenPixelsReport(NamedTuple):
+    """How even each image is.
+
+    balanced        (B,) bool: imbalance is 0
+    imbalance       (B,) int64: pixels of one hue too many, 0..512
+    saturation_std  (B,) float32: standard deviation over the image's pixels, of a saturation that should be 1
+    value_std       (B,) float32: likewise of the value, which should be 0.7
+    """
+
+    balanced: Tensor
+    imbalance: Tensor
+    saturation_std: Tensor
+    value_std: Tensor
+
+    @property
+    def good(self) -> Tensor:
+        return self.balanced
+
+    def measures(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("imbalance", "saturation_std", "value_std")}
+
+
+class EvenPixels:
+    """Even Pixels as a training task."""
+
+    name, noun, adjective = "even-pixels", "image", "balanced"
+
+    def __init__(self) -> None:
+        self.config = PatchTransformerConfig(
+            channels=3,
+            image_size=SIZE,
+            patch_size=PATCH,
+            width=256,
+            depth=9,
+            num_heads=8,
+            generate_schedule=(30, 0.9),  # those of Kang et al. 2026
+            refine_schedule=(30, 0.9),
+        )
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Even images (B, 3, 32, 32) in [-1, 1], on the generator's device."""
+        on = {"generator": generator, "device": generator.device}
+        hue = 0.5 * torch.rand(batch_size, 1, **on)
+        order = torch.rand(batch_size, SIZE * SIZE, **on).argsort(1)
+        is_opposite = torch.zeros(batch_size, SIZE * SIZE, device=generator.device)
+        is_opposite.scatter_(1, order[:, : SIZE * SIZE // 2], 1.0)
+        return colours(hue + 0.5 * is_opposite).unflatten(-1, (SIZE, SIZE))
+
+    def initialise(self, model: PatchTransformer) -> None:
+        """The model begins as it was made."""
+
+    def judge(self) -> HueJudge:
+        """A judge of images, which needs no data."""
+        return HueJudge()
+
+
+class HueJudge:
+    """Judges images by their hues alone, and so without error."""
+
+    note = ""
+
+    def __call__(self, images: Tensor) -> EvenPixelsReport:
+        """Judge images (B, 3, H, W)."""
+        return check_images(images)
+
+
+def colours(hue: Tensor) -> Tensor:
+    """The task's colours of hues (B, n) in [0, 1): (B, 3, n) in [-1, 1]."""
+    sector = 6 * hue[:, None] + torch.tensor([0.0, 4.0, 2.0], device=hue.device)[:, None]
+    pure = ((sector % 6 - 3).abs() - 1).clamp(0, 1)
+    return 2 * VALUE * (1 - SATURATION * (1 - pure)) - 1
+
+
+def check_images(images: Tensor) -> EvenPixelsReport:
+    """Judge images (B, 3, H, W) in [-1, 1]; what lies beyond is cut off."""
+    hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
+    imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
+    deviations = (x.double().std(1, correction=0).float() for x in (saturation, value))
+    return EvenPixelsReport(imbalance == 0, imbalance, *deviations)
+
+
+def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue, saturation and value (B, n), in [0, 1], of colours (B, 3, n); the hue of grey is 0."""
+    red, green, blue = rgb.unbind(1)
+    value, spread = rgb.amax(1), rgb.amax(1) - rgb.amin(1)
+    safe = torch.where(spread > 0, spread, 1.0)
+    hue = torch.where(value == red, (green - blue) / safe, 0.0)
+    hue = torch.where(value == green, 2 + (blue - red) / safe, hue)
+    hue = torch.where(value == blue, 4 + (red - green) / safe, hue)
+    hue = torch.where(spread > 0, hue / 6 % 1, 0.0)
+    return hue, torch.where(spread > 0, spread / torch.where(value > 0, value, 1.0), 0.0), value
+
+
+def _histogram(hue: Tensor) -> Tensor:
+    """How many of the hues (B, n) lie in each bin, (B, 256) int64."""
+    bins = (hue * BINS).long().clamp(max=BINS - 1)
+    return torch.zeros(len(hue), BINS, dtype=torch.int64, device=hue.device).scatter_add_(
+        1, bins, torch.ones_like(bins)
+    )
+
+
+def _between_borders(histogram: Tensor) -> Tensor:
+    """(B,) int64: pixels from the border after the lower peak to that after the higher one.
+
+    The peaks are the fullest bin (the first of equals) and the one opposite; the borders lie half way between.
+    """
+    bins = torch.arange(BINS, device=histogram.device)
+    peak = (histogram * BINS + (BINS - 1 - bins)).argmax(1)
+    sum_of_peaks = 2 * (peak % (BINS // 2)) + BINS // 2
+    first, second = sum_of_peaks // 2, (sum_of_peaks + BINS) // 2
+    second = torch.where(second > BINS, second - BINS, second)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    inside = (bins >= low[:, None]) & (bins < high[:, None])
+    return (histogram * inside).sum(1)
