@@ -1,10 +1,11 @@
-"""95 % confidence intervals for shares of samples, and for paired differences of them."""
+"""95 % confidence intervals for shares of samples, for paired differences of them, and for means."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -22,6 +23,9 @@ class Estimate(NamedTuple):
 
     def points(self) -> str:
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+    def plain(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def share(successes: Tensor) -> Estimate:
@@ -47,3 +51,13 @@ def paired_gain(before: Tensor, after: Tensor) -> Estimate:
     centre = (fixed - broken) / (n + 2)
     half = Z * math.sqrt(fixed + broken + 1 - (fixed - broken) ** 2 / (n + 2)) / (n + 2)
     return Estimate((fixed - broken) / n, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def mean(values: Tensor) -> Estimate:
+    """The mean of numbers (B,), with the normal approximation's interval; without end for fewer than two."""
+    n = values.numel()
+    if n < 2:
+        return Estimate(values.double().mean().item(), -math.inf, math.inf)
+    deviation, centre = (x.item() for x in torch.std_mean(values.double()))
+    half = Z * deviation / math.sqrt(n)
+    return Estimate(centre, centre - half, centre + half)

@@ -24,6 +24,7 @@ from ipr_fast.files import prepare_folder, replace_durably
 from ipr_fast.models.checkpoints import save_model
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.objective import Draw, Losses, compute_losses, draw
+from ipr_fast.precision import float32_products
 from ipr_fast.rates import product_rate, training_flops
 from ipr_fast.tasks.base import Task
 
@@ -31,7 +32,7 @@ CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
 LOG_EVERY = 50
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "tf32", "bfloat16")
 MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
 
 
@@ -42,8 +43,9 @@ class TrainSettings:
     steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps. minutes > 0. One of steps and
     minutes may be None, for no such end. learning_rate > 0, reached after `warmup` >= 0 steps, falls to 0 as a cosine
     over the last half of the run. weight_decay >= 0; clip_norm > 0, the gradient's largest norm; ema_decay in [0, 1).
-    dtype: "float32", or "bfloat16" for products and attention (weights, losses and optimiser stay float32). compile:
-    let torch.compile fuse the network and its losses. Anything else is a ValueError.
+    dtype: of products and attention: "float32", "tf32" (that of a GPU, with ten bits of mantissa; elsewhere float32) or
+    "bfloat16" (seven); weights, losses and optimiser are float32. compile: let torch.compile fuse the network and its
+    losses. Anything else is a ValueError.
     """
 
     steps: int | None = 8_000
@@ -204,7 +206,8 @@ def train(
         trainer.restore(checkpoint)
     prepare_folder(out)
     _cut_log(out / LOG, trainer.step)
-    with _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
+    products = float32_products(trainer.device, settings.dtype == "tf32")
+    with products, _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
         for entry in _run(trainer, checkpoint, bar):
             log.write(json.dumps(entry) + "\n")
             log.flush()
@@ -250,7 +253,8 @@ class Speed:
         self._batch = trainer.settings.batch_size
         grid = trainer.model.grid
         self._flops = training_flops(trainer.model, (grid.num_patches, grid.patch_numel))
-        self._most = product_rate(trainer.device, getattr(torch, trainer.settings.dtype))
+        dtype = torch.bfloat16 if trainer.settings.dtype == "bfloat16" else torch.float32
+        self._most = product_rate(trainer.device, dtype)
         self._last = time.monotonic()
 
     def since_last(self, steps: int) -> dict[str, float]:

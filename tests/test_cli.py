@@ -86,10 +86,78 @@ def test_the_demo_counts_pictures_and_tells(tmp_path, capsys, clues):
     assert len(results["valid_by_iteration"]) == 4
     assert results["valid_after"] >= 6  # the bundled model makes about eight valid boards of ten
     assert results.get("clues_kept", 12) == 12
-    for words in ("of 12 valid", " fixed, ", "held-out digits", "boards.png", "validity.png"):
+    for words in ("of 12 valid", " fixed, ", "violations", "held-out digits", "boards.png", "progress.png"):
         assert words in said
-    for picture in ("boards.png", "validity.png"):
+    for picture in ("boards.png", "progress.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def even_pixels_weights(tmp_path):
+    """A small model of Even Pixels that has learned nothing, as a file."""
+    from small_models import randomise
+
+    config = ipr_fast.models.PatchTransformerConfig(
+        3, 32, 4, width=16, depth=1, num_heads=1, generate_schedule=(1, 0.9), refine_schedule=(1, 0.9)
+    )
+    path = tmp_path / "even.safetensors"
+    ipr_fast.save_model(randomise(ipr_fast.models.PatchTransformer(config), seed=0), path)
+    return str(path)
+
+
+def test_the_demo_of_another_task(tmp_path, even_pixels_weights, capsys):
+    out = tmp_path / "demo"
+    options = ["--count", "7", "--iters", "2", "--out", str(out), "--quiet"]
+    assert main(["demo", "--model", even_pixels_weights, *options]) == 0
+    results = json.loads((out / "results.json").read_text())
+    said = capsys.readouterr().out
+    assert results["images"] == 7
+    assert len(results["mean_imbalance_by_iteration"]) == 3
+    assert results["balanced_before"] == results["balanced_by_iteration"][0]
+    for words in ("7 images of even-pixels, 32x32 pixels, seed 0", "of 7 balanced", "imbalance", "value deviation"):
+        assert words in said
+    assert "reader" not in said
+    for picture in ("images.png", "progress.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert main(["demo", "--model", even_pixels_weights, "--clues", "0", "3", *options]) == 1
+    assert "clues: even-pixels has none" in capsys.readouterr().err
+
+
+def test_the_demo_of_large_boards_has_clues(tmp_path, capsys):
+    from small_models import randomise
+
+    config = ipr_fast.models.PatchTransformerConfig(
+        1, 72, 8, width=16, depth=1, num_heads=1, box_size=3, generate_schedule=(1, 0.9), refine_schedule=(1, 0.9)
+    )
+    weights = str(tmp_path / "nine.safetensors")
+    ipr_fast.save_model(randomise(ipr_fast.models.PatchTransformer(config), seed=0), weights)
+    out = tmp_path / "demo"
+    assert main(["demo", "--model", weights, "--iters", "1", "--out", str(out), "--quiet"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["boards"] == results["clues_kept"] == 32
+    assert "32 boards of handwritten digits, 9x9 cells, 0 to 26 clues" in capsys.readouterr().out
+
+
+def test_train_ends_after_its_minutes_and_evaluates(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--task", "even-pixels", "--width", "16", "--depth", "1", "--num-heads", "1", "--batch-size", "2"]
+    options += ["--minutes", "0.03", "--evaluate", "2", "--iters", "1", "--dtype", "bfloat16"]
+    assert main(["train", "--out", str(out), *options]) == 0
+    captured = capsys.readouterr()
+    for words in ("wrote", "of 2 balanced", "saturation deviation", "evaluation.json"):
+        assert words in captured.out
+    assert "samples/s" in captured.err
+    assert "of peak" in captured.err
+    assert json.loads((out / "evaluation.json").read_text())["images"] == 2
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert 1.8 <= last["seconds"] < 20
+    assert last["samples_per_second"] > 0
+    assert 0 < last["share_of_peak"] < 2
+    model = ipr_fast.load_model(out / "model.safetensors")
+    assert model.config.width == 16
+    assert model.grid.sample_shape == (3, 32, 32)
+    assert main(["info", str(out / "model.safetensors")]) == 0
+    assert "even-pixels" in capsys.readouterr().out
 
 
 def test_info_tells_versions_and_models(capsys, weights):
@@ -122,6 +190,10 @@ FAILURES = [
     (["train", "--out", "t", "--learning-rate", "-1"], "learning_rate must be positive"),
     (["train", "--out", "t", "--learning-rate", "inf"], "learning_rate must be positive"),
     (["train", "--out", "t", "--mnist", "absent"], "no MNIST file"),
+    (["train", "--out", "t", "--mnist", "absent", "--task", "even-pixels"], "mnist: even-pixels has no digits"),
+    (["train", "--out", "t", "--minutes", "0"], "minutes must be positive"),
+    (["train", "--out", "t", "--minutes", "nan"], "minutes must be positive"),
+    (["train", "--out", "t", "--width", "50"], "num_heads must divide width"),
     (["train", "--out", "gray.npy"], "gray.npy: cannot be made a folder"),
     (["info", "absent.safetensors"], "source must be a bundled model"),
 ]
@@ -167,7 +239,7 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
 
 def test_the_demo_needs_pictures_before_it_works(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("ipr_fast.demo.generate_batch", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("ipr_fast.demo.follow", lambda *args, **kwargs: 1 / 0)
     assert main(["demo", "--quiet", "--out", str(tmp_path / "demo")]) == 1
     assert "pictures need matplotlib" in capsys.readouterr().err
 

@@ -4,13 +4,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ipr_fast.models import PatchTransformerConfig
-from ipr_fast.models.checkpoints import load_model
-from ipr_fast.train import Trainer, TrainSettings, train
+from ipr_fast.models.checkpoints import load_model, model_info
+from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.train import DTYPES, Trainer, TrainSettings, train
+from ipr_fast.watch import Watch
 
 
 class Stripes:
@@ -135,7 +138,7 @@ def test_a_killed_run_loses_at_most_one_interval(tmp_path):
     pytest.importorskip("sklearn")
     out, every = tmp_path / "run", 4
     command = [sys.executable, "-m", "ipr_fast", "train", "--out", str(out), "--steps", "30", "--batch-size", "4"]
-    command += ["--save-every", str(every), "--quiet"]
+    command += ["--save-every", str(every), "--quiet", "--evaluate", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -153,7 +156,102 @@ def test_a_killed_run_loses_at_most_one_interval(tmp_path):
     assert load_model(out / "model.safetensors").grid.sample_shape == (1, 32, 32)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch_size": 0}, {"ema_decay": 1.0}, {"learning_rate": 0.0}])
+def test_a_budget_of_minutes_ends_a_run_with_a_rate_of_zero():
+    settings = TrainSettings(steps=None, minutes=2, warmup=10, learning_rate=1.0)
+    assert settings.progress(10**6, 60) == 0.5
+    assert settings.progress(0, 120) == 1
+    assert settings.rate(4, 0) == pytest.approx(0.5)  # warming up
+    assert settings.rate(10, 59) == 1
+    assert settings.rate(10, 90) == pytest.approx(0.5)
+    assert settings.rate(10, 119.9) < 1e-4
+    assert settings.rate(10, 130) == pytest.approx(0, abs=1e-12)  # the last step may end late
+    both = TrainSettings(steps=100, minutes=2)
+    assert both.progress(75, 30) == 0.75
+    assert both.progress(25, 90) == 0.75
+
+
+def test_a_resumed_run_counts_the_minutes_that_it_had(tmp_path):
+    settings = TrainSettings(steps=None, minutes=1e-3, batch_size=4, save_every=1)
+    train(Stripes(), settings, tmp_path, progress=False)
+    trainer = Trainer(Stripes(), settings)
+    trainer.restore(tmp_path / "checkpoint.pt")
+    assert trainer.seconds >= 0.06
+    assert trainer.is_done
+    steps = trainer.step
+    train(Stripes(), settings, tmp_path, resume=True, progress=False)
+    trainer.restore(tmp_path / "checkpoint.pt")
+    assert trainer.step == steps
+    described = model_info(tmp_path / "model.safetensors")["metadata"]
+    assert described["task"] == "stripes"
+    assert json.loads(described["training"])["trained_steps"] == steps
+
+
+def test_products_in_bfloat16_train_as_well():
+    """Weights, losses and gradients stay float32, and the losses are those of float32 to what bfloat16 holds."""
+    plain, lower = (Trainer(Stripes(), replace(QUICK, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    for _ in range(10):
+        expected, losses = plain.train_step(), lower.train_step()
+        assert losses.total.dtype == torch.float32
+        # Eight bits of mantissa: each of a few roundings errs by 1/512 at most, of a velocity of about 1.
+        assert losses.velocity.item() == pytest.approx(expected.velocity.item(), rel=0.03)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in lower.model.parameters())
+    assert not same_weights(plain.model, lower.model)
+
+
+def test_a_compiled_step_is_the_plain_one(monkeypatch):
+    """As far as is seen without a compiler: all of the losses goes through torch.compile, and nothing else."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    plain, fused = Trainer(Stripes(), QUICK), Trainer(Stripes(), replace(QUICK, compile=True))
+    assert len(compiled) == 1
+    plain.train_step(), fused.train_step()
+    assert same_weights(plain.model, fused.model)
+
+
+def test_a_run_may_be_resumed_with_another_interval_and_compiled(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    Trainer(Stripes(), QUICK).save(path)
+    Trainer(Stripes(), replace(QUICK, save_every=3, compile=True)).restore(path)
+    with pytest.raises(ValueError, match=r"dtype float32 \(now bfloat16\)"):
+        Trainer(Stripes(), replace(QUICK, dtype="bfloat16")).restore(path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_never_looks_at_its_data(name, dtype):
+    """Data, noise, network, gradient, optimiser and moving average: the host of a GPU would have to wait."""
+    pytest.importorskip("sklearn")
+    task = make_task(name)
+    task.config = replace(task.config, width=32, depth=1, num_heads=1)
+    trainer = Trainer(task, replace(QUICK, batch_size=2, dtype=dtype))
+    trainer.train_step()  # draws the grids and makes the optimiser's state
+    with Watch("a training step", torch.device("cpu")):
+        trainer.train_step()
+
+
+def test_a_task_may_say_how_a_model_begins():
+    class Zeroed(Stripes):
+        def initialise(self, model):
+            torch.nn.init.zeros_(model.patch_in.weight)
+
+    trainer = Trainer(Zeroed(), QUICK)
+    assert not trainer.model.patch_in.weight.any()
+    assert not trainer.ema.patch_in.weight.any()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"ema_decay": 1.0},
+        {"learning_rate": 0.0},
+        {"minutes": 0},
+        {"minutes": -1.0},
+        {"dtype": "float16"},
+        {"steps": None},
+    ],
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TrainSettings(**bad)

@@ -78,13 +78,16 @@ def load_model(
     config: where the file does not carry one, the model's configuration: an SRMUNetConfig or PatchTransformerConfig,
         the name of a preset ("even_pixels", "counting_polygons", "mnist_sudoku"), or a dict of what the weights' shapes
         do not tell: image_size, patch_size, num_head_channels and, unless the defaults will do, the schedules.
-    device, dtype: where and in what precision the weights go (default: the CPU, as stored).
+    device, dtype: where and in what precision the weights go (default: the CPU; float32 for the bundled models, which
+        may be stored in half of that, else as stored).
 
     Raises ValueError, naming the file and what is wrong with it: an unknown name, no such file, truncated or foreign
     contents, no configuration, or weights whose names or shapes are not the configuration's.
     """
     device = checks.usable_device("device", "cpu" if device is None else device)
     path = find(source)
+    if dtype is None and source in bundled_models():
+        dtype = torch.float32
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
     tensors, metadata = read_weights(path)

@@ -87,7 +87,7 @@ class HueJudge:
 
 def colours(hue: Tensor) -> Tensor:
     """The task's colours of hues (B, n) in [0, 1): (B, 3, n) in [-1, 1]."""
-    sector = 6 * hue[:, None] + torch.tensor([0.0, 4.0, 2.0], device=hue.device)[:, None]
+    sector = 6 * hue[:, None] + 4 * torch.arange(3, device=hue.device)[:, None]  # red, green, blue
     pure = ((sector % 6 - 3).abs() - 1).clamp(0, 1)
     return 2 * VALUE * (1 - SATURATION * (1 - pure)) - 1
 
