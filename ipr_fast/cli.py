@@ -27,8 +27,9 @@ from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batc
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.train import DTYPES as TRAIN_DTYPES
-from ipr_fast.train import TrainSettings, train
+from ipr_fast.train import train
+from ipr_fast.trainer import DTYPES as TRAIN_DTYPES
+from ipr_fast.trainer import TrainSettings
 from ipr_fast.watch import CaptureError
 
 MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"

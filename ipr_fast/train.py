@@ -1,186 +1,28 @@
-"""Training a PatchTransformer as a sequential diffusion model.
-
-Everything happens on one device: data, noise, network, optimiser, moving average; the host looks at a loss once in
-LOG_EVERY steps. Everything random in step k comes from a generator seeded by (seed, k). So a run of so many steps that
-was killed and resumed on a CPU ends with the weights of one that was not; where minutes end it, the clock has a say.
-"""
+"""Training a PatchTransformer to the end: checkpoints, a log, a progress bar, and the weights."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ipr_fast.files import prepare_folder, replace_durably
+from ipr_fast.files import prepare_folder
 from ipr_fast.models.checkpoints import save_model
-from ipr_fast.models.patch_transformer import PatchTransformer
-from ipr_fast.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.precision import float32_products
 from ipr_fast.rates import product_rate, training_flops
 from ipr_fast.tasks.base import Task
+from ipr_fast.trainer import Trainer, TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
-LOG_EVERY = 50
-DTYPES = ("float32", "tf32", "bfloat16")
-MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train, and when to end: after `steps`, or `minutes` of training, whichever comes first.
-
-    steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps. minutes > 0. One of steps and
-    minutes may be None, for no such end. learning_rate > 0, reached after `warmup` >= 0 steps, falls to 0 as a cosine
-    over the last half of the run. weight_decay >= 0; clip_norm > 0, the gradient's largest norm; ema_decay in [0, 1).
-    dtype: of products and attention: "float32", "tf32" (that of a GPU, with ten bits of mantissa; elsewhere float32) or
-    "bfloat16" (seven); weights, losses and optimiser are float32. compile: let torch.compile fuse the network and its
-    losses. Anything else is a ValueError.
-    """
-
-    steps: int | None = 8_000
-    minutes: float | None = None
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    clip_norm: float = 1.0
-    save_every: int = 500
-    dtype: str = "float32"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every"):
-            value = getattr(self, name)
-            if not (value is None and name == "steps") and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.steps is None and self.minutes is None:
-            raise ValueError("steps and minutes must not both be None: the run would have no end")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        for name in ("learning_rate", "clip_norm", "minutes"):
-            value = getattr(self, name)
-            if not (value is None and name == "minutes") and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is over: at least 1 when it has ended."""
-        by_steps = 0.0 if self.steps is None else step / self.steps
-        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
-        return max(by_steps, by_time)
-
-    def rate(self, step: int, seconds: float) -> float:
-        """The learning rate: a linear warm-up, constant, then a cosine to 0 over the last half of the run."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        late = min(max(0.0, 2 * self.progress(step, seconds) - 1), 1.0)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * late))
-
-
-class Trainer:
-    """Model, optimiser and moving average of one run after `step` steps, in `seconds`; saved and restored whole."""
-
-    def __init__(self, task: Task, settings: TrainSettings, device: torch.device | str = "cpu") -> None:
-        self.task, self.settings, self.device = task, settings, torch.device(device)
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            model = PatchTransformer(task.config)
-            task.initialise(model)
-        self.model = model.to(self.device)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self.step, self.seconds = 0, 0.0
-        self._losses = torch.compile(self._compute_losses) if settings.compile else self._compute_losses
-        self._generator = torch.Generator(self.device)
-
-    def train_step(self) -> Losses:
-        """One step: draw a batch, descend, update the moving average; returns the batch's losses."""
-        self._generator.manual_seed(self._seed())
-        clean = self.model.grid.to_patches(self.task.sample(self.settings.batch_size, self._generator))
-        losses = self._losses(clean, draw(clean.shape, self._generator))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step, self.seconds)
-        self.optimizer.step()
-        self.step += 1
-        self._update_ema()
-        return losses
-
-    @property
-    def is_done(self) -> bool:
-        return self.settings.progress(self.step, self.seconds) >= 1
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; a crash at any moment leaves the previous one or this one, whole."""
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "task": self.task.name,
-            "settings": asdict(self.settings),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        partial = path.with_name(path.name + ".partial")
-        torch.save(state, partial)
-        replace_durably(partial, path)
-
-    def restore(self, path: Path) -> None:
-        """Go on where the checkpoint stands. Raises ValueError when it is of another task or other settings."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            step, seconds = int(state["step"]), float(state["seconds"])
-            task, settings = state["task"], dict(state["settings"])
-        except Exception as error:  # a foreign file makes the loader raise almost anything
-            raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
-        mine = asdict(self.settings)
-        other = [name for name in mine if name not in MAY_CHANGE and settings.get(name) != mine[name]]
-        if task != self.task.name or other:
-            described = ", ".join(f"{name} {settings.get(name)} (now {mine[name]})" for name in other)
-            raise ValueError(f"{path}: a run of other settings: task {task} (now {self.task.name}) {described}")
-        try:
-            self.model.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its state does not fit the model ({error!r})") from error
-        self.step, self.seconds = step, seconds
-
-    def _compute_losses(self, clean: Tensor, drawn: Draw) -> Losses:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return compute_losses(self.model.predict, clean, drawn)
-
-    def _seed(self) -> int:
-        digest = hashlib.sha256(f"{self.settings.seed}:{self.step}".encode()).digest()
-        return int.from_bytes(digest[:7])
-
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+LOG_EVERY = 50  # steps; only then the host waits for the device
 
 
 def train(

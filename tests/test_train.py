@@ -12,7 +12,8 @@ import torch
 from ipr_fast.models import PatchTransformerConfig
 from ipr_fast.models.checkpoints import load_model, model_info
 from ipr_fast.tasks.catalog import TASKS, make_task
-from ipr_fast.train import DTYPES, Trainer, TrainSettings, train
+from ipr_fast.train import train
+from ipr_fast.trainer import DTYPES, Trainer, TrainSettings
 from ipr_fast.watch import Watch
 
 

@@ -142,6 +142,11 @@ class DigitReader:
         self._weights = torch.linalg.solve(kernel, one_hot).float()
         self._images = flat.float()
 
+    @property
+    def size(self) -> int:
+        """Pixels of a side of the images that it reads."""
+        return math.isqrt(self._images.shape[1])
+
     def read(self, images: Tensor) -> Tensor:
         """Images (..., size, size) as digits (...) int64 in 0..9, on the images' device, to which the reader moves."""
         lead = images.shape[:-2]
