@@ -51,9 +51,11 @@ def follow(
     `watch` gets the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
     """
     shared = {"model": model, "seed": seed, "progress": progress}
+    device = device_of(model) or torch.device("cpu")
     if known is not None:
-        device = device_of(model) or torch.device("cpu")
-        shared["known"], known_values = known.to(device), known_values.to(device)
+        shared["known"] = known.to(device)
+    if known_values is not None:
+        known_values = known_values.to(device)
     reports = []
 
     def see(_: int, images: Tensor) -> None:

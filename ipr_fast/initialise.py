@@ -18,7 +18,7 @@ def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
 
     The embeddings of rows, columns and boxes become orthogonal to each other, of the norm that they have anyway, and a
     head's first channels the row's (column's, box's) coordinates of a token. So a query and a key of one row have a
-    product, others none. At strength 1 about two thirds of a head's attention then lie on the row's nine cells.
+    product, others none. At strength 1 nine tenths of a head's attention then lie on the row's nine cells.
 
     Draws from torch's global generator. Raises ValueError for a model without boxes, or too narrow.
     """

@@ -11,7 +11,7 @@ from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformer
 
 
 class Report(Protocol):
-    """What a judge finds: one entry a sample in everything."""
+    """What a judge finds: a NamedTuple of tensors, each with one entry a sample."""
 
     @property
     def good(self) -> Tensor:

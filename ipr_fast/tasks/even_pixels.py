@@ -96,8 +96,13 @@ def check_images(images: Tensor) -> EvenPixelsReport:
     """Judge images (B, 3, H, W) in [-1, 1]; what lies beyond is cut off."""
     hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
     imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
-    deviations = (x.double().std(1, correction=0).float() for x in (saturation, value))
-    return EvenPixelsReport(imbalance == 0, imbalance, *deviations)
+    return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """The standard deviation of each row of values (B, n), as (B,) float32."""
+    values = values.double()
+    return (values - values.mean(1, keepdim=True)).square().mean(1).sqrt().float()
 
 
 def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipr_fast.tasks.digits import DigitReader, Digits, load_digits
+from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
 
 
 def write_idx(path, array, *, compress=False):
@@ -33,6 +33,17 @@ def test_drawing_gives_images_of_the_label_and_every_one_of_them():
     assert nearest.unique().numel() > 0.95 * len(digits.images)
 
 
+def test_drawing_picks_the_image_at_a_uniform_share_of_those_with_the_label():
+    """In the order of the data: what a seed draws stays what it was."""
+    digits, labels = load_digits("train"), torch.arange(60).reshape(3, 20) % 10
+    drawn = digits.draw(labels, torch.Generator().manual_seed(4))
+    share = torch.rand(3, 20, generator=torch.Generator().manual_seed(4))
+    assert drawn.shape == (3, 20, 8, 8)
+    for image, label, u in zip(drawn.flatten(0, 1), labels.flatten(), share.flatten(), strict=True):
+        same = digits.images[digits.labels == label]
+        assert torch.equal(image, same[int(u * len(same))])
+
+
 def test_the_reader_reads_held_out_digits():
     reader = DigitReader(load_digits("train"))
     assert reader.accuracy(load_digits("train")) == 1.0
@@ -44,6 +55,71 @@ def test_the_reader_keeps_leading_dimensions_and_reads_nothing():
     reader = DigitReader(train)
     assert torch.equal(reader.read(train.images[:12].reshape(3, 4, 8, 8)), train.labels[:12].reshape(3, 4))
     assert reader.read(torch.zeros(0, 2, 8, 8)).shape == (0, 2)
+
+
+def test_the_reader_reads_where_the_images_are():
+    """Without a second device, on one that holds no data; a reader moves there, so this one is not used again."""
+    read = DigitReader(load_digits("train")).read(torch.empty(3, 2, 8, 8, device="meta"))
+    assert read.device.type == "meta"
+    assert read.shape == (3, 2)
+    assert read.dtype == torch.int64
+
+
+def test_jittered_digits_can_be_read(generator):
+    train = load_digits("train")
+    images = jittered(train.images.repeat(8, 1, 1), generator)
+    assert (DigitReader(train).read(images) == train.labels.repeat(8)).double().mean() >= 0.999
+
+
+def test_jitter_keeps_shape_type_range_and_its_input(generator):
+    images = load_digits("train").images[:240].reshape(2, 4, 30, 8, 8)
+    kept = images.clone()
+    made = jittered(images, generator)
+    assert made.shape == images.shape
+    assert made.dtype == torch.float32
+    assert torch.equal(images, kept)
+    assert jittered(images[0, 0, 0], generator).shape == (8, 8)
+    for extreme in (images, torch.ones(500, 8, 8), torch.ones(100, 28, 28)):
+        made = jittered(extreme, generator)
+        assert made.min() >= -1
+        assert made.max() <= 1
+
+
+def test_jitter_of_no_images_is_none(generator):
+    assert jittered(torch.zeros(0, 3, 8, 8), generator).shape == (0, 3, 8, 8)
+
+
+def test_jitter_follows_the_generator():
+    images = load_digits("train").images[:50]
+    draw = [jittered(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
+def test_each_image_is_jittered_in_its_own_way(generator):
+    images = load_digits("train").images[:1].expand(300, 8, 8)
+    made = jittered(images, generator).flatten(1)
+    assert len(made.unique(dim=0)) == 300
+    assert (made != images.flatten(1)).any(1).all()
+
+
+def test_a_blank_image_stays_blank(generator):
+    blank = torch.full((20, 8, 8), -1.0)
+    assert torch.equal(jittered(blank, generator), blank)
+
+
+def test_jitter_moves_an_image_as_far_as_it_may_and_no_farther():
+    """A blob's centre of mass at the middle of 28x28 pixels moves by up to 0.025 of them, 0.7, each way, evenly.
+
+    The mean of 2,000 uniform shifts has a deviation of 0.7 / sqrt(3 * 2000); five of them are allowed.
+    """
+    place = torch.arange(28) - 13.5
+    blob = 2 * torch.exp(-(place[:, None] ** 2 + place**2) / 18) - 1
+    made = jittered(blob.expand(2000, 28, 28), torch.Generator().manual_seed(0)) + 1
+    mass = made.sum((1, 2))
+    for shift in ((made.sum(1) * place).sum(1) / mass, (made.sum(2) * place).sum(1) / mass):
+        assert shift.abs().max() == pytest.approx(0.7, rel=0.1)
+        assert shift.mean().abs() < 5 * 0.7 / 6000**0.5
 
 
 @pytest.mark.parametrize("compress", [False, True])

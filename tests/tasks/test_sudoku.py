@@ -1,11 +1,15 @@
 import pytest
 import torch
 
+from ipr_fast.models import PatchTransformer
+from ipr_fast.tasks import sudoku
 from ipr_fast.tasks.digits import load_digits
-from ipr_fast.tasks.grids import all_grids, random_grids
+from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import (
     BoardJudge,
+    BoardReport,
     DigitSudoku,
+    assemble,
     board_grid,
     check_grids,
     clues_kept,
@@ -18,6 +22,16 @@ from ipr_fast.tasks.sudoku import (
 @pytest.fixture(scope="module")
 def judge():
     return BoardJudge.from_digits(4, load_digits("train"), load_digits("test"))
+
+
+@pytest.fixture(scope="module")
+def large():
+    """The task of side 9, with fewer base grids than the 4,096 that take seconds to find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sudoku, "BASE_GRIDS", 200)
+        task = DigitSudoku(9)
+        task.sample(1, torch.Generator())
+        yield task
 
 
 def check_by_hand(grid):
@@ -34,34 +48,6 @@ def check_by_hand(grid):
         violations += len(set(range(1, n + 1)) - set(digits))
         cells |= {(r, c) for r, c in group if digits.count(grid[r][c]) > 1}
     return violations, cells
-
-
-def test_there_are_288_grids_of_side_4():
-    grids = all_grids(4)
-    assert len(grids.reshape(-1, 16).unique(dim=0)) == len(grids) == 288
-    assert check_grids(grids).valid.all()
-
-
-@pytest.mark.parametrize("side", [4, 9])
-def test_random_grids_are_valid_and_follow_the_generator(side):
-    draw = [random_grids(40, side, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert check_grids(draw[0]).valid.all()
-    assert torch.equal(draw[0], draw[1])
-    assert not torch.equal(draw[0], draw[2])
-    assert random_grids(0, side, torch.Generator()).shape == (0, side, side)
-
-
-def test_grids_of_side_9_are_not_one_pattern_permuted(generator):
-    """Relabelled so that the first row is 1..9, permutations of one pattern would have few different second rows."""
-    grids = random_grids(60, 9, generator)
-    relabel = torch.zeros(60, 10, dtype=torch.long).scatter_(1, grids[:, 0], torch.arange(1, 10).expand(60, 9))
-    canonical = relabel.gather(1, grids.flatten(1))
-    assert len(canonical.unique(dim=0)) == 60
-    bands = canonical.reshape(60, 9, 9)[:, 1:3].sort(dim=1).values
-    cells_in_first_box = bands[:, :, :3].flatten(1).sort(dim=1).values
-    assert len(cells_in_first_box.unique(dim=0)) == 1  # every first box holds 1..9
-    rows_mixed = [{tuple(sorted(row[:3].tolist())) for row in grid[1:3]} for grid in canonical.reshape(60, 9, 9)]
-    assert len({frozenset(rows) for rows in rows_mixed}) > 5
 
 
 @pytest.mark.parametrize("side", [4, 9])
@@ -119,12 +105,85 @@ def test_clue_cells_that_change_by_a_bit_are_seen(generator):
     assert clues_kept(changed, known.reshape(3, 4, 4), boards, 4).tolist() == [True, False, True]
 
 
+def test_cells_are_put_side_by_side(generator):
+    cells = torch.randn(3, 4, 4, 5, 5, generator=generator)
+    boards = assemble(cells)
+    assert boards.shape == (3, 1, 20, 20)
+    for row in range(4):
+        for column in range(4):
+            assert torch.equal(boards[:, 0, 5 * row : 5 * row + 5, 5 * column : 5 * column + 5], cells[:, row, column])
+    assert torch.equal(board_grid(4, 5).to_patches(boards), cells.reshape(3, 16, 25))
+    assert assemble(cells[:0]).shape == (0, 1, 20, 20)
+
+
 @pytest.mark.parametrize("side", [4, 9])
-def test_the_task_draws_valid_boards_of_its_models_shape(side, generator):
-    task = DigitSudoku(side)
-    boards = task.sample(6, generator)
-    assert boards.shape == (6, 1, task.config.image_size, task.config.image_size)
-    assert task.judge()(boards).valid.all()
+def test_the_task_draws_valid_boards_of_its_models_shape(side, large, generator):
+    task = DigitSudoku(4) if side == 4 else large
+    boards = task.sample(60, generator)
+    assert boards.shape == (60, 1, task.config.image_size, task.config.image_size)
+    assert boards.dtype == torch.float32
+    assert boards.min() == -1
+    assert boards.max() <= 1
+    assert task.judge()(boards).good.all()
+
+
+@pytest.mark.parametrize("side", [4, 9])
+def test_the_tasks_boards_follow_the_generator(side, large):
+    task = DigitSudoku(4) if side == 4 else large
+    draw = [task.sample(5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert len(draw[0].flatten(1).unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize("side", [4, 9])
+def test_the_task_draws_no_boards(side, large, generator):
+    task = DigitSudoku(4) if side == 4 else large
+    assert task.sample(0, generator).shape == (0, 1, 8 * side, 8 * side)
+
+
+def test_large_boards_come_from_more_grids_than_were_found(large, generator):
+    """The 200 base grids have 1.2e12 symmetries each."""
+    grids = read_boards(large.sample(400, generator), large.judge().reader, 9)
+    assert len(grids.flatten(1).unique(dim=0)) == 400
+
+
+def test_two_tasks_of_side_9_draw_the_same_boards(large, monkeypatch):
+    monkeypatch.setattr(sudoku, "BASE_GRIDS", 200)
+    draw = [task.sample(2, torch.Generator().manual_seed(0)) for task in (large, DigitSudoku(9))]
+    assert torch.equal(*draw)
+
+
+def test_digits_on_large_boards_are_jittered_and_on_small_ones_are_not(large, generator):
+    known = load_digits("train").images.flatten(1)
+    for task, distance in ((DigitSudoku(4), torch.eq), (large, torch.ne)):
+        cells = board_grid(task.side, 8).to_patches(task.sample(3, generator)).flatten(0, 1)
+        assert distance((cells[:, None] == known).all(2).any(1), True).all()
+
+
+def test_only_large_boards_models_begin_with_other_heads(large):
+    for task in (DigitSudoku(4), large):
+        torch.manual_seed(0)
+        model = PatchTransformer(task.config)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        task.initialise(model)
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        heads = {f"layers.{i}.qkv.weight" for i in range(task.config.depth)}
+        tables = {"position.rows", "position.columns", "position.boxes"}
+        assert changed == (set() if task.side == 4 else heads | tables)
+
+
+def test_what_a_report_calls_good_and_measures():
+    report = BoardReport(torch.tensor([True, False]), torch.tensor([0, 3]), torch.zeros(2, 4, 4, dtype=torch.bool))
+    assert report.good is report.valid
+    assert list(report.measures()) == ["violations"]
+    assert report.measures()["violations"] is report.violations
+
+
+def test_the_judges_note_says_how_well_it_reads(judge):
+    judged_by = BoardJudge(4, judge.reader, 0.99555)
+    assert judged_by.note == "judged by a reader that reads 99.6 % of held-out digits right"
+    assert f"{100 * judge.reader_accuracy:.1f} %" in judge.note
 
 
 @pytest.mark.parametrize("side", [3, 16, "4", None])

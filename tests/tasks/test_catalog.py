@@ -1,0 +1,98 @@
+import re
+import struct
+
+import numpy as np
+import pytest
+
+from ipr_fast.patches import PatchGrid
+from ipr_fast.tasks.catalog import TASKS, make_task, task_of
+from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.sudoku import DigitSudoku
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """A folder of files as MNIST's, of ten images each."""
+    for stem in ("train", "t10k"):
+        images = struct.pack(">4I", 0x0803, 10, 28, 28) + bytes(10 * 28 * 28)
+        labels = struct.pack(">2I", 0x0801, 10) + np.arange(10, dtype=np.uint8).tobytes()
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(images)
+        (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(labels)
+    return str(tmp_path)
+
+
+def grid_of(config):
+    return PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
+
+
+def test_the_names_of_the_tasks():
+    assert TASKS == ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_made_by_name_and_found_again_by_its_samples(name):
+    task = make_task(name)
+    assert task.name == name
+    found = task_of(grid_of(task.config))
+    assert type(found) is type(task)
+    assert found.name == name
+    assert found.config == task.config
+
+
+def test_tasks_are_what_their_names_say():
+    assert [make_task(name).side for name in TASKS[:2]] == [4, 9]
+    assert isinstance(make_task("digit-sudoku-9x9"), DigitSudoku)
+    assert isinstance(make_task("even-pixels"), EvenPixels)
+    assert [(make_task(name).noun, make_task(name).adjective) for name in TASKS] == [
+        ("board", "valid"),
+        ("board", "valid"),
+        ("image", "balanced"),
+    ]
+
+
+@pytest.mark.parametrize("side", [4, 9])
+def test_boards_of_mnists_digits_are_another_task(mnist, side):
+    task = make_task(f"digit-sudoku-{side}x{side}", mnist)
+    assert task.name == f"digit-sudoku-{side}x{side}-mnist"
+    assert grid_of(task.config) == PatchGrid(1, 28 * side, 28 * side, 28)
+    assert task_of(grid_of(task.config), mnist).config == task.config
+
+
+@pytest.mark.parametrize("name", ["digit-sudoku-16x16", "Even-Pixels", "", None])
+def test_other_names_are_refused(name):
+    said = f"task must be one of ('digit-sudoku-4x4', 'digit-sudoku-9x9', 'even-pixels'), got {name!r}"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_task(name)
+
+
+def test_even_pixels_take_no_digits(mnist):
+    with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
+        make_task("even-pixels", mnist)
+    with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
+        task_of(grid_of(EvenPixels().config), mnist)
+
+
+@pytest.mark.parametrize("grid", [PatchGrid(1, 40, 40, 8), PatchGrid(1, 32, 72, 8), PatchGrid(2, 32, 32, 8)])
+def test_samples_of_no_task_are_refused(grid):
+    said = f"model: it makes samples {grid.sample_shape}, which are those of no task: digit-sudoku-4x4, "
+    with pytest.raises(ValueError, match=re.escape(said)):
+        task_of(grid)
+
+
+def test_boards_of_other_cells_are_refused_with_a_hint():
+    said = (
+        "model: it makes samples (1, 252, 252) of 81 patches, those of digit-sudoku-9x9 are (1, 72, 72) of 81 "
+        "(see --mnist)"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        task_of(PatchGrid(1, 252, 252, 28))
+
+
+@pytest.mark.parametrize("grid", [PatchGrid(3, 64, 64, 4), PatchGrid(3, 32, 32, 8), PatchGrid(3, 32, 64, 4)])
+def test_other_coloured_images_are_refused_without_one(grid):
+    said = (
+        f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, those of even-pixels are "
+        "(3, 32, 32) of 64"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        task_of(grid)

@@ -1,0 +1,135 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import TINY
+
+from ipr_fast.initialise import look_along_lines
+from ipr_fast.models import PatchTransformer
+from ipr_fast.models.patch_transformer import Layer
+from ipr_fast.tasks.sudoku import DigitSudoku
+
+CELL = torch.arange(81)
+ROW, COLUMN = CELL // 9, CELL % 9
+IN_LINE = torch.stack([of[:, None] == of for of in (ROW, COLUMN, ROW // 3 * 3 + COLUMN // 3)])  # (3, 81, 81)
+
+
+def new_model(config, seed, **options):
+    torch.manual_seed(seed)
+    model = PatchTransformer(config)
+    look_along_lines(model, **options)
+    return model
+
+
+def heads_of(layer):
+    """Weights of queries and keys, (heads, size, width)."""
+    width = layer.qkv.in_features
+    return layer.qkv.weight.detach().view(3, layer.num_heads, -1, width)[:2]
+
+
+def share_in_line(model, level, monkeypatch):
+    """(depth, heads): how much of a head's attention lies on the row, column or box that is its turn to see."""
+    shares, attend = [], Layer.attend
+
+    def watched(layer, q, keys_values, may_attend):
+        keys = keys_values.chunk(2, -1)[0]
+        q_heads, k_heads = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (q, keys))
+        weights = (q_heads @ k_heads.transpose(2, 3) / q_heads.shape[-1] ** 0.5).softmax(-1)
+        turn = IN_LINE[torch.arange(layer.num_heads) % 3]
+        shares.append((weights * turn).sum(-1).mean((0, 2)))
+        return attend(layer, q, keys_values, may_attend)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 81, model.grid.patch_numel, generator=generator)
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(Layer, "attend", watched)
+        model.predict(noise, torch.full((2, 81), level), torch.full((2, 81), level > 0))
+    return torch.stack(shares)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return DigitSudoku(9).config
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_heads_of_every_layer_look_along_rows_columns_and_boxes_in_turn(config, level, monkeypatch):
+    """More than nine tenths for most of them; without looking, a line's nine cells of 81 get a ninth."""
+    shares = share_in_line(new_model(config, seed=0), level, monkeypatch)
+    assert shares.shape == (config.depth, config.num_heads)
+    assert shares.min() > 0.85
+    assert shares.max() < 1
+
+
+def test_the_less_strength_the_less_they_look(config, monkeypatch):
+    """Without strength a ninth, to a ninth of it: a new head's products deviate by a third, and a line has nine."""
+    shares = [share_in_line(new_model(config, 0, strength=s), 1.0, monkeypatch).mean() for s in (0.0, 0.5, 1.0)]
+    torch.manual_seed(0)
+    by_chance = share_in_line(PatchTransformer(config), 1.0, monkeypatch).mean()
+    assert shares[0] == pytest.approx(1 / 9, abs=1 / 81)
+    assert by_chance == pytest.approx(1 / 9, abs=1 / 81)
+    assert shares[0] < shares[1] < shares[2]
+
+
+def test_embeddings_are_orthogonal_and_of_the_norm_that_they_have_anyway(config):
+    """Orthogonal to what a decomposition in float32 leaves: some of its epsilons of 1.2e-7, of 64."""
+    position = new_model(config, seed=0).position
+    tables = torch.cat([position.rows, position.columns, position.boxes]).detach()
+    assert tables.shape == (27, config.width)
+    assert torch.allclose(tables @ tables.T, 0.25 * config.width * torch.eye(27), atol=64 * 1e-5)
+    torch.manual_seed(0)
+    anyway = PatchTransformer(config).position.rows.detach().square().sum(1).mean()  # 9 * 256 squares of 0.25 each
+    assert anyway.item() == pytest.approx(0.25 * config.width, rel=5 * (2 / (9 * config.width)) ** 0.5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
+def test_a_heads_first_channels_are_the_coordinates_of_its_line(config, strength):
+    model = new_model(config, seed=0, strength=strength)
+    tables = (model.position.rows, model.position.columns, model.position.boxes)
+    for layer in model.layers:
+        for head in range(config.num_heads):
+            direction = tables[head % 3].detach() / (0.5 * config.width**0.5)
+            for weight in heads_of(layer)[:, head, :9]:
+                assert torch.allclose(weight, strength * direction, atol=1e-6)
+
+
+def test_nothing_else_changes(config):
+    torch.manual_seed(0)
+    before, after = PatchTransformer(config), new_model(config, seed=0)
+    changed = {
+        name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
+    }
+    heads = {f"layers.{i}.qkv.weight" for i in range(config.depth)}
+    assert changed == heads | {"position.rows", "position.columns", "position.boxes"}
+    for old, new in zip(before.layers, after.layers, strict=True):
+        assert torch.equal(heads_of(old)[:, :, 9:], heads_of(new)[:, :, 9:])
+        assert torch.equal(old.qkv.weight[2 * config.width :], new.qkv.weight[2 * config.width :])  # the values
+    assert all(parameter.requires_grad for parameter in after.parameters())
+
+
+def test_the_global_generator_is_followed():
+    a, b, c = (new_model(TINY, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["position.rows"], c["position.rows"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"box_size": 0}, "model: it has no boxes, so there are no lines to look along"),
+        ({"width": 24, "num_heads": 8}, r"model: 24 channels in 8 heads are too few for \[4, 4, 4\] places"),
+        ({"width": 8, "num_heads": 1}, r"model: 8 channels in 1 heads are too few for \[4, 4, 4\] places"),
+    ],
+)
+def test_models_without_lines_or_room_are_refused_and_left_alone(changes, said):
+    model = PatchTransformer(replace(TINY, **changes))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=said):
+        look_along_lines(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_narrowest_models_will_do():
+    for changes in ({"width": 12, "num_heads": 1}, {"width": 12, "num_heads": 3}):
+        model = new_model(replace(TINY, **changes), seed=0)
+        assert model.position.rows.detach().square().sum(1).tolist() == pytest.approx([3.0] * 4, rel=1e-5)

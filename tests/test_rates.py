@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+from small_models import TINY
+
+from ipr_fast import rates
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.rates import product_rate, training_flops
+
+COLOURED = PatchTransformerConfig(3, 32, 4, width=48, depth=3, num_heads=4, mlp_ratio=3, level_features=32)
+
+
+def by_hand(config, patches):
+    """Two operations for each multiplication; a product's gradients are two more, or one where its input has none."""
+    n, p = patches
+    width, features = config.width, config.level_features
+    without_input_gradient = p * width + features * width  # of the patches, and of the levels' features
+    with_both = width * width + 6 * width * width + 2 * width * width + width * (2 * p + 1)  # levels, scales, read-out
+    layer = width * width * (3 + 1 + 2 * config.mlp_ratio) + 2 * n * width  # the latter is attention
+    return 2 * n * (2 * without_input_gradient + 3 * (with_both + config.depth * layer))
+
+
+@pytest.mark.parametrize("config", [TINY, COLOURED])
+def test_operations_of_training_equal_a_count_by_hand(config):
+    model = PatchTransformer(config)
+    patches = (model.grid.num_patches, model.grid.patch_numel)
+    assert training_flops(model, patches) == by_hand(config, patches)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_counting_leaves_the_model_alone(training):
+    model = PatchTransformer(TINY).train(training)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    training_flops(model, (16, 16))
+    assert model.training is training
+    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rate_of_products_is_a_positive_number(dtype, monkeypatch):
+    monkeypatch.setitem(rates.SIDE, "cpu", 128)
+    rate = product_rate(torch.device("cpu"), dtype)
+    assert rate > 0
+    assert math.isfinite(rate)
+
+
+def test_the_rate_is_that_of_the_fastest_round(monkeypatch):
+    """The first product is not counted: it may have to prepare something."""
+    monkeypatch.setitem(rates.SIDE, "cpu", 8)
+    took = iter([0.001, 3.0, 2.0, 4.0, 2.5, 5.0])
+    monkeypatch.setattr(rates, "_timed", lambda a, b: next(took))
+    assert product_rate(torch.device("cpu"), torch.float32) == 2 * 8**3 / 2.0
+    assert next(took, None) is None
