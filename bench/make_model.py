@@ -41,7 +41,7 @@ RECIPES = {
     ),
     # To count pixels to the last one takes more than bfloat16's eight bits.
     "even-pixels": Recipe(
-        gpu="--batch-size 1024 --learning-rate 1e-3 --warmup 1000 --dtype tf32 --compile --save-every 2000",
+        gpu="--batch-size 512 --learning-rate 1e-3 --warmup 1000 --dtype tf32 --compile --save-every 2000",
         cpu="--batch-size 64 --learning-rate 2e-3 --width 96 --depth 5 --num-heads 6 --save-every 200",
     ),
 }

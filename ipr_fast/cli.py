@@ -27,7 +27,7 @@ from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batc
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.train import train
+from ipr_fast.train import EVALUATION, train
 from ipr_fast.trainer import DTYPES as TRAIN_DTYPES
 from ipr_fast.trainer import TrainSettings
 from ipr_fast.watch import CaptureError
@@ -36,7 +36,7 @@ MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
 MANY, FEW = 512, 32  # samples of a demo
 # What the user can do something about: told in one line.
-EXPECTED = (ValueError, FloatingPointError, OSError, MemoryError, torch.OutOfMemoryError, MissingExtra, CaptureError)
+EXPECTED = (ValueError, ArithmeticError, OSError, MemoryError, torch.OutOfMemoryError, MissingExtra, CaptureError)
 SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
 
 
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ipr-fast {arguments.command}: error: out of memory ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"ipr-fast {arguments.command}: interrupted", file=sys.stderr)
+        hint = " (--resume goes on from the last checkpoint)" if arguments.command == "train" else ""
+        print(f"ipr-fast {arguments.command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -262,7 +263,7 @@ def _train(arguments: argparse.Namespace) -> None:
         results = evaluate(task, model, arguments.evaluate, arguments.iters, seed=arguments.seed, progress=progress)
         for line in describe(results, task, arguments.iters):
             print(line)
-        numbers = arguments.out / "evaluation.json"
+        numbers = arguments.out / EVALUATION
         numbers.write_text(json.dumps({"iters": arguments.iters, "seed": arguments.seed, **results}, indent=2) + "\n")
         print(f"wrote {numbers}")
 
@@ -412,7 +413,7 @@ def _count_or_zero(text: str) -> int:
 
 
 def _integer_from(text: str, low: int) -> int:
-    if not text.lstrip("-").isdigit() or int(text) < low:
+    if not text.lstrip("-").isdecimal() or int(text) < low:
         raise argparse.ArgumentTypeError(f"must be an integer >= {low}, got {text!r}")
     return int(text)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,3 +188,24 @@ def _pillow():
     except ImportError as error:
         raise MissingExtra("pillow", "plots", "PNG files") from error
     return Image
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, another process that wants the same folder gets a ValueError; not so where the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another run is at work there") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ipr_fast.files import prepare_folder
+from ipr_fast.files import alone_in, prepare_folder, replace_durably
 from ipr_fast.models.checkpoints import save_model
 from ipr_fast.precision import float32_products
 from ipr_fast.rates import product_rate, training_flops
@@ -22,7 +22,9 @@ from ipr_fast.trainer import Trainer, TrainSettings
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
-LOG_EVERY = 50  # steps; only then the host waits for the device
+EVALUATION = "evaluation.json"
+LOG_EVERY = 50, 10.0  # steps, or seconds; only then the host waits for the device
+SAVE_EVERY = 60.0  # seconds at most
 
 
 def train(
@@ -36,56 +38,73 @@ def train(
 ) -> Path:
     """Train a model of `task` in the folder `out` and return the path of its weights (the moving average).
 
-    `out` gets checkpoint.pt every `save_every` steps, log.jsonl and, in the end, model.safetensors. A folder that holds
-    a checkpoint is gone on with when `resume` is true, else a ValueError.
+    `out` gets checkpoint.pt every `save_every` steps and once a minute, log.jsonl and, in the end, model.safetensors. A
+    folder that holds a checkpoint is gone on with when `resume` is true. ValueError when it is not, when the folder
+    holds the weights of a run whose checkpoint has gone, and when another process trains there.
     """
     out = Path(out)
     trainer = Trainer(task, settings, device)
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists():
-        if not resume:
-            raise ValueError(f"out: {checkpoint} exists; resume that run or choose another folder")
-        trainer.restore(checkpoint)
+    checkpoint, model = out / CHECKPOINT, out / MODEL
     prepare_folder(out)
-    _cut_log(out / LOG, trainer.step)
-    products = float32_products(trainer.device, settings.dtype == "tf32")
-    with products, _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
-        for entry in _run(trainer, checkpoint, bar):
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-    description = {"task": task.name, "training": json.dumps({**asdict(settings), "trained_steps": trainer.step})}
-    save_model(trainer.ema, out / MODEL, **description)
-    return out / MODEL
+    with alone_in(out):
+        if checkpoint.exists():
+            if not resume:
+                raise ValueError(f"out: {checkpoint} exists; resume that run or choose another folder")
+            trainer.restore(checkpoint)
+        elif model.exists():
+            raise ValueError(f"out: {model} exists, without a checkpoint to go on from; choose another folder")
+        (out / EVALUATION).unlink(missing_ok=True)  # it tells of other weights
+        _cut_log(out / LOG, trainer.step)
+        products = float32_products(trainer.device, settings.dtype == "tf32")
+        with products, _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
+            for entry in _run(trainer, checkpoint, bar):
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+        described = json.dumps({**asdict(settings), "trained_steps": trainer.step})
+        save_model(trainer.ema, model, task=task.name, training=described)
+    return model
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drop what the log says of later steps than the run goes on from, and a last line that was cut off."""
-    lines = path.read_text().splitlines() if path.exists() and step else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept))
+    """Keep what the log says of steps up to the one that the run goes on from; drop what cannot be read."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() and step else []
+    kept = "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= step)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(kept)
+    replace_durably(partial, path)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
 
 
 def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
-    """Train to the end, saving on the way; yields the mean losses since the last entry, every LOG_EVERY steps."""
+    """Train to the end, saving on the way; yields the mean losses since the last entry, as often as LOG_EVERY says."""
     speed, recent = Speed(trainer), []
     begun = time.monotonic() - trainer.seconds
+    told = saved = trainer.seconds
     while not trainer.is_done:
         losses = trainer.train_step()
         recent.append(torch.stack([losses.velocity, losses.log_variance, losses.mix]).detach())
         trainer.seconds = time.monotonic() - begun
         bar.update()
-        if trainer.step % LOG_EVERY == 0 or trainer.is_done:
+        if trainer.step % LOG_EVERY[0] == 0 or trainer.seconds - told > LOG_EVERY[1] or trainer.is_done:
             velocity, log_variance, mix = torch.stack(recent).mean(0).tolist()  # waits for the device
             if not math.isfinite(velocity + log_variance + mix):
                 raise FloatingPointError(f"the loss is not finite at step {trainer.step}")
-            trainer.seconds = time.monotonic() - begun
+            told = trainer.seconds = time.monotonic() - begun
             entry = {"step": trainer.step, "velocity": velocity, "log_variance": log_variance, "mix": mix}
             entry |= {"seconds": round(trainer.seconds, 1)} | speed.since_last(len(recent))
             recent.clear()
             bar.tell(entry)
             yield entry
-        if trainer.step % trainer.settings.save_every == 0 or trainer.is_done:
+        is_due = trainer.step % trainer.settings.save_every == 0 or trainer.seconds - saved > SAVE_EVERY
+        if is_due or trainer.is_done:
             trainer.save(checkpoint)
+            saved = trainer.seconds
 
 
 class Speed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.files import replace_durably
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.tasks.base import Task
 
 DTYPES = ("float32", "tf32", "bfloat16")
+LONGEST_WARMUP = 0.05  # of a run
 MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
 
 
@@ -29,12 +32,12 @@ MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
 class TrainSettings:
     """How to train, and when to end: after `steps`, or `minutes` of training, whichever comes first.
 
-    steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps. minutes > 0. One of steps and
-    minutes may be None, for no such end. learning_rate > 0, reached after `warmup` >= 0 steps, falls to 0 as a cosine
-    over the last half of the run. weight_decay >= 0; clip_norm > 0, the gradient's largest norm; ema_decay in [0, 1).
-    dtype: of products and attention: "float32", "tf32" (that of a GPU, with ten bits of mantissa; elsewhere float32) or
-    "bfloat16" (seven); weights, losses and optimiser are float32. compile: let torch.compile fuse the network and its
-    losses. Anything else is a ValueError.
+    steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps, and no more than a minute.
+    minutes > 0. One of steps and minutes may be None, for no such end. learning_rate > 0, reached after `warmup` >= 0
+    steps or a twentieth of the run, falls to 0 as a cosine over its last half. weight_decay >= 0; clip_norm > 0, the
+    gradient's largest norm; ema_decay in [0, 1). dtype: of products and attention: "float32", "tf32" (that of a GPU,
+    with ten bits of mantissa; elsewhere float32) or "bfloat16" (seven); weights, losses and optimiser are float32.
+    compile: let torch.compile fuse the network and its losses. seed >= 0. Anything else is a ValueError.
     """
 
     steps: int | None = 8_000
@@ -51,20 +54,22 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every"):
-            value = getattr(self, name)
-            if not (value is None and name == "steps") and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.steps is None and self.minutes is None:
+        for name in ("batch_size", "save_every"):
+            checks.integer(name, getattr(self, name), 1)
+        if self.steps is not None:
+            checks.integer("steps", self.steps, 1)
+        elif self.minutes is None:
             raise ValueError("steps and minutes must not both be None: the run would have no end")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)
-            if not (value is None and name == "minutes") and not 0 < value < math.inf:
+            if not (value is None and name == "minutes") and not checks.number(name, value, 0) > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        checks.number("weight_decay", self.weight_decay, 0)
+        if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        checks.integer("warmup", self.warmup, 0)
+        checks.integer("seed", self.seed, 0)
+        checks.boolean("compile", self.compile)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
 
@@ -76,8 +81,9 @@ class TrainSettings:
 
     def rate(self, step: int, seconds: float) -> float:
         """The learning rate: a linear warm-up, constant, then a cosine to 0 over the last half of the run."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        late = min(max(0.0, 2 * self.progress(step, seconds) - 1), 1.0)
+        progress = self.progress(step, seconds)
+        warm = min(1.0, max((step + 1) / max(1, self.warmup), progress / LONGEST_WARMUP))
+        late = min(max(0.0, 2 * progress - 1), 1.0)
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * late))
 
 
@@ -123,39 +129,53 @@ class Trainer:
         return self.settings.progress(self.step, self.seconds) >= 1
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; a crash at any moment leaves the previous one or this one, whole."""
+        """Write a checkpoint; a crash at any moment leaves the previous one or this one, whole.
+
+        Raises FloatingPointError, and writes nothing, when the weights are not finite; OSError when it cannot write.
+        """
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "task": self.task.name,
+            "config": json.dumps(self.task.config.to_dict()),
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if not all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters())):
+            raise FloatingPointError(f"the weights are not finite at step {self.step}")
         partial = path.with_name(path.name + ".partial")
-        torch.save(state, partial)
-        replace_durably(partial, path)
+        try:
+            torch.save(state, partial)
+            replace_durably(partial, path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter where there is no space
+            partial.unlink(missing_ok=True)
+            raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
     def restore(self, path: Path) -> None:
-        """Go on where the checkpoint stands. Raises ValueError when it is of another task or other settings."""
+        """Go on where the checkpoint stands. Raises ValueError when it is of another task, network or settings."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             step, seconds = int(state["step"]), float(state["seconds"])
-            task, settings = state["task"], dict(state["settings"])
+            task, settings, config = state["task"], dict(state["settings"]), json.loads(state["config"])
+            if step < 0 or not 0 <= seconds < math.inf:
+                raise ValueError(f"step {step}, {seconds} seconds")
         except Exception as error:  # a foreign file makes the loader raise almost anything
             raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
-        mine = asdict(self.settings)
-        other = [name for name in mine if name not in MAY_CHANGE and settings.get(name) != mine[name]]
-        if task != self.task.name or other:
-            described = ", ".join(f"{name} {settings.get(name)} (now {mine[name]})" for name in other)
-            raise ValueError(f"{path}: a run of other settings: task {task} (now {self.task.name}) {described}")
+        found = {"task": task, **config, **settings}
+        mine = {"task": self.task.name, **json.loads(json.dumps(self.task.config.to_dict())), **asdict(self.settings)}
+        other = [name for name in mine if name not in MAY_CHANGE and found.get(name) != mine[name]]
+        if other:
+            described = ", ".join(f"{name} {found.get(name)} (now {mine[name]})" for name in other)
+            raise ValueError(f"{path}: a run of other settings: {described}")
         try:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its state does not fit the model ({error!r})") from error
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise ValueError(f"{path}: its state does not fit the model ({reason})") from error
         self.step, self.seconds = step, seconds
 
     def _compute_losses(self, clean: Tensor, drawn: Draw) -> Losses:

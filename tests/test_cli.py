@@ -177,7 +177,7 @@ FAILURES = [
     (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
     (["refine", "gray.npy", "--out", "b.npy", "--schedule", "2.5", "0"], "--schedule: "),
     (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
-    (["generate", "--out", "b.npy", "--model", "nothing"], "source must be a bundled model (digit-sudoku-4x4)"),
+    (["generate", "--out", "b.npy", "--model", "nothing"], "source must be a bundled model (digit-sudoku-4x4, digit-sudoku-9x9)"),
     (["generate", "--out", "b.npy", "--seed", "-1"], "--seed must be an int in 0.."),
     (["generate", "--out", "b.npy", "--device", "gpu"], "--device 'gpu' cannot be used"),
     (["generate", "--out", "b.npy", "--device", "cuda:99"], "--device 'cuda:99' cannot be used"),

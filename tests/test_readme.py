@@ -57,17 +57,31 @@ def test_its_python_runs_as_it_stands():
     torch.testing.assert_close(*runs, atol=1e-4, rtol=0)
 
 
-def test_its_results_are_the_committed_ones():
+@pytest.mark.parametrize(("model", "fewest"), [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 192)])
+def test_its_results_are_the_committed_ones(model, fewest):
     import quality
 
-    measured = json.loads((ROOT / "bench/results/quality-digit-sudoku-4x4.json").read_text())
-    table = quality.report(measured)
-    assert table in README
-    assert measured["samples"] >= 2048
-    card = (ROOT / "ipr_fast/models/weights/digit-sudoku-4x4.md").read_text()
+    measured = json.loads((ROOT / f"bench/results/quality-{model}.json").read_text())
+    assert measured["model"] == model
+    assert quality.report(measured) in README
+    assert measured["samples"] >= fewest
+    card = (ROOT / f"ipr_fast/models/weights/{model}.md").read_text()
     rows = {row["name"]: row for row in measured["arms"]}
-    for name in ("one pass", "IPR, alpha 0.25, 20 iterations"):
+    for name in ("one pass", next(name for name in rows if re.match(r"IPR, alpha 0.25, [2-5]0 iterations", name))):
         assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
+
+
+def test_every_bundled_model_has_a_card_and_measured_results():
+    for model in ipr_fast.bundled_models():
+        assert (ROOT / f"ipr_fast/models/weights/{model}.md").read_text().startswith(f"# {model}\n")
+        assert (ROOT / f"bench/results/quality-{model}.json").exists()
+        assert f"ipr_fast/models/weights/{model}.md" in README
+
+
+def test_its_table_of_the_beginning_is_the_committed_one():
+    import rules
+
+    assert rules.report(json.loads((ROOT / "bench/results/rules.json").read_text())) in README
 
 
 def test_its_section_on_performance_is_made_of_the_committed_measurements():

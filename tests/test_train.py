@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ipr_fast.files import alone_in
 from ipr_fast.models import PatchTransformerConfig
 from ipr_fast.models.checkpoints import load_model, model_info
 from ipr_fast.tasks.catalog import TASKS, make_task
@@ -106,7 +107,7 @@ def test_foreign_checkpoints_are_refused(tmp_path):
 def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     Trainer(Stripes(), QUICK).save(path)
-    with pytest.raises(ValueError, match=r"other settings: .*seed 3 \(now 4\)"):
+    with pytest.raises(ValueError, match=r"other settings: seed 3 \(now 4\)$"):
         Trainer(Stripes(), TrainSettings(**(vars(QUICK) | {"seed": 4}))).restore(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"checkpoint\.pt: not a readable checkpoint"):
@@ -114,6 +115,74 @@ def test_checkpoints_of_other_runs_and_broken_ones_are_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         Trainer(Stripes(), QUICK).restore(path)
+
+
+def test_a_run_of_another_network_is_refused_in_one_line(tmp_path):
+    """Of other heads too, whose weights have the same shapes."""
+    path, other = tmp_path / "checkpoint.pt", Stripes()
+    Trainer(Stripes(), QUICK).save(path)
+    for sizes in ({"num_heads": 2}, {"width": 32}, {"depth": 2}, {"refine_schedule": (2, 0.5)}):
+        other.config = replace(Stripes.config, **sizes)
+        with pytest.raises(ValueError, match=rf"other settings: {next(iter(sizes))} [^\n]*$"):
+            Trainer(other, QUICK).restore(path)
+
+
+@pytest.mark.parametrize("damage", [{"seconds": float("nan")}, {"seconds": -1.0}, {"step": -1}])
+def test_impossible_progress_is_refused(tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    Trainer(Stripes(), QUICK).save(path)
+    torch.save(torch.load(path, weights_only=True) | damage, path)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        Trainer(Stripes(), QUICK).restore(path)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    path, trainer = tmp_path / "checkpoint.pt", Trainer(Stripes(), replace(QUICK, learning_rate=1e38, warmup=0))
+    trainer.save(path)
+    trainer.train_step()
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        trainer.save(path)
+    trainer.restore(path)
+    assert trainer.step == 0
+    with pytest.raises(FloatingPointError):
+        train(Stripes(), replace(QUICK, learning_rate=1e38, warmup=0), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("line", ['{"foo": 1}', '{"step": "a"}', "garbage}", "\x00\xff", "[" * 9999])
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(tmp_path, line):
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes() + line.encode("latin-1"))
+    train(Stripes(), QUICK, tmp_path, resume=True, progress=False)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [40]
+
+
+def test_a_folder_is_of_one_run(tmp_path):
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors exists, without a checkpoint"):
+        train(Stripes(), QUICK, tmp_path, progress=False)
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another run is at work there"):
+        train(Stripes(), QUICK, tmp_path, progress=False)
+
+
+def test_what_was_said_of_other_weights_is_gone(tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_slow_steps_are_saved_and_logged_by_the_clock(tmp_path, monkeypatch):
+    """As if a step took forty seconds."""
+    now, saved = [0.0], []
+    monkeypatch.setattr("ipr_fast.train.time.monotonic", lambda: now.__setitem__(0, now[0] + 13.4) or now[0])
+    monkeypatch.setattr(Trainer, "save", lambda trainer, path: saved.append(trainer.step))
+    settings = replace(QUICK, steps=9, save_every=1000)
+    train(Stripes(), settings, tmp_path, progress=False)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 9
+    assert 2 <= len(saved) <= 9
+    assert saved[-1] == 9
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -251,6 +320,17 @@ def test_a_task_may_say_how_a_model_begins():
         {"minutes": -1.0},
         {"dtype": "float16"},
         {"steps": None},
+        {"steps": "5"},
+        {"steps": float("nan")},
+        {"steps": True},
+        {"batch_size": 2.5},
+        {"save_every": None},
+        {"learning_rate": None},
+        {"clip_norm": "x"},
+        {"weight_decay": float("nan")},
+        {"warmup": -5},
+        {"seed": None},
+        {"compile": "no"},
     ],
 )
 def test_settings_out_of_range_are_refused(bad):
