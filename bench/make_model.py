@@ -50,7 +50,7 @@ RECIPES = {
 def make(name: str, minutes: float, out: Path, resume: bool, count: int, iters: int, compared: int, device: str) -> int:
     """Run the recipe; returns an exit code."""
     recipe = RECIPES[name]
-    options = (recipe.gpu if torch.device(device).type == "cuda" else recipe.cpu).split()
+    options = (recipe.gpu if device.startswith("cuda") else recipe.cpu).split()
     command = ["train", "--task", name, "--minutes", str(minutes), "--out", str(out), "--device", device, *options]
     code = cli.main([*command, "--evaluate", "0", *["--resume"] * resume])
     model = out / f"{name}.safetensors"
@@ -62,7 +62,7 @@ def make(name: str, minutes: float, out: Path, resume: bool, count: int, iters: 
         return 1
     if count:
         measured = quality.measure(str(model), count, recipe.clues, iters, compared, list(quality.ARMS), device)
-        results = {**measured, "model": name, "environment": environment.describe()}
+        results = {**measured, "model": name, "environment": environment.describe(torch.device(device))}
         environment.write(results, out / f"quality-{name}.json")
         print(quality.report(results))
     return 0

@@ -40,6 +40,8 @@ class Bench:
         self.judge, self.count, self.device = self.task.judge(), count, torch.device(device)
         self.num_patches = self.model.grid.num_patches
         self.plan, self.refine_plan = self.model.generate_schedule, self.model.refine_schedule
+        if clues[0] >= self.num_patches:
+            raise ValueError(f"clues: with {clues[0]} of {self.num_patches} cells given there is nothing to generate")
         known, values = draw_clues(self.task, count, clues, SEED)
         self.known = None if known is None else known.to(self.device)
         self.values = None if values is None else values.to(self.device)
@@ -117,13 +119,11 @@ class Bench:
         longer = Schedule(round(self.plan.steps_per_patch * calls / once), self.plan.overlap)
         times = max(1, round((calls - once) / once))
         again = self.refine(all_patches(), times, self.plan)[-1]
+        repeated = "once" if times == 1 else f"{times} times"
+        longer_pass = self.judge(self.generate(longer))
         return [
-            self.arm(
-                f"one pass, {longer.steps_per_patch} steps a patch",
-                self.judge(self.generate(longer)),
-                self.cost(longer, _all),
-            ),
-            self.arm(f"renoise everything {times} times", again, self.cost(self.plan, _all, 1 + times)),
+            self.arm(f"one pass, {longer.steps_per_patch} steps a patch", longer_pass, self.cost(longer, _all)),
+            self.arm(f"renoise everything {repeated}", again, self.cost(self.plan, _all, 1 + times)),
         ]
 
 
@@ -150,8 +150,14 @@ def compare(before: Report, after: Report) -> dict:
         "gain": intervals.paired_gain(was, good),
         "fixed": int((good & ~was).sum()),
         "broken": int((was & ~good).sum()),
-        "means": {name: intervals.mean(values) for name, values in after.measures().items()},
+        "means": {name: _mean(values) for name, values in after.measures().items()},
     }
+
+
+def _mean(values: Tensor) -> intervals.Estimate:
+    """Of measures, none of which is negative."""
+    value, low, high = intervals.mean(values)
+    return intervals.Estimate(value, max(0.0, low), high)
 
 
 def measure(
@@ -204,7 +210,8 @@ def report(results: dict) -> str:
         lines.append(_row([*cells, *(intervals.Estimate(*row["means"][name]).plain() for name in means)]))
     about, clues = results["environment"], results["clues"]
     given = f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
-    judged = f" J{results['judge'][1:]}." if results["judge"] else ""
+    judge = results["judge"]
+    judged = f" {judge[0].upper()}{judge[1:]}." if judge else ""
     lines += [
         "",
         f"{results['samples']:,} {noun}s{given}, seed {results['seed']}, intervals 95 %.{judged} Measured at "

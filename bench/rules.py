@@ -64,9 +64,10 @@ def measure(boards: int, every: int) -> dict:
         trainer, gaps, rows = Trainer(task, SETTINGS), Gaps(task), []
         while (seen := trainer.step * SETTINGS.batch_size) < boards:
             trainer.train_step()
-            if seen // every != (seen + SETTINGS.batch_size) // every:
+            seen_now = seen + SETTINGS.batch_size
+            if seen // every != seen_now // every or seen_now >= boards:
                 shares = [gaps.filled(trainer.ema, missing) for missing in MISSING]
-                rows.append([seen + SETTINGS.batch_size, *shares])
+                rows.append([seen_now, *shares])
                 print(name, *rows[-1], flush=True)
         arms[name] = rows
     return {"sizes": SIZES, "missing": MISSING, "test_boards": BOARDS, "arms": arms}

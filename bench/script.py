@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import environment
+import torch
 
 
 def run(document: str, measure: Callable[..., dict], report: Callable[[dict], str], **options: dict) -> None:
@@ -28,9 +29,19 @@ def run(document: str, measure: Callable[..., dict], report: Callable[[dict], st
         except (OSError, ValueError) as error:
             parser.error(f"{earlier}: {error}")
     else:
-        results = {**measure(**arguments), "environment": environment.describe()}
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            parser.error(f"{out}: is a folder, or in none that exists")
+        try:
+            measured = measure(**arguments)
+        except ValueError as error:
+            parser.error(str(error))
+        device = torch.device(arguments["device"]) if "device" in arguments else None
+        results = {**measured, "environment": environment.describe(device)}
         environment.write(results, out)
-    print(report(results))
+    try:
+        print(report(results))
+    except (KeyError, TypeError) as error:
+        parser.error(f"{earlier}: not a measurement of this script ({error!r})")
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -111,6 +111,6 @@ def _write_out(
         plots.plot_boards(samples, images, violating, known, shown, chosen)
     else:
         plots.plot_images(samples, images, good, trajectory.measures()["imbalance"], shown, chosen)
-    title = f"{settings.count} {task.noun}s, alpha = {settings.ratio:g}"
+    title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
     plots.plot_good(curve, good, f"{task.adjective} {task.noun}s", title=title)
     return [samples, curve, numbers]

@@ -1,8 +1,8 @@
 """Beginnings of a PatchTransformer that already look where a task's rules are.
 
-From random weights, a model of 9x9 boards learns first how digits look, and for a long time nothing else: to find out
-that rows, columns and boxes matter, its heads would have to stumble over them. Heads that begin by looking there are
-an initial value, not a constraint: training may move them.
+From random weights, a model of 9x9 boards learns first how digits look, and only later the rules: to find out that rows,
+columns and boxes matter, its heads have to stumble over them. Heads that begin by looking there need half as many boards
+(`bench/rules.py`). They are an initial value, not a constraint: training may move them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
     tables, width = (position.rows, position.columns, position.boxes), model.config.width
     size = width // heads
     if sum(len(table) for table in tables) > width or max(len(table) for table in tables) > size:
-        raise ValueError(f"model: {width} channels in {heads} heads are too few for {[len(t) for t in tables]} places")
+        lines = max(len(table) for table in tables)
+        raise ValueError(
+            f"model: a head must have a channel for each of {lines} rows, and the model {3 * lines} of them, "
+            f"got width {width} in {heads} heads"
+        )
     basis = torch.linalg.qr(torch.randn(width, width))[0].to(position.rows)
     directions = basis[: sum(len(table) for table in tables)].split([len(table) for table in tables])
     for table, direction in zip(tables, directions, strict=True):

@@ -34,7 +34,7 @@ def plot_boards(
     pyplot = load_pyplot()
     rows, columns, side = len(chosen), len(iterations), violating.shape[-1]
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(1.35 * columns + 0.3, 1.35 * rows + 0.55), squeeze=False, layout="constrained"
+        rows, columns, figsize=(max(1.35 * columns, 3.6) + 0.3, 1.35 * rows + 0.7), squeeze=False, layout="constrained"
     )
     for row, board in enumerate(chosen):
         clues = torch.zeros(side, side, dtype=torch.bool) if known is None else known[board].reshape(side, side)
@@ -46,9 +46,8 @@ def plot_boards(
             _draw_grid(axis, side, GREEN if not wrong.any() else INK)
             if row == 0:
                 axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
-    legend = "Iterations of refinement\nred: breaks a rule, green frame: valid" + (
-        ", blue: a clue" * (known is not None)
-    )
+    clue = "" if known is None else ", blue: a clue"
+    legend = f"Iterations of refinement\nred: breaks a rule, green frame: valid{clue}"
     figure.suptitle(legend, fontsize=9, color=INK)
     save_figure(figure, path)
 
@@ -68,7 +67,7 @@ def plot_images(
     pyplot = load_pyplot()
     rows, columns = len(chosen), len(iterations)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(1.2 * columns + 0.3, 1.36 * rows + 0.55), squeeze=False, layout="constrained"
+        rows, columns, figsize=(max(1.2 * columns, 3.6) + 0.3, 1.36 * rows + 0.7), squeeze=False, layout="constrained"
     )
     for row, sample in enumerate(chosen):
         for column, iteration in enumerate(iterations):
@@ -79,7 +78,8 @@ def plot_images(
             axis.set_xlabel(str(int(error[iteration, sample])), fontsize=8, labelpad=2, color=GREEN if is_good else INK)
             if row == 0:
                 axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
-    figure.suptitle("Iterations of refinement: how many pixels too many of one hue", fontsize=9, color=INK)
+    legend = "Iterations of refinement\nnumber: pixels too many of one hue, green: none"
+    figure.suptitle(legend, fontsize=9, color=INK)
     save_figure(figure, path)
 
 
@@ -96,10 +96,10 @@ def plot_good(path: str | Path, good: Tensor, what: str, *, title: str) -> None:
     axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
     axis.set(xlabel="iteration", ylabel=f"{what} (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylim(max(0, min(low) - 5), min(100.5, max(high) + 5))
+    axis.set_ylim(max(-2, min(low) - 5), min(102, max(high) + 5))
     axis.set_title(title, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.legend(frameon=False, fontsize=8, loc="best")
     save_figure(figure, path)
 
 
@@ -113,8 +113,8 @@ def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
     image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
     mask, given = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
-    paper = torch.where(given, torch.tensor([0.80, 0.88, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
-    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), paper)
+    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
+    paper = torch.where(given, torch.tensor([0.80, 0.88, 1.0]), paper)  # a clue that breaks a rule has red ink alone
     colour = torch.where(mask, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
     return paper * (1 - ink) + colour * ink
 

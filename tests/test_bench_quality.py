@@ -74,7 +74,7 @@ def test_images_have_their_own_measures_and_no_clues(weights):
     assert set(results["arms"][0]["means"]) == {"imbalance", "saturation_std", "value_std"}
     table = quality.report(results)
     assert "| balanced images | gain over one pass | fixed / broken | imbalance | saturation deviation |" in table
-    assert "4 images, seed 0, intervals 95 %. Measured at" in table
+    assert "4 images, seed 0, intervals 95 %. Balanced by hue alone, as the benchmark counts" in table
 
 
 def test_given_clues_make_an_arm_cheaper(weights):

@@ -117,8 +117,8 @@ def test_the_global_generator_is_followed():
     ("changes", "said"),
     [
         ({"box_size": 0}, "model: it has no boxes, so there are no lines to look along"),
-        ({"width": 24, "num_heads": 8}, r"model: 24 channels in 8 heads are too few for \[4, 4, 4\] places"),
-        ({"width": 8, "num_heads": 1}, r"model: 8 channels in 1 heads are too few for \[4, 4, 4\] places"),
+        ({"width": 24, "num_heads": 8}, "each of 4 rows, and the model 12 of them, got width 24 in 8 heads"),
+        ({"width": 8, "num_heads": 1}, "each of 4 rows, and the model 12 of them, got width 8 in 1 heads"),
     ],
 )
 def test_models_without_lines_or_room_are_refused_and_left_alone(changes, said):

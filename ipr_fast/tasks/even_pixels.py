@@ -24,8 +24,11 @@ class EvenPixelsReport(NamedTuple):
 
     balanced        (B,) bool: imbalance is 0
     imbalance       (B,) int64: pixels of one hue too many, 0..512
-    saturation_std  (B,) float32: standard deviation over the image's pixels, of a saturation that should be 1
-    value_std       (B,) float32: likewise of the value, which should be 0.7
+    saturation_std  (B,) float32: standard deviation of the saturation over the image's pixels; 0 for even pixels
+    value_std       (B,) float32: likewise of the value
+
+    The benchmark's definitions: an image is balanced by its hues alone, as two of a hundred images of noise are by
+    chance, and the deviations are from the image's own mean. So the three are to be read together.
     """
 
     balanced: Tensor
@@ -76,9 +79,9 @@ class EvenPixels:
 
 
 class HueJudge:
-    """Judges images by their hues alone, and so without error."""
+    """Judges images as the benchmark does: whether one is balanced, its hues alone decide."""
 
-    note = ""
+    note = "balanced by hue alone, as the benchmark counts: two of a hundred images of noise are; see the deviations"
 
     def __call__(self, images: Tensor) -> EvenPixelsReport:
         """Judge images (B, 3, H, W)."""

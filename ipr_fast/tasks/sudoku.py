@@ -85,7 +85,7 @@ def check_grids(grids: Tensor) -> BoardReport:
     shows = grids[..., None] == digit  # (B, n, n, digit)
     boxed = shows.reshape(batch, side // box, box, side // box, box, side)
     row, column, square = shows.sum(2), shows.sum(1), boxed.sum((2, 4))  # how often each digit stands in each group
-    violations = sum((group == 0).sum((-2, -1)).reshape(batch, -1).sum(1) for group in (row, column, square))
+    violations = sum((group == 0).flatten(1).sum(1) for group in (row, column, square))
     square = square.repeat_interleave(box, 1).repeat_interleave(box, 2)
     repeated = (row[:, :, None] > 1) | (column[:, None] > 1) | (square > 1)
     violating = (shows & repeated).any(-1) | ~shows.any(-1)
