@@ -29,8 +29,8 @@ def run(document: str, measure: Callable[..., dict], report: Callable[[dict], st
         except (OSError, ValueError) as error:
             parser.error(f"{earlier}: {error}")
     else:
-        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-            parser.error(f"{out}: is a folder, or in none that exists")
+        if out is not None and (out.is_dir() or not _nearest(out).is_dir()):
+            parser.error(f"{out}: is a folder, or below a file")  # said before the work, not after it
         try:
             measured = measure(**arguments)
         except ValueError as error:
@@ -42,6 +42,11 @@ def run(document: str, measure: Callable[..., dict], report: Callable[[dict], st
         print(report(results))
     except (KeyError, TypeError) as error:
         parser.error(f"{earlier}: not a measurement of this script ({error!r})")
+
+
+def _nearest(path: Path) -> Path:
+    """What exists of the folders above a path."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def at_least(least: int) -> Callable[[str], int]:

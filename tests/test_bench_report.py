@@ -245,7 +245,17 @@ def test_a_script_measures_writes_and_prints_again(tmp_path, monkeypatch, capsys
     printed = run("--boards", 3, "--out", out)
     assert list(tmp_path.rglob("*")) == [out.parent, out]
     assert printed == run("--report", out)
-    for wrong in (["--boards", 1], ["--boards", "two"], ["--report", tmp_path / "none.json"], ["--report", __file__]):
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text("{}")
+    for wrong in (
+        ["--boards", 1],
+        ["--boards", "two"],
+        ["--report", tmp_path / "none.json"],
+        ["--report", __file__],
+        ["--report", foreign],
+        ["--out", tmp_path],
+        ["--out", foreign / "out.json"],
+    ):
         with pytest.raises(SystemExit) as error:
             run(*wrong)
         assert error.value.code == 2
