@@ -1,8 +1,8 @@
 """Beginnings of a PatchTransformer that already look where a task's rules are.
 
-From random weights, a model of 9x9 boards learns first how digits look, and only later the rules: to find out that rows,
-columns and boxes matter, its heads have to stumble over them. Heads that begin by looking there need half as many boards
-(`bench/rules.py`). They are an initial value, not a constraint: training may move them.
+From random weights, a model of 9x9 boards learns first how digits look, and only later the rules: to find out that
+rows, columns and boxes matter, its heads have to stumble over them. Heads that begin by looking there need half as
+many boards (`bench/rules.py`). They are an initial value, not a constraint: training may move them.
 """
 
 from __future__ import annotations
