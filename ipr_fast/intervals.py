@@ -25,7 +25,8 @@ class Estimate(NamedTuple):
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
     def plain(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        value, low, high = (f"{x:#.3g}".removesuffix(".") for x in self)
+        return f"{value} [{low}, {high}]"
 
 
 def share(successes: Tensor) -> Estimate:

@@ -93,7 +93,8 @@ def test_a_mean_has_its_interval():
     half = intervals.Z * (5 / 3) ** 0.5 / 2
     assert (value, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     assert intervals.mean(torch.tensor([7])) == (7.0, -float("inf"), float("inf"))
-    assert intervals.Estimate(0.12345, 0.1, 0.15).plain() == "0.123 [0.1, 0.15]"
+    assert intervals.Estimate(0.12345, 0.1, 0.15).plain() == "0.123 [0.100, 0.150]"
+    assert intervals.Estimate(512.0, 8.0, 0.0).plain() == "512 [8.00, 0.00]"
 
 
 @pytest.fixture
