@@ -85,8 +85,8 @@ def report(results: dict) -> str:
     lines += [
         "",
         f"Cells filled right, of {results['test_boards']} boards; width {sizes['width']}, {sizes['depth']} layers, "
-        f"{sizes['num_heads']} heads; one run each, seed 0. Measured at {about['commit']} on {about['device']}, torch {about['torch']}, "
-        f"threads: {about['threads']}.",
+        f"{sizes['num_heads']} heads; one run each, seed 0. Measured at {about['commit']} on {about['device']}, "
+        f"torch {about['torch']}, threads: {about['threads']}.",
     ]
     return "\n".join(lines)
 
