@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -53,46 +52,55 @@ class Schedule:
 
     def steps(self, num_active: int) -> int:
         """T, the denoiser calls of one regeneration of `num_active` patches; 0 for none."""
-        if num_active == 0:
-            return 0
-        p = self.steps_per_patch
-        # In float64 as it stands: where 1 - overlap rounds up, that is a step more than on paper.
-        return math.ceil(p + (num_active - 1) * (1 - self.overlap) * p)
+        return int(self._of(num_active).steps.tolist()[0])
 
     def block(self, num_active: int) -> int:
-        """L, the steps from a patch's start to level 0."""
-        return int(self._ideal_blocks([num_active]).ceil())
+        """L, the steps from a patch's start to level 0; 0 for no patches."""
+        return int(self._of(num_active).ideal_block.ceil().tolist()[0])
 
     def starts(self, num_active: int) -> list[int]:
         """S_k for k = 0..num_active-1, ascending."""
-        if num_active == 0:
-            return []
-        ideal = self._ideal_blocks([num_active])
-        return self._starts(torch.arange(num_active, device="cpu"), ideal).to(torch.int64).tolist()
+        return self._starts(num_active, self._of(num_active).ideal_block).to(torch.int64).tolist()
 
     def tables(self, num_patches: int) -> ScheduleTables:
         """The schedule for every number of active patches from 0 to `num_patches`."""
         never = torch.iinfo(torch.int32).max
-        counts, k = (torch.arange(n, device="cpu") for n in (num_patches + 1, num_patches))
-        ideal = self._ideal_blocks(counts.tolist())
-        starts = self._starts(k, ideal[:, None]).to(torch.int32)
+        counts = torch.arange(num_patches + 1, device="cpu")
+        integers = self._integers(counts)
+        starts = self._starts(num_patches, integers.ideal_block[:, None]).to(torch.int32)
         return ScheduleTables(
-            steps=torch.tensor([self.steps(n) for n in counts.tolist()], dtype=torch.int32, device="cpu"),
-            block=ideal.ceil().to(torch.int32),
-            starts=starts.masked_fill(k >= counts[:, None], never),
+            steps=integers.steps.to(torch.int32),
+            block=integers.ideal_block.ceil().to(torch.int32),
+            starts=starts.masked_fill(counts[:-1] >= counts[:, None], never),
         )
 
     def levels(self, num_patches: int) -> Tensor:
         """Every level that a patch can have under this schedule, (R,) float32, ascending from 0 to 1."""
-        blocks = {self.block(n) for n in range(1, num_patches + 1)}
-        return torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in sorted(blocks)]).unique()
+        blocks = self.tables(num_patches).block[1:].unique().tolist()
+        return torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in blocks]).unique()
 
-    def _starts(self, k: Tensor, ideal_block: Tensor) -> Tensor:
-        # float32 in this very order: it decides ties, and the published code's ties are the definition.
-        return (k.float() * ideal_block * (1 - self.overlap)).floor()
+    def _of(self, num_active: int) -> _Integers:
+        return self._integers(torch.tensor([num_active], device="cpu"))
 
-    def _ideal_blocks(self, counts: list[int]) -> Tensor:
-        """T / ((n - 1) (1 - o) + 1) for each n, float32; 0 for n = 0."""
-        steps = torch.tensor([self.steps(n) for n in counts], dtype=torch.float32, device="cpu")
-        spans = [(n - 1) * (1 - self.overlap) + 1 for n in counts]
-        return torch.where(steps > 0, steps / torch.tensor(spans, dtype=torch.float32, device="cpu"), 0.0)
+    def _integers(self, counts: Tensor) -> _Integers:
+        """T, and the block length before it is rounded up, of counts (n,) of active patches.
+
+        The published code computes in float32, and in this order: both decide the ceilings at many counts. Its division
+        of a Python int by a tensor is torch's `reciprocal() * int`.
+        """
+        p, stagger = self.steps_per_patch, 1 - self.overlap
+        others = (counts - 1).to(torch.float32)
+        steps = (p + others * stagger * p).ceil()
+        ideal_block = (others * stagger + 1).reciprocal() * steps
+        return _Integers(*(value.where(counts > 0, 0.0) for value in (steps, ideal_block)))
+
+    def _starts(self, num_active: int, ideal_block: Tensor) -> Tensor:
+        k = torch.arange(num_active, dtype=torch.float32, device="cpu")
+        return (k * ideal_block * (1 - self.overlap)).floor()
+
+
+class _Integers(NamedTuple):
+    """float32, (n,) each."""
+
+    steps: Tensor
+    ideal_block: Tensor

@@ -35,6 +35,58 @@ def test_levels_equal_the_published_implementations(file, run, schedule):
     assert torch.equal(levels_over_time(schedule, int(active.sum())).sort(dim=1).values, expected)
 
 
+def as_published(steps_per_patch: int, overlap: float, n: int) -> tuple[int, int, list[int]]:
+    """T, L and the S_k of n patches, in the tensor operations of the published code."""
+    m = torch.tensor([n], dtype=torch.int32)
+    steps = int((steps_per_patch + (m - 1) * (1 - overlap) * steps_per_patch).ceil())
+    ideal = steps / ((m - 1) * (1 - overlap) + 1)
+    return steps, int(ideal.ceil()), [int((k * ideal * (1 - overlap)).floor()) for k in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("steps_per_patch", "overlap", "counts"),
+    [(3, 0.0, range(1, 82)), (10, 0.8, range(1, 82)), (30, 0.9, range(1, 65)), (10, 0.9, range(1, 257))],
+)
+def test_integers_equal_the_published_expression_in_the_papers_settings(steps_per_patch, overlap, counts):
+    schedule = Schedule(steps_per_patch, overlap)
+    for n in counts:
+        found = schedule.steps(n), schedule.block(n), schedule.starts(n)
+        assert found == as_published(steps_per_patch, overlap, n), n
+
+
+@pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95, 1])
+def test_tables_equal_the_published_expression_at_all_counts(overlap):
+    """Every count to 256 in vectorised form, for p = 1..50: the same float32 operations, one count a row."""
+    counts = torch.arange(1, 257, dtype=torch.int32)
+    k = torch.arange(256)
+    for steps_per_patch in range(1, 51):
+        steps = (steps_per_patch + (counts - 1) * (1 - overlap) * steps_per_patch).ceil()
+        ideal = ((counts - 1) * (1 - overlap) + 1).reciprocal() * steps
+        starts = (k * ideal[:, None] * (1 - overlap)).floor()
+        tables = Schedule(steps_per_patch, overlap).tables(256)
+        assert torch.equal(tables.steps[1:], steps.int())
+        assert torch.equal(tables.block[1:], ideal.ceil().int())
+        reached = k < counts[:, None]
+        assert torch.equal(tables.starts[1:][reached], starts[reached].int())
+
+
+def test_ragged_counts_that_float64_would_get_wrong():
+    assert Schedule(10, 0.8).steps(22) == 53  # 10 + 21 * 0.2 * 10 is 52 on paper
+    for steps_per_patch, overlap, n in [(10, 0.8, n) for n in (13, 14, 17, 19)] + [(3, 0.0, n) for n in (56, 60, 61)]:
+        ideal = Schedule(steps_per_patch, overlap).block(n)
+        assert ideal == as_published(steps_per_patch, overlap, n)[1]
+
+
+def test_integers_do_not_depend_on_torchs_default_type():
+    expected = Schedule(10, 0.8).tables(81)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Schedule(10, 0.8).tables(81)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("steps_per_patch", [1, 2, 3, 10, 30])
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8, 0.9, 1.0])
 def test_every_patch_starts_and_ends_in_time(steps_per_patch, overlap):
