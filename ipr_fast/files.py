@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -67,15 +69,13 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
         _write_folder(path, images, samples.names)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         if path.suffix == ".pt":
             torch.save(images, file)
         elif path.suffix == ".npz":
             np.savez(file, x=_as_array(images))
         else:
             np.save(file, _as_array(images))
-    os.replace(partial, path)
 
 
 def check_writable(
@@ -105,11 +105,41 @@ def check_writable(
         raise ValueError(f"{path}: holds other PNG files ({min(left)}); choose an empty folder")
 
 
-def replace_durably(partial: Path, path: Path) -> None:
-    """Put a finished file in the place of `path`: after a crash either the old or the new one is there, whole."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write into, which takes the place of `path` when the block ends.
+
+    It stands beside `path` until then, and is synced before it is renamed: after a crash either the old file or the new
+    one is there, whole. Whatever is raised in the block, the old file stays and the unfinished one goes. An OSError,
+    and what torch's writer raises in its stead, comes out as an OSError that names `path` and the reason.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        reason = _reason_of_writing(error)
+        if reason is None:
+            raise
+        raise type(reason)(reason.errno, reason.strerror, str(path)) from error
+
+
+def _reason_of_writing(error: BaseException) -> OSError | None:
+    """The OSError that stopped a writer; torch's own raises a RuntimeError, with the OSError behind it or not."""
+    if isinstance(error, OSError):
+        return error
+    if not isinstance(error, RuntimeError) or "inline_container" not in str(error):
+        return None
+    behind = error.__cause__ or error.__context__
+    return behind if isinstance(behind, OSError) else OSError(errno.EIO, str(error).splitlines()[0])
 
 
 def prepare_folder(path: Path) -> None:

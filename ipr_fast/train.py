@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ipr_fast.files import alone_in, prepare_folder, replace_durably
+from ipr_fast.files import alone_in, prepare_folder, replacing
 from ipr_fast.models.checkpoints import save_model
 from ipr_fast.precision import float32_products
 from ipr_fast.rates import product_rate, training_flops
@@ -69,9 +69,8 @@ def _cut_log(path: Path, step: int) -> None:
     """Keep what the log says of steps up to the one that the run goes on from; drop what cannot be read."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() and step else []
     kept = "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= step)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(kept)
-    replace_durably(partial, path)
+    with replacing(path) as file:
+        file.write(kept.encode())
 
 
 def _step_of(line: str) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.files import replace_durably
+from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.tasks.base import Task
@@ -145,13 +145,8 @@ class Trainer:
         }
         if not all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters())):
             raise FloatingPointError(f"the weights are not finite at step {self.step}")
-        partial = path.with_name(path.name + ".partial")
-        try:
-            torch.save(state, partial)
-            replace_durably(partial, path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter where there is no space
-            partial.unlink(missing_ok=True)
-            raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def restore(self, path: Path) -> None:
         """Go on where the checkpoint stands. Raises ValueError when it is of another task, network or settings."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from ipr_fast import checks
-from ipr_fast.files import replace_durably
+from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.models.published import complete_config, from_published
 from ipr_fast.models.sources import bundled_models, find
@@ -136,16 +135,9 @@ def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **met
             raise ValueError(
                 f"metadata must be strings, under other names than {sorted(own)}, got {name}={value!r:.80}"
             )
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save(tensors, metadata={**own, **metadata}))
-        replace_durably(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with replacing(path) as file:
+        file.write(save(tensors, metadata={**own, **metadata}))
 
 
 def _check_range(path: Path, model: torch.nn.Module, dtype: torch.dtype, key: Callable[[str], str]) -> None:
