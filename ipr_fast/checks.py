@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipr_fast.kernels import philox
-from ipr_fast.models.denoiser import Prediction
 from ipr_fast.patches import PatchGrid
 from ipr_fast.schedule import Schedule
 
@@ -45,7 +47,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
-    """Finite float images (B, C, H, W), of the sample shape (C, H, W) if one is given."""
+    """Float images (B, C, H, W), of the sample shape (C, H, W) if one is given; `extremes` looks at their values."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor of images (B, C, H, W), got {type(value).__name__}")
     if value.ndim != 4:
@@ -55,10 +57,39 @@ def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None
     if sample_shape is not None and tuple(value.shape[1:]) != tuple(sample_shape):
         wanted = ", ".join(map(str, sample_shape))
         raise ValueError(f"{name} must have shape (B, {wanted}) to fit the model, got {tuple(value.shape)}")
-    bad = count_not_finite(value)
-    if bad:
-        raise ValueError(f"{name} must be finite in float32, got NaN or inf in {bad} of its samples")
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must hold data, got a tensor on the meta device")
     return value
+
+
+def extremes(name: str, value: Tensor) -> tuple[float, float] | None:
+    """The smallest and largest number of finite samples (B, ...), in float32; None where there is none."""
+    if not value.numel():
+        return None
+    low, high = torch.stack(torch.aminmax(value.float())).tolist()  # NaN is both, where there is one
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = count_not_finite(value)
+        raise ValueError(f"{name} must be finite in float32, got NaN or inf in {bad} of its samples")
+    return low, high
+
+
+def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
+    """What is wrong with samples from `found[0]` to `found[1]` for a model that was trained on another range.
+
+    Only what can hardly be chance: nothing below the middle of the model's `value_range`, or numbers that lie farther
+    outside than the range is wide.
+    """
+    wanted = getattr(model, "value_range", None)
+    if found is None or wanted is None:
+        return None
+    (low, high), (least, most) = found, wanted
+    middle, width = (least + most) / 2, most - least
+    if (low >= middle and high > middle) or low < least - width or high > most + width:
+        return (
+            f"{name} lies in [{low:.4g}, {high:.4g}], but {name_of(model)} was trained on samples in "
+            f"[{least:g}, {most:g}]: scale {name} to that range"
+        )
+    return None
 
 
 def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
@@ -127,27 +158,6 @@ def device_of(model: object) -> torch.device | None:
     return None if first is None else first.device
 
 
-def denoiser(model: object) -> PatchGrid:
-    """A model that can be called and has a grid; returns the grid."""
-    grid = getattr(model, "grid", None)
-    if not callable(model) or not isinstance(grid, PatchGrid):
-        raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
-    return grid
-
-
-def prediction(value: object, shape: tuple[int, int, int]) -> None:
-    """What a model returned for slots of shape (B, A, P): a Prediction of these shapes."""
-    if not isinstance(value, Prediction):
-        raise ValueError(f"model must return a Prediction, got {type(value).__name__}")
-    wanted = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}
-    for name, field in value._asdict().items():
-        if field is None and name != "velocity":
-            continue
-        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name] or not field.is_floating_point():
-            came = f"{tuple(field.shape)} of {field.dtype}" if isinstance(field, Tensor) else type(field).__name__
-            raise ValueError(f"model must return a floating-point {name} of shape {wanted[name]}, got {came}")
-
-
 def schedule(value: object) -> Schedule:
     """A Schedule."""
     if not isinstance(value, Schedule):
@@ -169,14 +179,94 @@ def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) 
         raise ValueError(f"first_iteration + iters: the last iteration can be {philox.MAX_ITERATION}, got {last}")
 
 
+# ------------------------------------------------------------------------------------------- calls of a user's code
+
+
+@contextmanager
+def unwritten(who: str, **inputs: Tensor) -> Iterator[None]:
+    """Within, code of the user's may read these tensors. Raises ValueError where it has written to one.
+
+    Tensors count the writes to themselves and to their views, so this costs nothing on the device; those that do not,
+    which are made under `torch.inference_mode`, are compared with a copy.
+    """
+    before = {name: tensor.clone() if tensor.is_inference() else tensor._version for name, tensor in inputs.items()}
+    yield
+    for name, tensor in inputs.items():
+        same = torch.equal(tensor, before[name]) if tensor.is_inference() else tensor._version == before[name]
+        if not same:
+            raise ValueError(f"{who} writes into its input `{name}`: let it work on a copy, {name}.clone()")
+
+
+@contextmanager
+def model_call(model: object, **inputs: Tensor) -> Iterator[None]:
+    """Within, a model is called with these tensors: it must not write to them, and gradients need some care."""
+    try:
+        with unwritten(f"model: {name_of(model)}", **inputs):
+            yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NEEDS_GRADIENTS):
+            raise
+        raise ValueError(
+            f"model: {name_of(model)} computes gradients, and the engine calls it without ({error}). In the model, "
+            "use `with torch.inference_mode(False), torch.enable_grad():` and clone the inputs there, before the first "
+            "operation: z = patches.clone().requires_grad_()"
+        ) from error
+
+
+NEEDS_GRADIENTS = (
+    "does not require grad",
+    "Inference tensors cannot be saved for backward",
+    "Setting requires_grad=True on inference tensor",
+    "One of the differentiated Tensors",
+)
+
+
+def inference_mode_of(name: str, model: object) -> None:
+    """A model must not be in training mode, where that makes a difference: dropout and batch norm, above all."""
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if module.training and _depends_on_training(module):
+            where = f"its {type(module).__name__} ({path})" if path else type(module).__name__
+            raise ValueError(f"{name}: {where} is in training mode, in which it computes otherwise: call model.eval()")
+
+
+def _depends_on_training(module: nn.Module) -> bool:
+    """Whether a module reads `self.training`, and does anything with it."""
+    if getattr(module, "track_running_stats", None) is False:  # a norm by the batch's own statistics in both modes
+        return False
+    rates = [getattr(module, name, None) for name in ("p", "dropout")]
+    if any(isinstance(rate, Real) and rate == 0 for rate in rates) and type(module).__module__.startswith("torch."):
+        return False
+    if isinstance(module, torch.jit.ScriptModule):
+        return "training" in module.code
+    return _reads_training(type(module))
+
+
+@functools.cache
+def _reads_training(kind: type[nn.Module]) -> bool:
+    ours = [cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
+    ours = [cls for cls in ours if not cls.__module__.startswith("torch._dynamo")]
+    functions = (value for cls in ours for value in vars(cls).values() if isinstance(value, types.FunctionType))
+    return any("training" in names for function in functions for names in _names_in(function.__code__))
+
+
+def _names_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+    yield code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names_in(inner)
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
 def count_not_finite(value: Tensor) -> int:
     """How many samples of (B, ...) hold a NaN or inf, as float32."""
     return int((~torch.isfinite(value.float())).flatten(1).any(1).sum())
 
 
 def name_of(function: Callable) -> str:
-    """What to call a user's function or model in a message."""
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    """The name of a user's function, or of a model's class, for a message."""
+    return getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

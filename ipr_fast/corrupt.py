@@ -30,6 +30,7 @@ def swap_patches(
     than 2 K patches that may move.
     """
     x = checks.images("x", x).detach()
+    checks.extremes("x", x)
     grid = PatchGrid(*x.shape[1:], checks.integer("patch_size", patch_size, 1))
     free = checks.free_patches(known, len(x), grid, x.device)
     ids = checks.chain_ids(chain_ids, len(x), x.device)

@@ -80,6 +80,11 @@ class Engine:
         """Code of the user's has run, which may have changed the model."""
         self.lanes.notice_changes()
 
+    @property
+    def mix_range(self) -> Tensor | None:
+        """The smallest and largest variance mix of the first call, a tensor (2,)."""
+        return self.lanes.mix_range
+
     def num_steps(self, counts: Tensor) -> int:
         """The steps, one after another, of a regeneration of chains with these counts (B,) of active patches."""
         return self._plan(counts)[0].steps
@@ -142,5 +147,5 @@ class Engine:
 
     def _slots(self, plan: Plan, wave: Wave, varies: bool) -> int:
         """The slots of a wave. A model without `prepare` computes every patch anyway: there, those of all waves."""
-        most_active = wave.most_active if hasattr(self.lanes.model, "prepare") else plan.waves[0].most_active
+        most_active = wave.most_active if self.lanes.prepares else plan.waves[0].most_active
         return slot_bucket(most_active, self.patches.shape[1]) if varies else most_active

@@ -61,8 +61,9 @@ class SlotState(_PerLane):
     @classmethod
     def allocate(cls, lanes: int, slots: int, device: torch.device) -> SlotState:
         whole = torch.zeros(4, lanes, slots, dtype=torch.int32, device=device)
-        level, next_level = (buffer.view(torch.float32) for buffer in whole[2:])
-        return cls(whole[0], torch.zeros(lanes, dtype=torch.int32, device=device), level, next_level, whole[1])
+        index, start, *levels = (buffer.data for buffer in whole)  # each counts what is written to it alone
+        level, next_level = (buffer.view(torch.float32) for buffer in levels)
+        return cls(index, torch.zeros(lanes, dtype=torch.int32, device=device), level, next_level, start)
 
     @property
     def active(self) -> ActivePatches:

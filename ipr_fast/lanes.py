@@ -23,6 +23,7 @@ from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
 from ipr_fast.lane_buffers import LaneState, SlotState
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.precision import float32_products
 from ipr_fast.schedule import Schedule, ScheduleTables
@@ -89,7 +90,9 @@ class Lanes:
         whole_iterations: bool = False,
     ) -> None:
         self.model, self.lanes, self.settings, self.device = model, lanes, settings, device
-        self.state = LaneState.allocate(lanes, model.grid.num_patches, model.grid.patch_numel, device)
+        self.prepares, self.tabulates = contract.prepares(model), contract.tabulates(model)
+        with torch.inference_mode(False):  # so that they count what is written to them
+            self.state = LaneState.allocate(lanes, model.grid.num_patches, model.grid.patch_numel, device)
         self.tables: ScheduleTables | None = None
         self.graphs = None if capture is None else Graphs(capture)
         self.whole_iterations = whole_iterations
@@ -99,6 +102,8 @@ class Lanes:
         self._schedule: Schedule | None = None
         self._levels: Tensor | None = None
         self._table: Any = None
+        self._called = False  # since `set_sampling`
+        self.mix_range: Tensor | None = None  # (2,), of the first call's variance mix
 
     # -------------------------------------------------------------------------------------------- what others ask
 
@@ -119,8 +124,9 @@ class Lanes:
                 own.copy_(new)
             self._set_levels(schedule.levels(num_patches))
             self._schedule = schedule
-        if hasattr(self.model, "tabulate"):
+        if self.tabulates:
             self._tabulate()
+        self._called, self.mix_range = False, None
 
     def notice_changes(self) -> None:
         """Code of the user's has run: where it has changed the model, capture and tabulate anew."""
@@ -141,9 +147,11 @@ class Lanes:
             return
         for buffer in (self.state.patches, self.state.mask, self.state.free, self.state.size):
             buffer.zero_()  # neutral: nothing is chosen, no slot is taken, nothing moves
+        called, self._called = self._called, True  # a graph is of a later step
         with self._precision():
             for part in parts:  # most lanes first
                 self.graphs.add(part, f"{part.name} of {checks.name_of(self.model)}", partial(self._work, part))
+        self._called = called
         self.seen = fingerprint(self.model)  # after what the calls themselves have changed, such as a counter
 
     def run(
@@ -159,12 +167,11 @@ class Lanes:
             with self._precision():
                 self._run_with(noise, wave, slots, start, on_step)
             return
-        do = self._work if self.graphs is None else self.graphs.replay
         with self._precision() if self.graphs is None else nullcontext():
             for part, times in self._parts(wave, slots, start):
                 for _ in range(times):
                     with span(part.name):
-                        do(part)
+                        self._do(part)
                     for _ in range(part.steps if on_step is not None else 0):
                         on_step()
 
@@ -178,6 +185,17 @@ class Lanes:
         yield Part("begin", slots, start, (Run(wave.lanes, 0),)), 1
         for lanes, steps in wave.runs:
             yield Part("tick", slots, None, (Run(lanes, 1),)), steps
+
+    def _do(self, part: Part) -> None:
+        """A replay, or the work as it stands: without graphs, and for the first step, whose prediction is looked at."""
+        if self.graphs is not None and (self._called or not part.steps):
+            self.graphs.replay(part)
+        elif self.graphs is not None:
+            with self._precision():
+                self._work(part)
+            self.seen = fingerprint(self.model)  # after what the call itself has changed, such as a counter
+        else:
+            self._work(part)
 
     def _work(self, part: Part) -> None:
         if part.start is not None:
@@ -221,7 +239,7 @@ class Lanes:
                 noise=noise,
             )
         state.step.zero_()
-        if hasattr(self.model, "prepare"):
+        if self.prepares:
             with span("prepare"):
                 self._prepare(lanes, slots)
 
@@ -230,7 +248,9 @@ class Lanes:
         prediction, settings = self.predict(lanes, slots), self.settings
         lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
-        checks.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
+        contract.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
+        if not self._called:
+            self._called, self.mix_range = True, contract.mix_range(prediction.variance_mix, into.active.occupied)
         with span("advance"):
             advance(
                 into.start,
@@ -263,8 +283,12 @@ class Lanes:
         """The denoiser call of a tick."""
         lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
-        with span("network"):
+        with span("network"), self._model_call(state.patches, into, levels=into.level):
             return self.model(state.patches, into.level, into.active, **self.prepared(lanes))
+
+    def _model_call(self, patches: Tensor, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
+        inputs = {"patches": patches, "active.index": slots.index, "active.count": slots.count, **more}
+        return checks.model_call(self.model, **inputs)
 
     def prepared(self, lanes: int) -> dict[str, Any]:
         """What the model has made before and is given back in each call: the context of these lanes, and the table."""
@@ -274,7 +298,8 @@ class Lanes:
     def slots(self, slots: int) -> SlotState:
         """The buffers for so many slots a lane."""
         if slots not in self._slots:
-            self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
+            with torch.inference_mode(False):  # so that they count what is written to them
+                self._slots[slots] = SlotState.allocate(self.lanes, slots, self.device)
         return self._slots[slots]
 
     def _set_levels(self, levels: Tensor) -> None:
@@ -290,7 +315,7 @@ class Lanes:
     @torch.inference_mode()
     def _tabulate(self) -> None:
         """What the model makes of each level, in a table that graphs go on reading for other schedules and weights."""
-        with self._precision():
+        with self._precision(), checks.model_call(self.model, levels=self._levels):
             table = self.model.tabulate(self._levels, out=self._table)
         if self._table is not None and table is not self._table:
             raise TypeError("model: tabulate must overwrite and return the table that it is given as `out`")
@@ -302,15 +327,17 @@ class Lanes:
     def _prepare(self, lanes: int, slots: int) -> None:
         """What the model computes once an iteration, in a context that is made once, for all lanes."""
         if self._context is None:
-            self._context = self.model.prepare(self.state.patches, self.slots(slots).active, **self._tabulated())
+            with self._model_call(self.state.patches, self.slots(slots)):
+                self._context = self.model.prepare(self.state.patches, self.slots(slots).active, **self._tabulated())
             if self._context is None:
                 raise TypeError("model: prepare must return a context, got None")
             if self._at(lanes) == self.lanes:
                 return
         lanes = self._at(lanes)
         out = self._context_of(lanes)
-        state, active = self.state.first(lanes), self.slots(slots).first(lanes).active
-        context = self.model.prepare(state.patches, active, out=out, **self._tabulated())
+        state, into = self.state.first(lanes), self.slots(slots).first(lanes)
+        with self._model_call(state.patches, into):
+            context = self.model.prepare(state.patches, into.active, out=out, **self._tabulated())
         if context is out:
             return
         if self.graphs is not None or lanes < self.lanes:

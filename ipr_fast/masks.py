@@ -97,7 +97,7 @@ class FixedPatches(MaskPolicy):
         if self.mask.dtype != torch.bool:  # patch ids
             if self.mask.numel() and not 0 <= int(self.mask.min()) <= int(self.mask.max()) < n:
                 raise ValueError(f"fixed_patches: patch ids must lie in 0..{n - 1}, got {self.mask.tolist()}")
-            mask = torch.zeros(n, dtype=torch.bool).index_fill_(0, self.mask.cpu(), True)
+            mask = torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, self.mask.cpu(), True)
         else:
             mask = self.mask
         shapes = ((n,), plane, (batch, n), (batch, *plane))
@@ -122,7 +122,7 @@ def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
     array or a list. Known patches are left out.
     """
     try:
-        mask = torch.as_tensor(patches)
+        mask = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"patches must be a bool mask or patch ids, got {patches!r}") from error
     if mask.dtype == torch.bool:

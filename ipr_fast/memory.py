@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ipr_fast.watch import without_compile
 
+FEW_BYTES = 2**28  # not worth a look at what is free
 SHARE = 0.85  # of the free memory; the rest is for workspaces of libraries and what fragments
 
 
@@ -135,6 +136,19 @@ def available_bytes(device: torch.device) -> float:
         except (OSError, StopIteration):
             return float("inf")
     return float("inf")
+
+
+def check_samples(name: str, count: int, numel: int, device: torch.device) -> None:
+    """Raise ValueError where so many samples of `numel` float32 numbers, and a copy that is worked on, do not fit."""
+    needed = 2 * 4 * count * numel
+    if needed < FEW_BYTES:
+        return
+    there = available_bytes(device)
+    if needed > there:
+        raise ValueError(
+            f"{name}: {count} samples take at least {binary(needed)} on {device}, which has {binary(there)} left; make "
+            "fewer at a time, with chain_ids= that go on counting"
+        )
 
 
 def total_bytes(device: torch.device) -> float:

@@ -9,32 +9,36 @@ from tqdm import tqdm
 
 
 class Pace:
-    """A progress bar of `total` steps, each shown once the device has done it.
+    """A progress bar of `total` steps, which moves as the device does them, or shares of them.
 
     The host may be a few steps ahead, never more: the device always has work queued, and an interrupt is not long in
-    coming through. It waits for a step that lies behind, so the device never waits for it.
+    coming through. It waits for work that lies behind, so the device never waits for it.
     """
 
-    ahead = 4
+    ahead = 4.0  # steps
 
-    def __init__(self, device: torch.device, total: int, name: str, unit: str, shown: bool) -> None:
+    def __init__(self, device: torch.device, total: int, name: str, unit: str, shown: bool, decimals: int = 0) -> None:
         self.device = device
-        self._bar = tqdm(total=total, desc=name, unit=unit, disable=not shown)
-        self._queued: deque[torch.cuda.Event] = deque()
+        count = f"{{n:.{decimals}f}}/{{total_fmt}}"
+        bar_format = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {count} [{{elapsed}}<{{remaining}}, {{rate_fmt}}]"
+        self._bar = tqdm(total=total, desc=name, unit=unit, bar_format=bar_format, disable=not shown)
+        self._queued: deque[tuple[torch.cuda.Event, float]] = deque()
+        self._ahead = 0.0
 
     def __enter__(self) -> Pace:
         self._bar.__enter__()
         return self
 
-    def step(self) -> None:
-        """The work of a step has been queued."""
+    def step(self, share: float = 1.0) -> None:
+        """The work of a step, or of a share of one, has been queued."""
         if self.device.type != "cuda":
-            self._bar.update()
+            self._bar.update(share)
             return
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
-        self._queued.append(event)
-        if len(self._queued) > self.ahead:
+        self._queued.append((event, share))
+        self._ahead += share
+        while self._ahead > self.ahead and self._queued:
             self._done()
 
     def __exit__(self, *exception: object) -> None:
@@ -43,5 +47,7 @@ class Pace:
         self._bar.__exit__(*exception)
 
     def _done(self) -> None:
-        self._queued.popleft().synchronize()
-        self._bar.update()
+        event, share = self._queued.popleft()
+        event.synchronize()
+        self._ahead -= share
+        self._bar.update(share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class PatchGrid:
     def __post_init__(self) -> None:
         for name in ("channels", "height", "width", "patch_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if self.height % self.patch_size or self.width % self.patch_size:
             raise ValueError(
                 f"patch_size must divide height and width, got {self.patch_size} for {self.height}x{self.width}"

@@ -6,20 +6,24 @@ Nothing here is shared with the engine but the model, the schedule's integers an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ipr_fast import flow
+from ipr_fast import checks, flow
 from ipr_fast.engine import Sampling, Selection
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.patches import ActivePatches
 from ipr_fast.schedule import Schedule
 
+Noise = Callable[[int], Tensor]
+Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
 
-@torch.no_grad()
+
 def regenerate(
     model: Denoiser,
     patches: Tensor,
@@ -28,7 +32,7 @@ def regenerate(
     *,
     stochasticity: float,
     temperature: float = 1.0,
-    noise: Callable[[int], Tensor],
+    noise: Noise,
 ) -> tuple[Tensor, Tensor]:
     """Denoise the unknown patches of one chain from pure noise, given the others.
 
@@ -38,7 +42,17 @@ def regenerate(
     if patches.ndim != 2 or unknown.shape != patches.shape[:1] or unknown.dtype != torch.bool:
         came = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
         raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {came}")
-    patches = patches.clone()
+    checks.inference_mode_of("model", model)
+    sampling = Sampling(schedule, stochasticity, temperature)
+    return _regenerate(partial(_predict, model), patches, unknown, sampling, noise)
+
+
+@torch.no_grad()
+def _regenerate(
+    predict: Predict, patches: Tensor, unknown: Tensor, sampling: Sampling, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """See `regenerate`; predict(patches, level, unknown) is the model's call."""
+    patches, schedule = patches.clone(), sampling.schedule
     num_active = int(unknown.sum())
     num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)
     level = unknown.to(patches.dtype)
@@ -47,7 +61,7 @@ def regenerate(
     levels = [level]
 
     for step in range(num_steps):
-        velocity, mix, log_variance = _predict(model, patches, level, unknown)
+        velocity, mix, log_variance = predict(patches, level, unknown)
 
         uncertainty = [0.0] * len(unknown) if log_variance is None else _finite(log_variance).tolist()
         for _ in range(starts.count(step)):
@@ -57,7 +71,8 @@ def regenerate(
 
         next_level = level.clone()
         for n, start in started_at.items():
-            next_level[n] = torch.tensor(block - (step + 1 - start), dtype=level.dtype) / block
+            left = torch.tensor(block - (step + 1 - start), dtype=level.dtype, device=level.device)
+            next_level[n] = left / block
         next_level = next_level.clamp(0, 1) if step + 1 < num_steps else torch.zeros_like(level)
 
         patches = flow.posterior_step(
@@ -67,8 +82,8 @@ def regenerate(
             level[:, None],
             next_level[:, None],
             noise(step),
-            eta=stochasticity,
-            tau=temperature,
+            eta=sampling.stochasticity,
+            tau=sampling.temperature,
         )
         level = next_level
         levels.append(level)
@@ -83,7 +98,10 @@ def _finite(log_variance: Tensor) -> Tensor:
 def _predict(model: Denoiser, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
     """The model's prediction for one chain, spread over all N patches; 0 where the patch is not active."""
     active = ActivePatches.from_mask(unknown[None])
-    prediction = model(patches[None], active.gather(level[None]), active)
+    patches, levels = patches[None], active.gather(level[None])
+    inputs = {"patches": patches, "levels": levels, "active.index": active.index, "active.count": active.count}
+    with checks.model_call(model, **inputs):
+        prediction = model(patches, levels, active)
     fields = (None if field is None else active.scatter(field.float(), len(unknown))[0] for field in prediction)
     return Prediction(*fields)
 
@@ -94,6 +112,8 @@ class ReferenceEngine:
     def __init__(self, model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
         self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
         self.patches = patches.float()
+        self.mix_range: Tensor | None = None  # see `Engine.mix_range`
+        self._called = False
         self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
 
     def begin(self, iteration: int) -> None:
@@ -137,13 +157,12 @@ class ReferenceEngine:
         else:
             fresh = normals(philox.STREAM_RENOISE, 0, self.iteration)
         noised = torch.where(unknown[:, None], fresh, patches)
-        refined, _ = regenerate(
-            self.model,
-            noised,
-            unknown,
-            sampling.schedule,
-            stochasticity=sampling.stochasticity,
-            temperature=sampling.temperature,
-            noise=lambda step: normals(philox.STREAM_POSTERIOR, step, self.iteration),
-        )
-        return refined
+        posterior = partial(normals, philox.STREAM_POSTERIOR, iteration=self.iteration)
+        return _regenerate(self._predict, noised, unknown, sampling, posterior)[0]
+
+    def _predict(self, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
+        prediction = _predict(self.model, patches, level, unknown)
+        if not self._called:
+            mix = None if prediction.variance_mix is None else prediction.variance_mix[None]
+            self._called, self.mix_range = True, contract.mix_range(mix, unknown[None])
+        return prediction

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from ipr_fast import checks
+from ipr_fast import checks, memory
 from ipr_fast.engine import Engine, Sampling, Selection
 from ipr_fast.graphs import CudaCapture
+from ipr_fast.kernels import philox
 from ipr_fast.lanes import Lanes
 from ipr_fast.masks import MaskPolicy
+from ipr_fast.models import contract
 from ipr_fast.models.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.pace import Pace
@@ -30,6 +32,7 @@ Callback = Callable[[int, Tensor], "Tensor | None"]
 
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
+MOST_TEMPERATURE = 1000.0  # far more noise than a model has seen; beyond, its float32 overflows
 DEFAULT_REFINE_SCHEDULE = Schedule(10, 0.8)
 DEFAULT_GENERATE_SCHEDULE = Schedule(3, 0.0)
 
@@ -64,7 +67,7 @@ def refine_batch(
     model: a Denoiser on the device of x; by default the bundled one whose sample shape fits x.
     known: bool (B, N) or (B, grid_h, grid_w), patches that are never renoised nor written.
     schedule: by default the model's `refine_schedule`, else Schedule(10, 0.8).
-    stochasticity: eta in [0, 1]. temperature: tau >= 0, a factor on the posterior noise.
+    stochasticity: eta in [0, 1]. temperature: tau in [0, 1000], a factor on the posterior noise.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
         seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50 (to what the
         dtype of x keeps in between).
@@ -89,6 +92,7 @@ def refine_batch(
     x = checks.images("x", x).detach()
     model, grid = _resolve_model(model, x)
     checks.images("x", x, grid.sample_shape)
+    _warn(checks.range_complaint("x", checks.extremes("x", x), model))
     iters = checks.integer("iters", iters, 0)
     first_iteration = checks.integer("first_iteration", first_iteration, 1)
     if schedule is None:
@@ -111,7 +115,8 @@ def refine_batch(
     touched = torch.zeros_like(free)
     iterations = range(first_iteration, first_iteration + iters)
     lanes = _lanes(backend, model, len(x), select.most_active, sampling, max_chains, tf32, x.device)
-    with span("refine_batch"), lanes as run_on, Pace(x.device, iters, "refine", "iteration", progress) as pace:
+    bar = Pace(x.device, iters, "refine", "iteration", progress, decimals=1)
+    with span("refine_batch"), lanes as run_on, bar as pace:
         engine = _engine(model, given, ids, sampling, run_on)
 
         def images() -> Tensor:
@@ -123,13 +128,17 @@ def refine_batch(
                 selected = select(iteration, engine.iteration, images)
                 if selected.varies:  # a function of the user's has been called
                     engine.notice_changes()
-                engine.regenerate(selected)
+                steps = engine.num_steps(selected.counts) if progress else 0
+                engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
                 touched |= selected.mask
-            pace.step()
+            if not steps:
+                pace.step()
             if callback is not None:
                 if select.freeze(_call_back(callback, iteration, images())):
                     break
                 engine.notice_changes()
+        select.verify()
+        _warn(contract.mix_complaint(model, engine.mix_range))
         return _finite(images())
 
 
@@ -161,20 +170,21 @@ def generate_batch(
 
     Returns float32 images (B, C, H, W); known patches hold the given values, bit for bit if those are float32.
     """
-    batch_size = checks.integer("batch_size", batch_size, 0)
+    batch_size = checks.integer("batch_size", batch_size, 0, philox.MAX_CHAIN_ID + 1)
     if (known is None) != (known_values is None):
         raise ValueError("known and known_values must be given together")
     if model is None:
         default = known.device if isinstance(known, Tensor) else "cpu"
         device = checks.usable_device("device", default if device is None else device)
         model = _bundled(DEFAULT_MODEL, device)
-    grid = checks.denoiser(model)
+    grid = contract.denoiser(model)
     device = _resolve_device(device, model)
     checks.model_device(model, device)
     if schedule is None:
         schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
     sampling = _sampling(schedule, stochasticity, temperature, seed)
     checks.counters(grid, sampling.schedule, 0, 1)
+    memory.check_samples("batch_size", batch_size, grid.num_patches * grid.patch_numel, device)
     free = checks.free_patches(known, batch_size, grid, device)
     given = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
     if known_values is not None:
@@ -182,9 +192,13 @@ def generate_batch(
         checks.same_device("known_values", known_values, device)
         if len(known_values) != batch_size:
             raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
+        checks.extremes("known_values", known_values)
         given = known_values.detach().float()
     ids = checks.chain_ids(chain_ids, batch_size, device)
     values = grid.to_patches(given)
+    if known_values is not None and batch_size:
+        in_use = values.masked_fill(free[..., None], values.new_zeros(()))
+        _warn(checks.range_complaint("known_values", checks.extremes("known_values", in_use), model))
     backend = _backend(backend, device)
     max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
     if not batch_size:
@@ -198,6 +212,7 @@ def generate_batch(
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
             engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
+        _warn(contract.mix_complaint(model, engine.mix_range))
         return _finite(grid.to_images(torch.where(free[..., None], engine.patches, values)))
 
 
@@ -221,15 +236,21 @@ def _finite(x: Tensor) -> Tensor:
     return x
 
 
+def _warn(complaint: str | None) -> None:
+    """Warn the caller of the public function, if there is something to say."""
+    if complaint is not None:
+        warnings.warn(complaint, RuntimeWarning, 3)
+
+
 def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:
     if model is None:
         model = _bundled(bundled_model_for(tuple(x.shape[1:])), x.device)
-    grid = checks.denoiser(model)
+    grid = contract.denoiser(model)
     checks.model_device(model, x.device)
     return model, grid
 
 
-@functools.lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def _bundled(name: str, device: torch.device) -> Denoiser:
     """A bundled model, the same for all calls, so that they find its graphs again."""
     return load_model(name, device=device)
@@ -245,7 +266,7 @@ def _sampling(schedule: object, stochasticity: float, temperature: float, seed: 
     return Sampling(
         checks.schedule(schedule),
         checks.number("stochasticity", stochasticity, 0, 1),
-        checks.number("temperature", temperature, 0),
+        checks.number("temperature", temperature, 0, MOST_TEMPERATURE),
         checks.integer("seed", seed, 0, 2**64 - 1),
     )
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -59,3 +60,9 @@ def test_no_slots_and_no_chains_are_legal():
     empty = ActivePatches.from_mask(torch.zeros(0, 4, dtype=torch.bool))
     assert empty.gather(torch.zeros(0, 4, 2)).shape == (0, 4, 2)
     assert empty.scatter(torch.zeros(0, 4, 2), 4).shape == (0, 4, 2)
+
+
+def test_sizes_may_be_numpys_integers():
+    grid = PatchGrid(*np.array([1, 8, 12]), np.int64(4))
+    assert grid == PatchGrid(1, 8, 12, 4)
+    assert all(type(value) is int for value in (*grid.sample_shape, grid.patch_size))

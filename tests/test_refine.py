@@ -208,18 +208,6 @@ def test_a_model_that_gives_nan_is_told(model, finished):
         ipr_fast.generate_batch(2, model=Broken())
 
 
-def test_a_model_that_writes_to_its_input_cannot_touch_known_patches(model, finished, ragged_known):
-    class Rude:
-        grid = model.grid
-
-        def __call__(self, patches, levels, active=None):
-            patches.zero_()
-            return ipr_fast.Prediction(torch.zeros(*levels.shape, 16))
-
-    x = ipr_fast.generate_batch(12, model=Rude(), known=ragged_known, known_values=finished)
-    assert torch.equal(model.grid.to_patches(x)[ragged_known], model.grid.to_patches(finished)[ragged_known])
-
-
 def test_half_precision_models_run(finished):
     for dtype in (torch.bfloat16, torch.float16):
         half = ipr_fast.load_model("digit-sudoku-4x4", dtype=dtype)
@@ -234,8 +222,17 @@ def test_progress_bars_go_to_stderr(model, finished, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "refine" in captured.err
-    assert "2/2" in captured.err
+    assert "2.0/2" in captured.err
     assert "48/48" in captured.err
+
+
+def test_the_bar_moves_within_an_iteration(model, finished, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ipr_fast.pace.tqdm.update", lambda bar, share: seen.append(share))
+    refine(model, finished, iters=2, progress=True, max_chains=5)
+    steps = 3 * Schedule(10, 0.8).steps(4)  # three waves, of four patches a chain
+    assert len(seen) == 2 * steps
+    assert sum(seen) == pytest.approx(2)
 
 
 def test_no_counter_is_used_twice_in_a_run(model, monkeypatch):

@@ -137,6 +137,8 @@ class LevelTable(NamedTuple):
 class PatchTransformer(nn.Module):
     """A Denoiser for patches (B, N, P) of `config`'s grid; see the module's text for its attention rule."""
 
+    value_range = (-1.0, 1.0)  # of the samples that it is trained on
+
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__()
         self.config = config

@@ -156,6 +156,8 @@ class SRMUNet(nn.Module):
     """
 
     cpu_bytes = 256 * 2**20
+    value_range = (-1.0, 1.0)  # of the samples that the published networks were trained on
+    mix_bounds = (-1.0, 2.0)  # the network does not bound its variance mix to [0, 1], and is not clipped, as published
 
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()

@@ -1,0 +1,96 @@
+"""How many chains at a time a CPU refines fastest, and what that takes of its memory.
+
+    python bench/lanes.py --out FILE.json     measure (ten minutes of a core), print a table, write the numbers
+    python bench/lanes.py --report FILE.json  print an earlier measurement
+
+The same chains are refined for one short iteration, so many at a time; the arms take turns, and each gives the same
+samples. `MOST_CPU_LANES` in ipr_fast/reuse.py is chosen by this table.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import script
+import torch
+from harness import Clock, interleaved, most_bytes, quartiles
+from subjects import random_unet
+
+import ipr_fast
+from ipr_fast import Schedule, random_patches
+from ipr_fast.models import PRESETS
+
+SCHEDULE = Schedule(2, 0.9)
+SUBJECTS = {
+    "4x4 boards": (lambda: ipr_fast.load_model("digit-sudoku-4x4"), 4096, (16, 64, 128, 256, 512, 1024, 4096)),
+    "9x9 boards": (lambda: ipr_fast.load_model("digit-sudoku-9x9"), 512, (8, 32, 64, 128, 256, 512)),
+    "Even Pixels": (lambda: random_unet(PRESETS["even_pixels"]), 32, (1, 4, 8, 16, 32)),
+}
+
+
+def measure(rounds: int, share: float) -> dict:
+    """Seconds and bytes of each subject, for each number of chains at a time."""
+    return {"rounds": rounds, "subjects": [measure_subject(name, rounds, share) for name in SUBJECTS]}
+
+
+def measure_subject(name: str, rounds: int, share: float) -> dict:
+    make, chains, lanes = SUBJECTS[name]
+    model, chains = make(), max(2, round(chains * share))
+    lanes = sorted({min(number, chains) for number in lanes})
+    x = torch.zeros(chains, *model.grid.sample_shape)
+
+    def run(number: int) -> torch.Tensor:
+        return ipr_fast.refine_batch(x, random_patches(), 1, model=model, schedule=SCHEDULE, max_chains=number)
+
+    device, arms, peak = x.device, {}, {}
+    for number in lanes:
+        peak[number], refined = most_bytes(lambda number=number: run(number), device)
+        torch.testing.assert_close(refined, run(lanes[-1]), atol=1e-3, rtol=0)
+        arms[str(number)] = lambda number=number: run(number)
+    seconds = interleaved(arms, device, rounds, Clock(math.inf))
+    together = seconds[str(lanes[-1])]
+    rows = [
+        {
+            "lanes": number,
+            "seconds": statistics.median(seconds[str(number)]),
+            "faster": quartiles([all_ / own for all_, own in zip(together, seconds[str(number)], strict=True)]),
+            "bytes": peak[number],
+        }
+        for number in lanes
+    ]
+    return {"name": name, "chains": chains, "rows": rows}
+
+
+def report(results: dict) -> str:
+    """The measurement as Markdown."""
+    lines = [
+        "| chains | at a time | faster than all at once, times | ms a chain | memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for subject in results["subjects"]:
+        for row in subject["rows"]:
+            low, middle, high = row["faster"]
+            each, size = 1e3 * row["seconds"] / subject["chains"], row["bytes"] / 2**20
+            lines.append(
+                f"| {subject['chains']:,} {subject['name']} | {row['lanes']:,} | {middle:.2f} [{low:.2f}, {high:.2f}] "
+                f"| {each:.3g} | {size:,.0f} MiB |"
+            )
+    machine = results["environment"]
+    lines += [
+        "",
+        f"One iteration of {SCHEDULE.steps_per_patch} steps a patch, {results['rounds']} rounds in turns, quartiles. "
+        f"Measured at {machine['commit']} on {machine['device']}, torch {machine['torch']}, threads: "
+        f"{machine['threads']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rounds = {"type": script.at_least(2), "default": 7, "help": "at least 2 (default 7)"}
+    share = {"type": float, "default": 1.0, "help": "of the chains, to try it (default 1)"}
+    script.run(__doc__, measure, report, rounds=rounds, share=share)
+
+
+if __name__ == "__main__":
+    main()

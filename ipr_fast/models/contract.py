@@ -1,0 +1,108 @@
+"""Checks of a model against the Denoiser protocol; each raises a ValueError that says what to change."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ipr_fast import checks
+from ipr_fast.models.denoiser import Prediction
+from ipr_fast.patches import PatchGrid
+
+
+def denoiser(model: object) -> PatchGrid:
+    """The grid of a model that can be called, and is not in training mode."""
+    grid = getattr(model, "grid", None)
+    if not callable(model) or not isinstance(grid, PatchGrid):
+        raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
+    checks.inference_mode_of("model", model)
+    return grid
+
+
+def tabulates(model: object) -> bool:
+    """Whether a model has the protocol's `tabulate`: calls of it take a `table`."""
+    return _takes(model, "table") and _has(model, "tabulate", "levels, out=None", (None,), {"out": None})
+
+
+def prepares(model: object) -> bool:
+    """Whether a model has the protocol's `prepare`: calls of it take a `context`."""
+    if not _takes(model, "context"):
+        return False
+    if tabulates(model):
+        options = {"out": None, "table": None}
+        return _has(model, "prepare", "patches, active, out=None, *, table=None", (None, None), options)
+    return _has(model, "prepare", "patches, active, out=None", (None, None), {"out": None})
+
+
+def prediction(value: object, shape: tuple[int, int, int]) -> None:
+    """What a model returned for slots of shape (B, A, P): a Prediction of these shapes."""
+    if not isinstance(value, Prediction):
+        raise ValueError(f"model must return a Prediction, got {type(value).__name__}")
+    wanted = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}
+    for name, field in value._asdict().items():
+        if field is None and name != "velocity":
+            continue
+        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name] or not field.is_floating_point():
+            came = f"{tuple(field.shape)} of {field.dtype}" if isinstance(field, Tensor) else type(field).__name__
+            raise ValueError(f"model must return a floating-point {name} of shape {wanted[name]}, got {came}")
+
+
+def _takes(model: object, name: str) -> bool:
+    """Whether a model's call takes a keyword argument of that name."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
+    parameters = _parameters(model.forward if isinstance(model, nn.Module) else model)
+    return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _has(model: object, name: str, wanted: str, arguments: tuple, options: dict) -> bool:
+    """Whether a model has a method that can be called so. Raises ValueError for one of another signature."""
+    method = getattr(model, name, None)
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"model: {checks.name_of(model)}.{name} must be {name}({wanted}), since the model's call takes what it "
+            f"would return; got {name}{inspect.signature(method)}. A method for another purpose needs another name"
+        ) from error
+    except ValueError:  # a built-in without a signature
+        pass
+    return True
+
+
+def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------- the variance mix
+
+
+def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
+    """The smallest and largest variance mix (B, A, P) of the occupied slots (B, A): a tensor (2,), on their device."""
+    if mix is None or not mix.numel():
+        return None
+    return torch.stack(torch.aminmax(torch.where(occupied[..., None], mix.float(), 0.5)))
+
+
+def mix_complaint(model: object, found: Tensor | None) -> str | None:
+    """What is wrong with a mix in this range (2,), if anything; the one look at it from the host."""
+    if found is None:
+        return None
+    low, high = found.tolist()
+    least, most = getattr(model, "mix_bounds", (0.0, 1.0))
+    if low >= least - MIX_ROUNDING and high <= most + MIX_ROUNDING:
+        return None
+    return (
+        f"model: the variance mix of {checks.name_of(model)} lies in [{low:.3g}, {high:.3g}], expected [{least:g}, "
+        f"{most:g}]: the noise of a step is then far too much or too little. Is a sigmoid missing?"
+    )
+
+
+MIX_ROUNDING = 2**-7  # of a bfloat16 near 1
