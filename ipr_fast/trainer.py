@@ -26,6 +26,7 @@ from ipr_fast.tasks.base import Task
 DTYPES = ("float32", "tf32", "bfloat16")
 LONGEST_WARMUP = 0.05  # of a run
 MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
+ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Trainer:
     """Model, optimiser and moving average of one run after `step` steps, in `seconds`; saved and restored whole."""
 
     def __init__(self, task: Task, settings: TrainSettings, device: torch.device | str = "cpu") -> None:
-        self.task, self.settings, self.device = task, settings, torch.device(device)
+        self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             model = PatchTransformer(task.config)
@@ -106,13 +107,14 @@ class Trainer:
             fused=True,
         )
         self.step, self.seconds = 0, 0.0
+        self._has_seen_values = False
         self._losses = torch.compile(self._compute_losses) if settings.compile else self._compute_losses
         self._generator = torch.Generator(self.device)
 
     def train_step(self) -> Losses:
         """One step: draw a batch, descend, update the moving average; returns the batch's losses."""
         self._generator.manual_seed(self._seed())
-        clean = self.model.grid.to_patches(self.task.sample(self.settings.batch_size, self._generator))
+        clean = self.model.grid.to_patches(self._sample())
         losses = self._losses(clean, draw(clean.shape, self._generator))
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -123,6 +125,15 @@ class Trainer:
         self.step += 1
         self._update_ema()
         return losses
+
+    def _sample(self) -> Tensor:
+        """A batch of the task's samples: their form is checked in every step, their values in the first one only."""
+        samples = self.task.sample(self.settings.batch_size, self._generator)
+        check_form(self.task, self.settings.batch_size, self.device, samples)
+        if not self._has_seen_values:
+            check_values(self.task, samples)
+            self._has_seen_values = True
+        return samples
 
     @property
     def is_done(self) -> bool:
@@ -185,3 +196,30 @@ class Trainer:
     def _update_ema(self) -> None:
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+# ------------------------------------------------------------------------------------------------ a task's samples
+
+
+def check_form(task: Task, batch_size: int, device: torch.device, samples: object) -> None:
+    """Raise ValueError unless samples are float32 (batch_size, C, H, W) of the task's config, on the device."""
+    config = task.config
+    wanted = torch.float32, (batch_size, config.channels, config.image_size, config.image_size), device
+    is_tensor = isinstance(samples, Tensor)
+    found = (samples.dtype, tuple(samples.shape), samples.device) if is_tensor else None
+    if found != wanted:
+        came = _described(*found) if is_tensor else type(samples).__name__
+        raise ValueError(f"task {task.name}: sample() must return {_described(*wanted)}, got {came}")
+
+
+def _described(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
+    return f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape} on {device}"
+
+
+def check_values(task: Task, samples: Tensor) -> None:
+    """Raise ValueError unless all values are finite and in [-1, 1]; the host waits for the device."""
+    bad = checks.count_not_finite(samples)
+    low, high = samples.min().item(), samples.max().item()
+    if bad or max(-low, high) > 1 + ROUNDING:
+        came = f"NaN or inf in {bad} of {len(samples)} samples" if bad else f"values from {low:g} to {high:g}"
+        raise ValueError(f"task {task.name}: sample() must return finite values in [-1, 1], got {came}")

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -191,8 +192,8 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     trainer.train_step()
 
     def crash(state, file):
-        file.write_bytes(b"half a file")
-        raise OSError("no space left on device")
+        file.write(b"half a file")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="no space"):
@@ -297,6 +298,59 @@ def test_a_step_never_looks_at_its_data(name, dtype):
     trainer.train_step()  # draws the grids and makes the optimiser's state
     with Watch("a training step", torch.device("cpu")):
         trainer.train_step()
+
+
+def with_samples(sample):
+    """The task Stripes with another `sample`, a function of the batch size."""
+    task = Stripes()
+    task.sample = lambda batch_size, generator: sample(batch_size)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("sample", "came"),
+    [
+        (lambda n: torch.zeros(n, 1, 8, 8).double(), r"a float64 tensor of shape \(16, 1, 8, 8\) on cpu"),
+        (lambda n: torch.zeros(n, 1, 16, 16), r"a float32 tensor of shape \(16, 1, 16, 16\) on cpu"),
+        (lambda n: torch.zeros(n + 1, 1, 8, 8), r"a float32 tensor of shape \(17, 1, 8, 8\) on cpu"),
+        (lambda n: torch.zeros(n, 8, 8), r"a float32 tensor of shape \(16, 8, 8\) on cpu"),
+        (lambda n: torch.zeros(n, 1, 8, 8, device="meta"), r"a float32 tensor of shape \(16, 1, 8, 8\) on meta"),
+        (lambda n: [0.0] * n, "list"),
+    ],
+)
+def test_samples_of_another_form_are_refused_in_every_step(sample, came):
+    begun = Trainer(Stripes(), QUICK)
+    begun.train_step()
+    wanted = r"task stripes: sample\(\) must return a float32 tensor of shape \(16, 1, 8, 8\) on cpu, got "
+    for refused in (begun, Trainer(Stripes(), QUICK)):
+        refused.task = with_samples(sample)
+        with pytest.raises(ValueError, match=f"^{wanted}{came}$"):
+            refused.train_step()
+
+
+@pytest.mark.parametrize(
+    ("value", "came"),
+    [(float("nan"), "NaN or inf in 16 of 16 samples"), (float("inf"), "NaN or inf in 16"), (255.0, "from 255 to 255")],
+)
+def test_values_out_of_range_are_refused_in_the_first_step_and_after_a_resume(tmp_path, value, came):
+    bad, good = with_samples(lambda n: torch.full((n, 1, 8, 8), value)), Stripes()
+    with pytest.raises(ValueError, match=rf"task stripes: sample\(\) must return finite values .*{came}"):
+        train(bad, QUICK, tmp_path / "new", progress=False)
+    train(good, replace(QUICK, steps=1), tmp_path / "old", progress=False)
+    resumed = Trainer(bad, replace(QUICK, steps=1))
+    resumed.restore(tmp_path / "old" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=came):
+        resumed.train_step()
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99", "meta"])
+def test_a_device_that_cannot_be_used_is_refused(device):
+    with pytest.raises(ValueError, match=f"^device '{device}' cannot be used: "):
+        Trainer(Stripes(), QUICK, device)
+
+
+def test_values_may_leave_the_range_by_rounding():
+    Trainer(with_samples(lambda n: torch.full((n, 1, 8, 8), 1 + 5e-7)), QUICK).train_step()
 
 
 def test_a_task_may_say_how_a_model_begins():
