@@ -40,7 +40,8 @@ def train(
 
     `out` gets checkpoint.pt every `save_every` steps and once a minute, log.jsonl and, in the end, model.safetensors. A
     folder that holds a checkpoint is gone on with when `resume` is true. ValueError when it is not, when the folder
-    holds the weights of a run whose checkpoint has gone, and when another process trains there.
+    holds the weights of a run whose checkpoint has gone, and when another process trains there. KeyboardInterrupt after
+    a Ctrl-C: the last finished step is saved first, unless a second Ctrl-C comes.
     """
     out = Path(out)
     trainer = Trainer(task, settings, device)
@@ -57,9 +58,13 @@ def train(
         _cut_log(out / LOG, trainer.step)
         products = float32_products(trainer.device, settings.dtype == "tf32")
         with products, _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
-            for entry in _run(trainer, checkpoint, bar):
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
+            try:
+                for entry in _run(trainer, checkpoint, bar):
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+            except KeyboardInterrupt:
+                trainer.save(checkpoint)
+                raise
         described = json.dumps({**asdict(settings), "trained_steps": trainer.step})
         save_model(trainer.ema, model, task=task.name, training=described)
     return model

@@ -11,6 +11,10 @@ import copy
 import hashlib
 import json
 import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -121,9 +125,10 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
-        self.optimizer.step()
-        self.step += 1
-        self._update_ema()
+        with interrupts_held():  # so that an interrupted trainer can be saved
+            self.optimizer.step()
+            self.step += 1
+            self._update_ema()
         return losses
 
     def _sample(self) -> Tensor:
@@ -196,6 +201,25 @@ class Trainer:
     def _update_ema(self) -> None:
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Delay a Ctrl-C that comes within the block to its end; for short blocks that must not be left half done.
+
+    Other threads than the main one never get a Ctrl-C, and a handler that is not Python's stays as it is.
+    """
+    before, held = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *call: held.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        before(*held[0])
 
 
 # ------------------------------------------------------------------------------------------------ a task's samples

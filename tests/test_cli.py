@@ -1,6 +1,7 @@
 """The command line, run in this process: what it writes, what it says, how it ends."""
 
 import json
+import signal
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import ipr_fast
 from ipr_fast.cli import main
 from ipr_fast.files import read_samples
+from ipr_fast.tasks.even_pixels import EvenPixels
 
 
 @pytest.fixture
@@ -232,6 +234,31 @@ def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr("ipr_fast.cli.run_demo", interrupted)
     assert main(["demo", "--quiet"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+QUICK_TRAINING = ["train", "--batch-size", "2", "--width", "16", "--depth", "1", "--num-heads", "1", "--quiet"]
+
+
+def test_an_interrupted_training_is_saved_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    options = [*QUICK_TRAINING, "--task", "even-pixels", "--steps", "4", "--evaluate", "0"]
+    assert main([*options, "--out", str(tmp_path / "whole")]) == 0
+    steps, sample = [], EvenPixels.sample
+
+    def interrupted(task, batch_size, generator):
+        steps.append(batch_size)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return sample(task, batch_size, generator)
+
+    run = [*options, "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(EvenPixels, "sample", interrupted)
+        assert main(run) == 130
+    assert "ipr-fast train: interrupted (--resume goes on" in capsys.readouterr().err
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert main([*run, "--resume"]) == 0
+    whole, resumed = (ipr_fast.load_model(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_a_run_that_diverges_says_so(tmp_path, capsys):
