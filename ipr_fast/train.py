@@ -88,10 +88,12 @@ def _step_of(line: str) -> int:
 def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
     """Train to the end, saving on the way; yields the mean losses since the last entry, as often as LOG_EVERY says."""
     speed, recent = Speed(trainer), []
-    begun = time.monotonic() - trainer.seconds
+    begun, compiles = time.monotonic() - trainer.seconds, trainer.settings.compile
     told = saved = trainer.seconds
     while not trainer.is_done:
         losses = trainer.train_step()
+        if compiles:  # in the first step only, whose time does not count
+            begun, compiles = time.monotonic() - trainer.seconds, False
         recent.append(torch.stack([losses.velocity, losses.log_variance, losses.mix]).detach())
         trainer.seconds = time.monotonic() - begun
         bar.update()

@@ -42,7 +42,8 @@ class TrainSettings:
     steps or a twentieth of the run, falls to 0 as a cosine over its last half. weight_decay >= 0; clip_norm > 0, the
     gradient's largest norm; ema_decay in [0, 1). dtype: of products and attention: "float32", "tf32" (that of a GPU,
     with ten bits of mantissa; elsewhere float32) or "bfloat16" (seven); weights, losses and optimiser are float32.
-    compile: let torch.compile fuse the network and its losses. seed >= 0. Anything else is a ValueError.
+    compile: let torch.compile fuse the network and its losses; the first step, which compiles, takes no minutes.
+    seed >= 0. Anything else is a ValueError.
     """
 
     steps: int | None = 8_000

@@ -304,6 +304,31 @@ def test_a_budget_of_minutes_ends_a_run_with_a_rate_of_zero():
     assert both.progress(25, 90) == 0.75
 
 
+def test_the_time_to_compile_does_not_count(tmp_path, monkeypatch):
+    """As if it took an hour, and a step a second; a resumed run compiles again."""
+    now = [0.0]
+
+    def slow_to_compile(function):
+        durations = itertools.chain([3600.0], itertools.repeat(1.0))
+
+        def compiled(*args):
+            now[0] += next(durations)
+            return function(*args)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", slow_to_compile)
+    monkeypatch.setattr("ipr_fast.train.time.monotonic", lambda: now[0])
+    settings = replace(QUICK, steps=None, minutes=0.5, compile=True)
+    train(Stripes(), settings, tmp_path, progress=False)
+    states = [torch.load(tmp_path / "checkpoint.pt", weights_only=True)]
+    monkeypatch.setattr(Trainer, "is_done", property(lambda trainer: trainer.seconds >= 60))
+    train(Stripes(), settings, tmp_path, resume=True, progress=False)
+    states.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    assert [state["seconds"] for state in states] == [30, 60]
+    assert [state["step"] for state in states] == [1 + 30, 2 + 60]
+
+
 def test_a_resumed_run_counts_the_minutes_that_it_had(tmp_path):
     settings = TrainSettings(steps=None, minutes=1e-3, batch_size=4, save_every=1)
     train(Stripes(), settings, tmp_path, progress=False)
