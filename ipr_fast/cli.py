@@ -27,9 +27,9 @@ from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batc
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.train import EVALUATION, train
+from ipr_fast.train import CHECKPOINT, EVALUATION, train
 from ipr_fast.trainer import DTYPES as TRAIN_DTYPES
-from ipr_fast.trainer import TrainSettings
+from ipr_fast.trainer import END, TrainSettings, read_checkpoint
 from ipr_fast.watch import CaptureError
 
 MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
@@ -225,7 +225,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     for name in ("width", "depth", "num_heads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=_count, help="of the network (default the task's)")
-    steps = f"end after so many (default {defaults.steps:,}; with --minutes, no such end)"
+    steps = f"end after so many (default {defaults.steps:,}; with --minutes, no such end; with --resume, the run's end)"
     parser.add_argument("--steps", type=_count, help=steps)
     parser.add_argument("--minutes", type=float, help="end after so many; the learning rate falls to 0 until then")
     for name, parse in (
@@ -240,7 +240,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         default = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=parse, default=default, help=f"default {default:g}")
     parser.add_argument("--dtype", choices=TRAIN_DTYPES, default=defaults.dtype, help="of products (default float32)")
-    parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the network and its losses")
+    parser.add_argument("--compile", action="store_true", help="fuse network and losses; the first step is not timed")
     parser.add_argument(
         "--evaluate", type=_count_or_zero, default=256, help="samples to judge in the end, 0 for none (default 256)"
     )
@@ -249,10 +249,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.steps is None and arguments.minutes is None:
-        arguments.steps = TrainSettings.steps
     names = [field.name for field in dataclasses.fields(TrainSettings)]
-    settings = TrainSettings(**{name: getattr(arguments, name) for name in names})
+    settings = TrainSettings(**{name: getattr(arguments, name) for name in names} | _end(arguments))
     task, device, progress = make_task(arguments.task, arguments.mnist), _device(arguments), not arguments.quiet
     sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
     task.config = dataclasses.replace(task.config, **{name: size for name, size in sizes.items() if size is not None})
@@ -266,6 +264,17 @@ def _train(arguments: argparse.Namespace) -> None:
         numbers = arguments.out / EVALUATION
         numbers.write_text(json.dumps({"iters": arguments.iters, "seed": arguments.seed, **results}, indent=2) + "\n")
         print(f"wrote {numbers}")
+
+
+def _end(arguments: argparse.Namespace) -> dict[str, float | None]:
+    """The steps and minutes that end the training, where no option says: those of the run that is resumed, if any."""
+    if arguments.steps is not None or arguments.minutes is not None:
+        return {}
+    checkpoint = arguments.out / CHECKPOINT
+    if not arguments.resume or not checkpoint.exists():
+        return {"steps": TrainSettings.steps}
+    settings = read_checkpoint(checkpoint)["settings"]
+    return {name: settings.get(name) for name in END}
 
 
 # -------------------------------------------------------------------------------------------------------- convert

@@ -29,7 +29,8 @@ from ipr_fast.tasks.base import Task
 
 DTYPES = ("float32", "tf32", "bfloat16")
 LONGEST_WARMUP = 0.05  # of a run
-MAY_CHANGE = ("save_every", "compile")  # between a run and its resumption
+END = ("steps", "minutes")
+MAY_CHANGE = ("save_every", "compile", *END)  # between a run and its resumption
 ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
 
 
@@ -43,7 +44,10 @@ class TrainSettings:
     gradient's largest norm; ema_decay in [0, 1). dtype: of products and attention: "float32", "tf32" (that of a GPU,
     with ten bits of mantissa; elsewhere float32) or "bfloat16" (seven); weights, losses and optimiser are float32.
     compile: let torch.compile fuse the network and its losses; the first step, which compiles, takes no minutes.
-    seed >= 0. Anything else is a ValueError.
+    seed in 0..2**64-1. Anything else is a ValueError.
+
+    A run that is resumed may be given another end. From then on it has the learning rate of a run with that end: after
+    a finished run, where it was 0, it rises at once, to its full height where the run becomes twice as long or more.
     """
 
     steps: int | None = 8_000
@@ -74,7 +78,7 @@ class TrainSettings:
         if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         checks.integer("warmup", self.warmup, 0)
-        checks.integer("seed", self.seed, 0)
+        checks.integer("seed", self.seed, 0, 2**64 - 1)
         checks.boolean("compile", self.compile)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
@@ -160,27 +164,20 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        if not all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters())):
+        if not self._is_finite():
             raise FloatingPointError(f"the weights are not finite at step {self.step}")
         with replacing(path) as file:
             torch.save(state, file)
 
     def restore(self, path: Path) -> None:
-        """Go on where the checkpoint stands. Raises ValueError when it is of another task, network or settings."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            step, seconds = int(state["step"]), float(state["seconds"])
-            task, settings, config = state["task"], dict(state["settings"]), json.loads(state["config"])
-            if step < 0 or not 0 <= seconds < math.inf:
-                raise ValueError(f"step {step}, {seconds} seconds")
-        except Exception as error:  # a foreign file makes the loader raise almost anything
-            raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
-        found = {"task": task, **config, **settings}
-        mine = {"task": self.task.name, **json.loads(json.dumps(self.task.config.to_dict())), **asdict(self.settings)}
-        other = [name for name in mine if name not in MAY_CHANGE and found.get(name) != mine[name]]
-        if other:
-            described = ", ".join(f"{name} {found.get(name)} (now {mine[name]})" for name in other)
-            raise ValueError(f"{path}: a run of other settings: {described}")
+        """Go on where the checkpoint stands, until the end that the settings name.
+
+        Raises ValueError when it is of another task, network or settings, when its weights are not finite, and when
+        the settings name another end than the checkpoint's that lies not after the steps or minutes that are done.
+        """
+        state = read_checkpoint(path, self.device)
+        self._check_same_run(path, state)
+        self._check_end(path, state)
         try:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
@@ -188,7 +185,30 @@ class Trainer:
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
             raise ValueError(f"{path}: its state does not fit the model ({reason})") from error
-        self.step, self.seconds = step, seconds
+        if not self._is_finite():
+            raise ValueError(f"{path}: its weights are not finite")
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _check_same_run(self, path: Path, state: dict) -> None:
+        found = {"task": state.get("task"), **state["config"], **state["settings"]}
+        mine = {"task": self.task.name, **json.loads(json.dumps(self.task.config.to_dict())), **asdict(self.settings)}
+        other = [name for name in mine if name not in MAY_CHANGE and found.get(name) != mine[name]]
+        if other:
+            described = ", ".join(f"{name} {found.get(name)} (now {mine[name]})" for name in other)
+            raise ValueError(f"{path}: a run of other settings: {described}")
+
+    def _check_end(self, path: Path, state: dict) -> None:
+        end, before = (
+            {name: settings.get(name) for name in END} for settings in (asdict(self.settings), state["settings"])
+        )
+        if end != before and self.settings.progress(state["step"], state["seconds"]) >= 1:
+            raise ValueError(
+                f"{path}: the run has done {state['step']} steps in {state['seconds'] / 60:.3g} minutes and must end "
+                f"after that, got steps {end['steps']} and minutes {end['minutes']}"
+            )
+
+    def _is_finite(self) -> bool:
+        return all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters()))
 
     def _compute_losses(self, clean: Tensor, drawn: Draw) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
@@ -202,6 +222,19 @@ class Trainer:
     def _update_ema(self) -> None:
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """The state that a trainer saved; raises ValueError for another file. Reads everything, weights included."""
+    try:
+        state = dict(torch.load(path, map_location=device, weights_only=True))
+        state["step"], state["seconds"] = int(state["step"]), float(state["seconds"])
+        state["settings"], state["config"] = dict(state["settings"]), dict(json.loads(state["config"]))
+        if state["step"] < 0 or not 0 <= state["seconds"] < math.inf:
+            raise ValueError(f"step {state['step']}, {state['seconds']} seconds")
+        return state
+    except Exception as error:  # a foreign file makes the loader raise almost anything
+        raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
 
 
 @contextmanager

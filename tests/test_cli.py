@@ -261,6 +261,25 @@ def test_an_interrupted_training_is_saved_and_says_how_to_go_on(tmp_path, monkey
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
+def test_a_resumed_training_ends_where_the_run_does_or_later(tmp_path, capsys):
+    options = [*QUICK_TRAINING, "--task", "even-pixels", "--evaluate", "0", "--out", str(tmp_path)]
+
+    def steps_after(*more):
+        assert main([*options, *more]) == 0
+        return torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+
+    assert steps_after("--steps", "2") == 2
+    assert steps_after("--resume") == 2
+    assert steps_after("--resume", "--steps", "3") == 3
+    assert steps_after("--resume") == 3
+    assert steps_after("--resume", "--minutes", "0.02") > 3
+    assert main([*options, "--resume", "--steps", "1"]) == 1
+    assert "must end after that, got steps 1 and minutes None" in capsys.readouterr().err
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    assert main([*options, "--resume"]) == 1
+    assert "not a readable checkpoint" in capsys.readouterr().err
+
+
 def test_a_run_that_diverges_says_so(tmp_path, capsys):
     options = ["--learning-rate", "1e12", "--steps", "50", "--batch-size", "2", "--warmup", "0", "--quiet"]
     assert main(["train", "--out", str(tmp_path / "run"), *options]) == 1

@@ -84,6 +84,59 @@ def test_train_writes_a_model_that_loads(tmp_path):
     assert train(Stripes(), QUICK, tmp_path / "run", resume=True, progress=False) == path
 
 
+@pytest.mark.parametrize("done", [20, 40])
+@pytest.mark.parametrize("end", [{"steps": 60}, {"steps": 41}, {"steps": None, "minutes": 60.0}])
+def test_a_run_may_be_resumed_with_a_later_end(tmp_path, done, end):
+    """From a finished run's checkpoint, or an unfinished one's; its rate is then that of a run with the new end."""
+    first = Trainer(Stripes(), QUICK)
+    for _ in range(done):
+        first.train_step()
+    first.seconds = 60.0
+    first.save(tmp_path / "checkpoint.pt")
+    second = Trainer(Stripes(), replace(QUICK, **end))
+    second.restore(tmp_path / "checkpoint.pt")
+    assert (second.step, second.seconds) == (done, 60)
+    assert not second.is_done
+    second.train_step()
+    rates = {group["lr"] for group in second.optimizer.param_groups}
+    assert rates == {replace(QUICK, **end).rate(done, 60.0)}
+    assert rates.pop() > 0
+
+
+def test_an_extended_run_goes_on_from_the_finished_one(tmp_path):
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    short = load_model(tmp_path / "model.safetensors")
+    path = train(Stripes(), replace(QUICK, steps=60), tmp_path, resume=True, progress=False)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [40, 50, 60]
+    assert not same_weights(short, load_model(path))
+    training = json.loads(model_info(path)["metadata"]["training"])
+    assert training["steps"] == training["trained_steps"] == 60
+
+
+@pytest.mark.parametrize(
+    "end",
+    [{"steps": 39}, {"steps": 1}, {"minutes": 0.5}, {"steps": None, "minutes": 1.0}, {"steps": 60, "minutes": 1.0}],
+)
+def test_an_end_before_what_is_done_is_refused(tmp_path, end):
+    trainer = Trainer(Stripes(), QUICK)
+    trainer.step, trainer.seconds = 40, 60.0
+    trainer.save(tmp_path / "checkpoint.pt")
+    settings = replace(QUICK, **end)
+    told = f"has done 40 steps in 1 minutes and must end after that, got steps {settings.steps} and minutes "
+    with pytest.raises(ValueError, match=f"{told}{settings.minutes}$"):
+        Trainer(Stripes(), settings).restore(tmp_path / "checkpoint.pt")
+
+
+def test_weights_that_are_not_finite_are_never_resumed(tmp_path):
+    """A finished run would write them as its model at once."""
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["ema"]["patch_in.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: its weights are not finite"):
+        train(Stripes(), QUICK, tmp_path, resume=True, progress=False)
+
+
 def test_the_log_follows_the_weights(tmp_path):
     """What a killed run logged beyond its checkpoint is dropped, and a new run starts a new log."""
     log = tmp_path / "log.jsonl"
@@ -322,8 +375,7 @@ def test_the_time_to_compile_does_not_count(tmp_path, monkeypatch):
     settings = replace(QUICK, steps=None, minutes=0.5, compile=True)
     train(Stripes(), settings, tmp_path, progress=False)
     states = [torch.load(tmp_path / "checkpoint.pt", weights_only=True)]
-    monkeypatch.setattr(Trainer, "is_done", property(lambda trainer: trainer.seconds >= 60))
-    train(Stripes(), settings, tmp_path, resume=True, progress=False)
+    train(Stripes(), replace(settings, minutes=1.0), tmp_path, resume=True, progress=False)
     states.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     assert [state["seconds"] for state in states] == [30, 60]
     assert [state["step"] for state in states] == [1 + 30, 2 + 60]
@@ -472,6 +524,7 @@ def test_a_task_may_say_how_a_model_begins():
         {"weight_decay": float("nan")},
         {"warmup": -5},
         {"seed": None},
+        {"seed": 2**64},
         {"compile": "no"},
     ],
 )
