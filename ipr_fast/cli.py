@@ -262,7 +262,9 @@ def _train(arguments: argparse.Namespace) -> None:
         for line in describe(results, task, arguments.iters):
             print(line)
         numbers = arguments.out / EVALUATION
-        numbers.write_text(json.dumps({"iters": arguments.iters, "seed": arguments.seed, **results}, indent=2) + "\n")
+        results = {"iters": arguments.iters, "seed": arguments.seed, **results}
+        with files.replacing(numbers) as file:
+            file.write((json.dumps(results, indent=2) + "\n").encode())
         print(f"wrote {numbers}")
 
 

@@ -57,11 +57,10 @@ def train(
         (out / EVALUATION).unlink(missing_ok=True)  # it tells of other weights
         _cut_log(out / LOG, trainer.step)
         products = float32_products(trainer.device, settings.dtype == "tf32")
-        with products, _Bar(trainer, progress) as bar, (out / LOG).open("a") as log:
+        with products, _Bar(trainer, progress) as bar:
             try:
                 for entry in _run(trainer, checkpoint, bar):
-                    log.write(json.dumps(entry) + "\n")
-                    log.flush()
+                    _append(out / LOG, entry)
             except KeyboardInterrupt:
                 trainer.save(checkpoint)
                 raise
@@ -76,6 +75,15 @@ def _cut_log(path: Path, step: int) -> None:
     kept = "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= step)
     with replacing(path) as file:
         file.write(kept.encode())
+
+
+def _append(path: Path, entry: dict) -> None:
+    """Add a line to the log; an OSError names the path, which that of a full disk would not."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _step_of(line: str) -> int:

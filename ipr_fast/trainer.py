@@ -106,7 +106,7 @@ class Trainer:
             torch.manual_seed(settings.seed)
             model = PatchTransformer(task.config)
             task.initialise(model)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),

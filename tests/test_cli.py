@@ -1,7 +1,10 @@
 """The command line, run in this process: what it writes, what it says, how it ends."""
 
+import errno
 import json
+import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -278,6 +281,46 @@ def test_a_resumed_training_ends_where_the_run_does_or_later(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     assert main([*options, "--resume"]) == 1
     assert "not a readable checkpoint" in capsys.readouterr().err
+
+
+def run_with_files_of_at_most(size, arguments):
+    """The command line in a process of its own, on a disk that seems full beyond so many bytes a file."""
+    pytest.importorskip("resource")
+    code = f"import resource, sys; from ipr_fast.cli import main; size = {size}; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)); sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("size", "name"), [(20_000, "checkpoint.pt"), (150, "log.jsonl")])
+def test_a_full_disk_ends_training_in_one_line_and_leaves_the_checkpoint(tmp_path, size, name):
+    options = [*QUICK_TRAINING, "--task", "even-pixels", "--evaluate", "0", "--out", str(tmp_path)]
+    assert main([*options, "--steps", "1"]) == 0
+    (tmp_path / "log.jsonl").write_text("")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    ended = run_with_files_of_at_most(size, [*options, "--resume", "--steps", "3"])
+    assert ended.returncode == 1
+    assert ended.stderr == f"ipr-fast train: error: [Errno 27] File too large: '{tmp_path / name}'\n"
+    assert {path.name for path in tmp_path.iterdir()} == set(before)
+    for whole in ("checkpoint.pt", "model.safetensors"):
+        assert (tmp_path / whole).read_bytes() == before[whole]
+    assert main([*options, "--resume", "--steps", "3"]) == 0
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3]
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def evaluate(*args, **kwargs):
+        monkeypatch.setattr("ipr_fast.files.os.fsync", full)
+        return {}
+
+    monkeypatch.setattr("ipr_fast.cli.evaluate", evaluate)
+    monkeypatch.setattr("ipr_fast.cli.describe", lambda *args: [])
+    assert main([*QUICK_TRAINING, "--task", "even-pixels", "--steps", "1", "--out", str(tmp_path)]) == 1
+    assert f"No space left on device: '{tmp_path / 'evaluation.json'}'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("evaluation.json*"))
 
 
 def test_a_run_that_diverges_says_so(tmp_path, capsys):

@@ -503,6 +503,17 @@ def test_a_task_may_say_how_a_model_begins():
     assert not trainer.ema.patch_in.weight.any()
 
 
+def test_a_model_trains_in_training_mode_and_its_average_does_not():
+    class LeftInEvaluation(Stripes):
+        def initialise(self, model):
+            model.eval()
+
+    trainer = Trainer(LeftInEvaluation(), QUICK)
+    trainer.train_step()
+    assert trainer.model.training
+    assert not trainer.ema.training
+
+
 @pytest.mark.parametrize(
     "bad",
     [
