@@ -1,8 +1,9 @@
 """What a training run is: its settings, and the model, optimiser and moving average that a step changes.
 
-Everything happens on one device: data, noise, network, optimiser, moving average; a step never looks at it from the
-host. Everything random in step k comes from a generator seeded by (seed, k). So a run of so many steps that was killed
-and resumed on a CPU ends with the weights of one that was not; where minutes end it, the clock has a say.
+Everything happens on one device: data, noise, network, optimiser, moving average. The first step checks the samples'
+values; no later one looks at its data from the host. Everything random in step k comes from a generator seeded by
+(seed, k). So a run of so many steps that was killed and resumed on a CPU ends with the weights of one that was not;
+where minutes end it, the clock has a say.
 """
 
 from __future__ import annotations
