@@ -116,6 +116,7 @@ class Step:
     ) -> None:
         self.lanes, self.slots = Lanes(model, chains, torch.device(device), Settings(0.5, 1.0)), slots
         self.lanes.set_sampling(0, schedule)
+        self.lanes.notes_mix = False  # as in every step but a call's first
         self.lanes.state.free.fill_(True)
         self.lanes.state.size.fill_(slots)
         self.begin()

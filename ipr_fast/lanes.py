@@ -102,8 +102,8 @@ class Lanes:
         self._schedule: Schedule | None = None
         self._levels: Tensor | None = None
         self._table: Any = None
-        self._called = False  # since `set_sampling`
-        self.mix_range: Tensor | None = None  # (2,), of the first call's variance mix
+        self.notes_mix = True  # whether the next step notes the range (2,) of its variance mix: the first of a call
+        self.mix_range: Tensor | None = None
 
     # -------------------------------------------------------------------------------------------- what others ask
 
@@ -126,7 +126,7 @@ class Lanes:
             self._schedule = schedule
         if self.tabulates:
             self._tabulate()
-        self._called, self.mix_range = False, None
+        self.notes_mix, self.mix_range = True, None
 
     def notice_changes(self) -> None:
         """Code of the user's has run: where it has changed the model, capture and tabulate anew."""
@@ -147,11 +147,11 @@ class Lanes:
             return
         for buffer in (self.state.patches, self.state.mask, self.state.free, self.state.size):
             buffer.zero_()  # neutral: nothing is chosen, no slot is taken, nothing moves
-        called, self._called = self._called, True  # a graph is of a later step
+        notes_mix, self.notes_mix = self.notes_mix, False  # a graph is of a later step
         with self._precision():
             for part in parts:  # most lanes first
                 self.graphs.add(part, f"{part.name} of {checks.name_of(self.model)}", partial(self._work, part))
-        self._called = called
+        self.notes_mix = notes_mix
         self.seen = fingerprint(self.model)  # after what the calls themselves have changed, such as a counter
 
     def run(
@@ -188,7 +188,7 @@ class Lanes:
 
     def _do(self, part: Part) -> None:
         """A replay, or the work as it stands: without graphs, and for the first step, whose prediction is looked at."""
-        if self.graphs is not None and (self._called or not part.steps):
+        if self.graphs is not None and not (self.notes_mix and part.steps):
             self.graphs.replay(part)
         elif self.graphs is not None:
             with self._precision():
@@ -249,8 +249,8 @@ class Lanes:
         lanes = self._at(lanes)
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
         contract.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
-        if not self._called:
-            self._called, self.mix_range = True, contract.mix_range(prediction.variance_mix, into.active.occupied)
+        if self.notes_mix:
+            self.notes_mix, self.mix_range = False, contract.mix_range(prediction.variance_mix, into.active.occupied)
         with span("advance"):
             advance(
                 into.start,
@@ -306,7 +306,8 @@ class Lanes:
         """The levels of a table, the last one repeated, so that few sizes serve all schedules."""
         before = 0 if self._levels is None else len(self._levels)
         size = max(16, before, 1 << (len(levels) - 1).bit_length())
-        self._levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
+        with torch.inference_mode(False):  # so that they count what is written to them
+            self._levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self.device)
         if size > before:
             self._table = None
             if self.graphs is not None:

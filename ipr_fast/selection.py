@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -77,22 +78,30 @@ class Selector:
             )
 
     @property
+    def _is_trusted(self) -> bool:
+        return type(self.mask_fn) in TRUSTED
+
+    @property
     def _name(self) -> str:
         return f"mask policy {checks.name_of(self.mask_fn)}"
 
     def _chosen(self, iteration: int, on_device: Tensor) -> Tensor:
         """The mask (B, N) of a policy that makes its own choice."""
         choose = partial(self.mask_fn.choose, iteration=on_device, **self.counters)
+        if self._is_trusted:
+            return choose(self.free)
         with checks.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
             mask = guarded(self._name, iteration, choose, self.free)
         mask = checks.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
-        if type(self.mask_fn) not in TRUSTED:
-            excess = (mask.sum(1) - self.sizes).amax() if len(mask) else self.sizes.sum()
-            first = self._excess is None
-            self._excess = excess if first else torch.maximum(self._excess, excess)
-            if first or excess.device.type == "cpu":  # later ones on a GPU are looked at in the end
-                self.verify()
+        self._note_excess((mask.sum(1) - self.sizes).amax())
         return mask
+
+    def _note_excess(self, excess: Tensor) -> None:
+        """Note how many patches too many a policy has chosen, at the most; looked at now, or in the end on a GPU."""
+        first = self._excess is None
+        self._excess = excess if first else torch.maximum(self._excess, excess)
+        if first or excess.device.type == "cpu":
+            self.verify()
 
     def _bound(self) -> MaskPolicy:
         """The policy for these samples. Raises ValueError where it does not fit them."""
@@ -104,7 +113,7 @@ class Selector:
     def _sizes(self) -> Tensor:
         """The policy's numbers of patches (B,), within 0..N."""
         batch = len(self.free)
-        with checks.unwritten(self._name, free=self.free):
+        with nullcontext() if self._is_trusted else checks.unwritten(self._name, free=self.free):
             sizes = self._ask("sizes", self.free)
         if not isinstance(sizes, Tensor) or tuple(sizes.shape) != (batch,) or sizes.dtype != torch.int64:
             came = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__
