@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -45,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        _flush_output()
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
+        _drop_output()
         return 1
     except EXPECTED as error:
         print(f"ipr-fast {arguments.command}: error: {_printable(error)}", file=sys.stderr)
@@ -61,6 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ipr-fast {arguments.command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+def _flush_output() -> None:
+    """Write out what was printed: into a full disk that fails, and must not be tried again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        raise
+
+
+def _drop_output() -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -262,9 +275,7 @@ def _train(arguments: argparse.Namespace) -> None:
         for line in describe(results, task, arguments.iters):
             print(line)
         numbers = arguments.out / EVALUATION
-        results = {"iters": arguments.iters, "seed": arguments.seed, **results}
-        with files.replacing(numbers) as file:
-            file.write((json.dumps(results, indent=2) + "\n").encode())
+        files.write_json(numbers, {"iters": arguments.iters, "seed": arguments.seed, **results})
         print(f"wrote {numbers}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ipr_fast import plots
 from ipr_fast.evaluate import Trajectory, describe, follow, many, summarise
-from ipr_fast.files import prepare_folder
+from ipr_fast.files import prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.grids import random_grids
@@ -101,7 +100,7 @@ def _write_out(
 ) -> list[Path]:
     """Write the pictures and the numbers; returns the files. images (R + 1, B, C, H, W)."""
     samples, curve, numbers = out / f"{task.noun}s.png", out / "progress.png", out / "results.json"
-    numbers.write_text(json.dumps({"settings": asdict(settings), **results}, indent=2) + "\n")
+    write_json(numbers, {"settings": asdict(settings), **results})
     good, last = trajectory.good, settings.iters
     bad_first = (~good[0]).nonzero().flatten().tolist()
     chosen = (bad_first + good[0].nonzero().flatten().tolist())[:6]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from torch import Tensor
 from ipr_fast.errors import MissingExtra
 
 SUFFIXES = (".npy", ".npz", ".pt")
+WRITING = ".writing"  # ends the name of a file until it is whole
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     and what torch's writer raises in its stead, comes out as an OSError that names `path` and the reason.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".partial")
+    beside = path.with_name(path.name + WRITING)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with beside.open("wb") as file:
+        with beside.open("w+b") as file:  # after "wb" numpy goes past Python, and loses the reason of an error
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -135,11 +137,17 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def _reason_of_writing(error: BaseException) -> OSError | None:
     """The OSError that stopped a writer; torch's own raises a RuntimeError, with the OSError behind it or not."""
     if isinstance(error, OSError):
-        return error
+        return error if error.strerror else OSError(errno.EIO, str(error))
     if not isinstance(error, RuntimeError) or "inline_container" not in str(error):
         return None
     behind = error.__cause__ or error.__context__
     return behind if isinstance(behind, OSError) else OSError(errno.EIO, str(error).splitlines()[0])
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write a value as indented JSON, in the place of an earlier file."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def prepare_folder(path: Path) -> None:
@@ -193,7 +201,9 @@ def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None) -> 
     names = names or _png_names(len(images))
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for name, image in zip(names, pixels, strict=True):
-        image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path / name)
+        picture = image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        with replacing(path / name) as file:
+            picture.save(file, format="PNG")
 
 
 def _pixels(image) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ipr_fast import intervals
 from ipr_fast.errors import MissingExtra
+from ipr_fast.files import replacing
 
 PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
 
@@ -136,8 +137,11 @@ def _frame(axis, frame: str) -> None:
 
 def save_figure(figure, path: str | Path) -> None:
     """Write a figure as PNG, and close it."""
-    figure.savefig(path, dpi=150, facecolor=PAPER)
-    load_pyplot().close(figure)
+    try:
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150, facecolor=PAPER)
+    finally:
+        load_pyplot().close(figure)
 
 
 def load_pyplot():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 
 import ipr_fast
 from ipr_fast.cli import main
@@ -220,6 +221,68 @@ def test_user_errors_end_in_one_line_and_exit_code_1(tmp_path, monkeypatch, caps
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before  # nothing was begun
+
+
+def failed_in_one_line(capsys, command: str, *words: str) -> bool:
+    """Whether the command said so in one line that holds these words."""
+    error = capsys.readouterr().err
+    is_one_line = error.count("\n") == 1 and error.startswith(f"ipr-fast {command}: error: ")
+    return is_one_line and all(word in error for word in words)
+
+
+@pytest.mark.parametrize("out", ["a.npy", "a.npz", "a.pt", "pictures"])
+@pytest.mark.parametrize("command", ["generate", "refine"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, weights, capsys, command, out):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(-1, 1, (3, 1, 16, 16)).astype(np.float32))
+    path = tmp_path / "new" / out
+    options = ["--count", "3"] if command == "generate" else [str(tmp_path / "x.npy"), "--iters", "1"]
+    with full_disk(50):
+        assert main([command, *options, "--model", weights, "--out", str(path), "--quiet"]) == 1
+    assert failed_in_one_line(capsys, command, "File too large", str(path))
+    assert [p for p in path.parent.rglob("*") if p.is_file()] == []
+
+
+def test_a_full_disk_under_the_demo_is_told_in_one_line(tmp_path, weights, even_pixels_weights, capsys):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--model", even_pixels_weights, "--count", "2", "--iters", "1", "--out", str(out), "--quiet"]
+    for largest, name, left in (50, "results.json", []), (5000, "images.png", ["results.json"]):
+        with full_disk(largest):
+            assert main(arguments) == 1
+        assert failed_in_one_line(capsys, "demo", "File too large", str(out / name))
+        assert [p.name for p in out.iterdir()] == left
+
+
+def test_a_full_disk_under_an_evaluation_is_told_in_one_line(tmp_path, monkeypatch, weights, capsys):
+    monkeypatch.setattr("ipr_fast.cli.train", lambda *_, **__: weights)
+    monkeypatch.setattr("ipr_fast.cli.evaluate", lambda *_, **__: {"share": list(range(100))})
+    monkeypatch.setattr("ipr_fast.cli.describe", lambda *_: [])
+    with full_disk(50):
+        assert main(["train", "--out", str(tmp_path), "--quiet"]) == 1
+    assert failed_in_one_line(capsys, "train", "File too large", str(tmp_path / "evaluation.json"))
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_full_disk_under_convert_is_told_in_one_line(tmp_path, capsys):
+    with full_disk(50):
+        assert main(["convert", "digit-sudoku-4x4", str(tmp_path / "x.safetensors")]) == 1
+    assert failed_in_one_line(capsys, "convert", "File too large", "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_into_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["info"]) == 1
+        monkeypatch.undo()
+        assert failed_in_one_line(capsys, "info", "No space left on device")
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(weights, capsys):
+    for out in ("/proc/none/a.npy", "/proc/none"):
+        assert main(["generate", "--count", "1", "--model", weights, "--out", out, "--quiet"]) == 1
+        assert failed_in_one_line(capsys, "generate", "/proc/none")
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--boards", "0"], ["refine"], ["demo", "--iters", "x"]])

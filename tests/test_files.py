@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 
-from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_samples
+from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_json, write_samples
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
@@ -110,3 +111,29 @@ def test_pictures_of_16_bits_and_of_other_modes(tmp_path):
     rgba[..., 1], rgba[..., 3] = 255, 128
     Image.fromarray(rgba).save(tmp_path / "a.png")
     assert read_samples(tmp_path).images[0, :, 0, 0].tolist() == [-1.0, 1.0, -1.0]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_a_full_disk_leaves_the_earlier_samples_whole(tmp_path, suffix):
+    path, earlier = tmp_path / f"x{suffix}", torch.randn(2, 1, 4, 4)
+    write_samples(path, Samples(earlier))
+    with full_disk(1000), pytest.raises(OSError, match=rf"File too large: .*x\{suffix}"):
+        write_samples(path, Samples(torch.randn(20, 1, 16, 16)))
+    assert torch.equal(read_samples(path).images, earlier)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_pictures_on_a_full_disk_are_whole_or_absent(tmp_path):
+    plain, noise = torch.zeros(1, 32, 32), torch.rand(1, 32, 32) * 2 - 1  # PNG makes few bytes of the former
+    with full_disk(600), pytest.raises(OSError, match=r"File too large: .*b\.png"):
+        write_samples(tmp_path, Samples(torch.stack([plain, noise]), ("a.png", "b.png")))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert read_samples(tmp_path).images.shape == (1, 1, 32, 32)
+
+
+def test_json_on_a_full_disk_leaves_the_earlier_file(tmp_path):
+    write_json(tmp_path / "x.json", {"count": 1})
+    with full_disk(10), pytest.raises(OSError, match=r"File too large: .*x\.json"):
+        write_json(tmp_path / "x.json", {"count": list(range(100))})
+    assert (tmp_path / "x.json").read_text() == '{\n  "count": 1\n}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from safetensors.torch import save_file
 
 import ipr_fast
@@ -118,15 +119,20 @@ def test_save_model_refuses_what_it_could_not_read_again(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_nothing_behind(model, tmp_path, monkeypatch):
-    def full(self, data):
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*x\.safetensors"):
-        save_model(model, tmp_path / "x.safetensors")
+def test_a_failed_write_leaves_nothing_behind(model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    with full_disk(1000), pytest.raises(OSError, match=r"File too large: .*x\.safetensors"):
+        save_model(model, path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_earlier_file_whole(model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_model(model, path, note="the earlier one")
+    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+        save_model(model, path)
+    assert model_info(path)["metadata"]["note"] == "the earlier one"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_schedules_of_numpy_numbers_are_saved(model, tmp_path):
