@@ -107,7 +107,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         metavar=("LOW", "HIGH"),
         help="clue cells a board (default 0 0; 0 26 on 9x9 cells)",
     )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures and numbers (default demo)")
+    parser.add_argument(
+        "--out", type=_path, default=Path("demo"), help="folder for pictures and numbers (default demo)"
+    )
     parser.add_argument("--mnist", help="folder of MNIST's original files, for a model of 28x28 cells")
     _add_model(parser, f"default {DEFAULT_MODEL}")
     _add_run_options(parser)
@@ -133,8 +135,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "generate", _generate, "generate samples from noise in one pass")
     parser.add_argument("--count", type=_count, default=64, help="samples to generate (default 64)")
-    parser.add_argument("--out", type=Path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
-    parser.add_argument("--known-values", type=Path, help="samples that hold the values of the known patches")
+    parser.add_argument("--out", type=_path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
+    parser.add_argument("--known-values", type=_path, help="samples that hold the values of the known patches")
     _add_sampling(parser, "default the model's schedule to generate")
     _add_model(parser, f"default {DEFAULT_MODEL}")
     _add_run_options(parser)
@@ -159,8 +161,8 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _add_refine(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "refine", _refine, "refine samples that a model has made")
-    parser.add_argument("input", type=Path, help=".npy, .npz, .pt (images (B, C, H, W)), or a folder of PNG files")
-    parser.add_argument("--out", type=Path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
+    parser.add_argument("input", type=_path, help=".npy, .npz, .pt (images (B, C, H, W)), or a folder of PNG files")
+    parser.add_argument("--out", type=_path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
     parser.add_argument("--iters", type=_count_or_zero, default=50, help="iterations (default 50)")
     parser.add_argument("--first-iteration", type=_count, default=1, help="number of the first one (default 1)")
     parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
@@ -186,12 +188,12 @@ def _refine(arguments: argparse.Namespace) -> None:
         noise=arguments.noise,
         **_sampling(arguments, device),
     )
-    files.write_samples(arguments.out, files.Samples(x, samples.names))
+    files.write_samples(arguments.out, files.Samples(x, samples.names, samples.depth))
     print(f"wrote {len(x)} refined samples to {arguments.out}")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
-    parser.add_argument("--known", type=Path, help=".npy, .npz or .pt with a bool mask (B, N) of given patches")
+    parser.add_argument("--known", type=_path, help=".npy, .npz or .pt with a bool mask (B, N) of given patches")
     parser.add_argument("--schedule", **SCHEDULE, help=schedule)
     parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
@@ -234,7 +236,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     defaults = TrainSettings()
     parser.add_argument("--task", choices=TASKS, default="digit-sudoku-4x4", help="default digit-sudoku-4x4")
     parser.add_argument("--mnist", help="folder of MNIST's original files: 28x28 cells in place of 8x8")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the model")
+    parser.add_argument("--out", type=_path, required=True, help="folder for the checkpoint, the log and the model")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     for name in ("width", "depth", "num_heads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=_count, help="of the network (default the task's)")
@@ -298,7 +300,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         commands, "convert", _convert, "write a published checkpoint as .safetensors, with its configuration"
     )
     parser.add_argument("source", help=f"a .ckpt or .pt of an SRM UNet, or {MODEL}")
-    parser.add_argument("out", type=Path, help="the .safetensors file to write")
+    parser.add_argument("out", type=_path, help="the .safetensors file to write")
     parser.add_argument("--preset", choices=PRESETS, help="the network's published configuration")
     for name, meaning in (
         ("image_size", "pixels of a sample's side"),
@@ -420,6 +422,12 @@ def _device(arguments: argparse.Namespace) -> torch.device:
 def _printable(value: object) -> str:
     """As one line without control characters: a name or a note in a file may be anything."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def _path(text: str) -> Path:
+    if not text:  # which Path takes for the working directory
+        raise argparse.ArgumentTypeError("must be a path, got ''")
+    return Path(text)
 
 
 def _count(text: str) -> int:

@@ -23,10 +23,11 @@ WRITING = ".writing"  # ends the name of a file until it is whole
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (B, C, H, W) and, where they came from a folder, the names of its files."""
+    """Images (B, C, H, W); of those from a folder also the names of its files and their depth, 8 or 16 bits."""
 
     images: Tensor
     names: tuple[str, ...] | None = None
+    depth: int = 8
 
 
 def read_samples(path: str | os.PathLike) -> Samples:
@@ -49,26 +50,37 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder of PNG files")
     try:
-        loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
+        loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else _load_array(path, key)
+        return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))
+    except Exception as error:  # a foreign file makes these loaders raise almost anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({reason})") from error
+
+
+def _load_array(path: Path, key: str) -> np.ndarray:
+    """The array of an .npy file, or that of an .npz file under `key`, or its only one."""
+    with path.open("rb") as file:  # np.load would leave a broken .npz file open
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded
+        with loaded:
             names = loaded.files
             if key not in names and len(names) != 1:
                 raise ValueError(f"holds the arrays {names}, none of them {key!r}")
-            loaded = loaded[key if key in names else names[0]]
-        return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))
-    except Exception as error:  # a foreign file makes these loaders raise almost anything
-        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({error})") from error
+            return loaded[key if key in names else names[0]]
 
 
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
     """Write images in the form that the path's ending names; a path without one is a folder of PNG files.
 
-    PNG files hold [-1, 1] as 0..255 and cut what lies outside. Raises ValueError as `check_writable` does.
+    An ending begins with a letter: a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey of 16
+    bits as 0..65535, and cut what lies outside. Raises ValueError as `check_writable` does, OSError where a file cannot
+    be written; an earlier one is then left whole.
     """
     path, images = Path(path), samples.images.detach().cpu()
     check_writable(path, tuple(images.shape), samples.names)
     if path.suffix not in SUFFIXES:
-        _write_folder(path, images, samples.names)
+        _write_folder(path, images, samples.names, samples.depth)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -97,7 +109,7 @@ def check_writable(
         if path.is_dir():
             raise ValueError(f"{path}: is a folder")
         return
-    if path.is_file() or (path.suffix and not path.is_dir()):
+    if not path.is_dir() and (path.exists() or path.suffix[1:2].isalpha()):
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
     _pillow()
     if shape[1] not in (1, 3):
@@ -181,36 +193,51 @@ def _read_folder(path: Path) -> Samples:
     files = _png_files(path)
     if not files:
         raise ValueError(f"{path}: no PNG files in this folder")
-    images = []
+    images, depth = [], 8
     for file in files:
         try:
+            _refuse_deep_colours(file)
             with image_module.open(file) as image:
-                pixels = _pixels(image)
+                pixels, bits = _pixels(image)
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{file}: not a readable PNG file ({error})") from error
+        depth = max(depth, bits)
         images.append(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1) * 2 - 1)
         if images[-1].shape != images[0].shape:
             found, first = tuple(images[-1].shape), tuple(images[0].shape)
             raise ValueError(f"{file}: has the shape {found}, the folder's first image {first}")
-    return Samples(torch.stack(images), tuple(file.name for file in files))
+    return Samples(torch.stack(images), tuple(file.name for file in files), depth)
 
 
-def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None) -> None:
+def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None, depth: int) -> None:
     image_module = _pillow()
     path.mkdir(parents=True, exist_ok=True)
     names = names or _png_names(len(images))
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    most, dtype = (65535, np.uint16) if depth == 16 and images.shape[1] == 1 else (255, np.uint8)
+    pixels = ((images.float().clamp(-1, 1) + 1) * (most / 2)).round().permute(0, 2, 3, 1).numpy().astype(dtype)
     for name, image in zip(names, pixels, strict=True):
         picture = image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
         with replacing(path / name) as file:
             picture.save(file, format="PNG")
 
 
-def _pixels(image) -> np.ndarray:
-    """A picture's pixels in [0, 1], float32: (H, W) where it is grey, else (H, W, 3)."""
+def _refuse_deep_colours(file: Path) -> None:
+    """Raise ValueError for 16 bits a channel of anything but grey: pillow would drop eight of them."""
+    with file.open("rb") as opened:
+        header = opened.read(26)
+    depth, colour = header[24:25], header[25:26]  # of PNG's first chunk, IHDR
+    if header.startswith(b"\x89PNG") and depth == b"\x10" and colour != b"\x00":
+        raise ValueError(
+            f"{file}: has 16 bits a channel, which are read of grey pictures only; save it with 8 bits a channel, or "
+            "the samples as .npy"
+        )
+
+
+def _pixels(image) -> tuple[np.ndarray, int]:
+    """A picture's pixels in [0, 1], float32, (H, W) where it is grey, else (H, W, 3); and their bits, 8 or 16."""
     if image.mode.startswith("I"):  # 16 bits of grey
-        return np.array(image).astype(np.float32) / 65535
-    return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")).astype(np.float32) / 255
+        return np.array(image).astype(np.float32) / 65535, 16
+    return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")).astype(np.float32) / 255, 8
 
 
 def _png_files(path: Path) -> list[Path]:

@@ -1,7 +1,12 @@
+import struct
+import zlib
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from full_disk import full_disk
+from unclosed import unclosed
 
 from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_json, write_samples
 
@@ -113,6 +118,50 @@ def test_pictures_of_16_bits_and_of_other_modes(tmp_path):
     assert read_samples(tmp_path).images[0, :, 0, 0].tolist() == [-1.0, 1.0, -1.0]
 
 
+def png_of_depth_16(path, colour_type, rows):
+    """Write rows (H, W * channels) of 16-bit numbers as PNG, which pillow can for grey alone."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    header = struct.pack(">IIBBBBB", rows.shape[1] // channels, len(rows), 16, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def test_pictures_of_16_bits_come_back_exactly(tmp_path):
+    from PIL import Image
+
+    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    (tmp_path / "a").mkdir()
+    png_of_depth_16(tmp_path / "a" / "x.png", 0, grey)
+    Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "a" / "y.png")  # becomes one of 16 bits as well
+    samples = read_samples(tmp_path / "a")
+    assert samples.depth == 16
+    write_samples(tmp_path / "b", samples)
+    for name, expected in (("x.png", grey), ("y.png", (grey >> 8) * 257)):
+        with Image.open(tmp_path / "b" / name) as image:
+            assert image.mode.startswith("I;16")
+            assert np.array_equal(np.array(image), expected)
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])
+def test_colours_of_16_bits_are_refused_by_name(tmp_path, colour_type):
+    png_of_depth_16(tmp_path / "x.png", colour_type, np.zeros((2, 24), dtype=np.uint16))
+    with pytest.raises(ValueError, match=r"x\.png: has 16 bits a channel.*save it with 8 bits"):
+        read_samples(tmp_path)
+
+
+def test_a_folder_may_have_a_number_behind_a_dot(tmp_path):
+    for name in ("run_0.25", "run.1e", "run._"):
+        write_samples(tmp_path / name, Samples(torch.zeros(1, 1, 4, 4)))
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["0000.png"]
+    for name in ("x.jpg", "x.png", "x.tiff", "x.NPY", "x_0.25.jpeg"):
+        with pytest.raises(ValueError, match=r"must end in one of \.npy, \.npz, \.pt, or be a folder"):
+            write_samples(tmp_path / name, Samples(torch.zeros(1, 1, 4, 4)))
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
 def test_a_full_disk_leaves_the_earlier_samples_whole(tmp_path, suffix):
     path, earlier = tmp_path / f"x{suffix}", torch.randn(2, 1, 4, 4)
@@ -137,3 +186,16 @@ def test_json_on_a_full_disk_leaves_the_earlier_file(tmp_path):
         write_json(tmp_path / "x.json", {"count": list(range(100))})
     assert (tmp_path / "x.json").read_text() == '{\n  "count": 1\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.pt", "pictures"])
+def test_reading_leaves_no_file_open(tmp_path, monkeypatch, name):
+    write_samples(tmp_path / name, Samples(torch.randn(1, 1, 8, 8)))
+    path = tmp_path / name if "." in name else tmp_path / name / "0000.png"
+    whole = path.read_bytes()
+    with unclosed(monkeypatch) as found:
+        for length in (len(whole), len(whole) - 1, len(whole) // 2, 60, 3, 0):
+            path.write_bytes(whole[:length])
+            with suppress(ValueError):
+                read_samples(tmp_path / name)
+    assert found == []
