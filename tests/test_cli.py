@@ -68,6 +68,22 @@ def test_folders_of_png(tmp_path, weights):
     assert sorted(p.name for p in refined.iterdir()) == ["0000.png", "0001.png", "0002.png"]
 
 
+def test_refined_pictures_keep_their_16_bits(tmp_path, weights):
+    from PIL import Image
+
+    (tmp_path / "deep").mkdir()
+    grey = np.random.default_rng(0).integers(0, 65536, (16, 16)).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep" / "x.png")
+    np.save(tmp_path / "known.npy", np.arange(16)[None] < 12)
+    arguments = ["--known", str(tmp_path / "known.npy"), "--model", weights, "--iters", "1", "--quiet"]
+    assert main(["refine", str(tmp_path / "deep"), "--out", str(tmp_path / "refined_0.25"), *arguments]) == 0
+    with Image.open(tmp_path / "refined_0.25" / "x.png") as image:
+        again = np.array(image)
+    assert again.dtype == np.uint16
+    assert np.array_equal(again[:12], grey[:12])
+    assert not np.array_equal(again[12:], grey[12:])
+
+
 @pytest.mark.parametrize("clues", [(0, 0), (2, 8)])
 def test_the_demo_counts_pictures_and_tells(tmp_path, capsys, clues):
     out = tmp_path / "demo"
@@ -172,7 +188,9 @@ def test_info_tells_versions_and_models(capsys, weights):
     assert torch.__version__ in said
     assert "digit-sudoku-4x4  PatchTransformer, samples (1, 32, 32)" in said
     assert main(["info", weights]) == 0
-    assert "sample_shape  (1, 16, 16)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "sample_shape  (1, 16, 16)" in said
+    assert "dtype         float32" in said
 
 
 FAILURES = [
@@ -291,6 +309,18 @@ def test_wrong_usage_ends_with_exit_code_2(arguments, capsys):
         main(arguments)
     assert end.value.code == 2
     assert "usage: ipr-fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate"], ["refine", "x.npy"], ["demo"], ["train"], ["convert", "x.ckpt"]], ids=lambda a: a[0]
+)
+def test_an_empty_path_is_wrong_usage(tmp_path, monkeypatch, arguments, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, *([""] if arguments[0] == "convert" else ["--out", ""])])
+    assert end.value.code == 2
+    assert "out: must be a path, got ''" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
@@ -508,3 +538,13 @@ def test_convert_keeps_what_a_file_says_of_itself(tmp_path):
     )
     for key in set(before["metadata"]) - {"source"}:
         assert after["metadata"][key] == before["metadata"][key]
+
+
+def test_convert_writes_the_same_bytes_each_time(tmp_path):
+    make_checkpoint(tmp_path / "x.ckpt")
+    written = set()
+    for i in range(3):
+        out = tmp_path / f"{i}.safetensors"
+        assert main(["convert", str(tmp_path / "x.ckpt"), str(out), *SIZES]) == 0
+        written.add(out.read_bytes())
+    assert len(written) == 1

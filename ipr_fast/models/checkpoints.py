@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
 from ipr_fast import checks
 from ipr_fast.files import replacing
@@ -17,7 +16,14 @@ from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformer
 from ipr_fast.models.published import complete_config, from_published
 from ipr_fast.models.sources import bundled_models, find
 from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
-from ipr_fast.models.weight_files import DTYPES, check_weights, read_weights
+from ipr_fast.models.weight_files import (
+    DTYPES,
+    check_weights,
+    dtype_names,
+    plain_name,
+    read_weights,
+    safetensors_bytes,
+)
 
 ARCHITECTURES = {
     "PatchTransformer": (PatchTransformer, PatchTransformerConfig),
@@ -38,8 +44,8 @@ def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
 def model_info(source: str | os.PathLike) -> dict:
     """What a weights file says of itself, without building the model.
 
-    path, architecture, sample_shape (None where the file does not tell), parameters, metadata (for a published
-    checkpoint, what its shapes tell).
+    path, architecture, sample_shape (None where the file does not tell), parameters, dtype (of the weights, as stored),
+    metadata (for a published checkpoint, what its shapes tell).
     """
     path = find(source)
     weights = read_weights(path)
@@ -57,6 +63,7 @@ def model_info(source: str | os.PathLike) -> dict:
         "architecture": architecture,
         "sample_shape": shape,
         "parameters": sum(t.numel() for t in tensors.values()),
+        "dtype": dtype_names(sorted({t.dtype for t in tensors.values()}, key=str)),
         "metadata": metadata,
     }
 
@@ -123,10 +130,11 @@ def load_model(
 def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **metadata: str) -> None:
     """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically.
 
-    metadata: further strings; "format", "architecture" and "config" are the file's own. Raises ValueError for another
-    model or metadata, OSError where the file cannot be written; an earlier one is then left whole.
+    model: may be compiled by torch.compile; the weights keep their names. metadata: further strings; "format",
+    "architecture" and "config" are the file's own. Equal weights and metadata give equal bytes. Raises ValueError for
+    another model or metadata, OSError where the file cannot be written; an earlier one is then left whole.
     """
-    path = Path(path)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if type(model).__name__ not in ARCHITECTURES:
         raise ValueError(f"model must be one of {sorted(ARCHITECTURES)}, got {type(model).__name__}")
     own = {"format": "pt", "architecture": type(model).__name__, "config": json.dumps(model.config.to_dict())}
@@ -135,9 +143,11 @@ def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **met
             raise ValueError(
                 f"metadata must be strings, under other names than {sorted(own)}, got {name}={value!r:.80}"
             )
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        plain_name(name): tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()
+    }
     with replacing(path) as file:
-        file.write(save(tensors, metadata={**own, **metadata}))
+        file.write(safetensors_bytes(tensors, {**own, **metadata}))
 
 
 def _check_range(path: Path, model: torch.nn.Module, dtype: torch.dtype, key: Callable[[str], str]) -> None:

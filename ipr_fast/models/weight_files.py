@@ -1,18 +1,21 @@
-"""Reading weights from disk: safetensors, and torch's own files without running anything that they might hold."""
+"""Weights on disk: safetensors, and reading torch's own files without running anything that they might hold."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+HEADER = 8  # bytes of a safetensors file that hold the length of its header, and to which the header is padded
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -30,15 +33,29 @@ def read_weights(path: Path) -> Weights:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(9)
+            head = file.read(HEADER + 1)
         # Safetensors begin with the length of a header in JSON, whatever the file is called.
-        if path.suffix == ".safetensors" or head[8:] == b"{":
+        if path.suffix == ".safetensors" or head[HEADER:] == b"{":
             return _read_safetensors(path)
         return _read_torch(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
         raise ValueError(f"{path}: damaged, or larger than the memory") from error
+
+
+def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A .safetensors file of the tensors and metadata: equal ones give equal bytes.
+
+    safetensors writes the metadata in a random order; here they are sorted.
+    """
+    data = save(tensors, metadata)
+    end = HEADER + int.from_bytes(data[:HEADER], "little")
+    header = json.loads(data[HEADER:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % HEADER)  # the tensors behind it stay aligned
+    return b"".join((len(text).to_bytes(HEADER, "little"), text, memoryview(data)[end:]))
 
 
 def check_weights(
@@ -55,14 +72,20 @@ def check_weights(
         if name not in expected:
             raise ValueError(f"{path}: unexpected weight {key(name)!r} of shape {tuple(found.shape)}")
         if found.dtype not in DTYPES:
-            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected one of {_names(DTYPES)}")
+            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected one of {dtype_names(DTYPES)}")
         if found.shape != expected[name].shape:
             shape, wanted = tuple(found.shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: weight {key(name)!r} has shape {shape}, expected {wanted}")
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
+    """Types as text: "bfloat16, float32"."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without what torch.compile adds to it."""
+    return name.replace("_orig_mod.", "")
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -89,7 +112,7 @@ def _read_torch(path: Path) -> Weights:
         raise ValueError(f"{path}: holds no state dict, but an object of type {type(loaded).__name__}")
     # Detached: plain tensors, without what a file may have hung on them.
     tensors = {
-        name.replace("_orig_mod.", ""): torch.Tensor.detach(value)  # the prefix is torch.compile's addition
+        plain_name(name): torch.Tensor.detach(value)
         for name, value in loaded.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
@@ -111,7 +134,7 @@ def _reason(error: Exception) -> str:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"not a readable checkpoint of torch ({lines[0]})"
     return (
-        f"holds an object of {foreign[1]} beside its weights, and to load it would be to run code from the file. Where "
-        'you trust it, keep the weights alone: torch.save({"state_dict": torch.load(path, weights_only=False)'
-        '["state_dict"]}, new_path)'
+        f"holds an object of {foreign[1]} beside its weights, and loading it would run code from the file. If you "
+        'trust it, keep the weights alone: loaded = torch.load(path, map_location="cpu", weights_only=False); '
+        'torch.save(loaded["state_dict"] if isinstance(loaded, dict) else loaded.state_dict(), new_path)'
     )

@@ -1,14 +1,19 @@
+import copy
 import dataclasses
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 from full_disk import full_disk
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load, save_file
+from unclosed import unclosed
 
 import ipr_fast
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
+from ipr_fast.models.weight_files import safetensors_bytes
 
 MOST_BYTES = 4_000_000
 
@@ -140,3 +145,65 @@ def test_schedules_of_numpy_numbers_are_saved(model, tmp_path):
     odd = ipr_fast.models.PatchTransformer(config)
     save_model(odd, tmp_path / "x.safetensors")
     assert load_model(tmp_path / "x.safetensors").config.refine_schedule == (4, 0.5)
+
+
+def test_equal_weights_give_equal_bytes(model, tmp_path):
+    """Of weights whose types make the header's length odd as well."""
+    notes = {f"note {i}": "é" * i for i in range(12)}
+    written = set()
+    for _ in range(8):
+        save_model(model, tmp_path / "x.safetensors", **notes)
+        written.add((tmp_path / "x.safetensors").read_bytes())
+    assert len(written) == 1
+    data = written.pop()
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert {name: file.metadata()[name] for name in notes} == notes
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_header_is_padded_whatever_its_length():
+    for length in range(9):
+        data = safetensors_bytes({"a": torch.arange(3.0), "b": torch.ones(1, dtype=torch.float16)}, {"x": "y" * length})
+        assert int.from_bytes(data[:8], "little") % 8 == 0
+        assert load(data)["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("part", ["all of it", "its layers"])
+def test_a_compiled_model_is_saved_as_the_original(model, tmp_path, part):
+    compiled = copy.deepcopy(model)
+    if part == "all of it":
+        compiled = torch.compile(compiled)
+    else:
+        for i, layer in enumerate(compiled.layers):
+            compiled.layers[i] = torch.compile(layer)
+    assert any("_orig_mod." in name for name in compiled.state_dict())
+    save_model(compiled, tmp_path / "compiled.safetensors")
+    save_model(model, tmp_path / "plain.safetensors")
+    assert (tmp_path / "compiled.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
+def test_info_tells_the_stored_types(model, tmp_path):
+    save_model(copy.deepcopy(model).half(), tmp_path / "half.safetensors")
+    assert model_info(tmp_path / "half.safetensors")["dtype"] == "float16"
+    mixed = copy.deepcopy(model)
+    mixed.patch_in.to(torch.bfloat16)
+    save_model(mixed, tmp_path / "mixed.safetensors")
+    assert model_info(tmp_path / "mixed.safetensors")["dtype"] == "bfloat16, float32"
+
+
+@pytest.mark.parametrize("form", [".safetensors", ".pt", ".ckpt"])
+def test_loading_leaves_no_file_open(tmp_path, monkeypatch, form):
+    config = ipr_fast.models.SRMUNetConfig(1, 16, 4, (32, 32), (False, True), 1, 32, 32, 16)
+    model, path = ipr_fast.models.SRMUNet(config), tmp_path / f"x{form}"
+    if form == ".safetensors":
+        save_model(model, path)
+    else:
+        torch.save({"state_dict": model.state_dict()}, path)
+    whole = path.read_bytes()
+    with unclosed(monkeypatch) as found:
+        for length in (len(whole), len(whole) - 1, len(whole) // 2, 100, 0):
+            path.write_bytes(whole[:length])
+            with suppress(ValueError):
+                load_model(path, config=config)
+    assert found == []

@@ -386,6 +386,19 @@ def test_code_in_a_file_is_never_run(unet, tmp_path, how):
     assert not (tmp_path / "it ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["a checkpoint", "a module"])
+def test_the_advice_for_a_file_with_objects_works(unet, tmp_path, kind):
+    path, new_path = tmp_path / "x.pt", tmp_path / "new.pt"
+    checkpoint = {"state_dict": srm_names(unet, "denoiser."), "hyper_parameters": tmp_path}
+    torch.save(checkpoint if kind == "a checkpoint" else unet, path)
+    with pytest.raises(ValueError, match=r"holds an object of .* beside its weights") as refused:
+        load_model(path, config=UNTOLD)
+    code = str(refused.value).split("keep the weights alone: ")[1]
+    exec(code, {"torch": torch, "path": path, "new_path": new_path})
+    again = load_model(new_path, config=UNTOLD)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in unet.state_dict().items())
+
+
 def test_other_contents_are_refused(tmp_path):
     for contents, message in {
         "list": ([1, 2], "holds no state dict, but an object of type list"),
