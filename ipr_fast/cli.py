@@ -16,7 +16,7 @@ import torch
 import ipr_fast
 from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
-from ipr_fast.errors import MissingExtra
+from ipr_fast.errors import BrokenExtra, MissingExtra
 from ipr_fast.evaluate import describe, evaluate
 from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
@@ -35,7 +35,16 @@ MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
 MANY, FEW = 512, 32  # samples of a demo
 # What the user can do something about: told in one line.
-EXPECTED = (ValueError, ArithmeticError, OSError, MemoryError, torch.OutOfMemoryError, MissingExtra, CaptureError)
+EXPECTED = (
+    ValueError,
+    ArithmeticError,
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    MissingExtra,
+    BrokenExtra,
+    CaptureError,
+)
 SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
 
 

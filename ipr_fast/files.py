@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ipr_fast.errors import MissingExtra
+from ipr_fast.errors import import_extra
 
 SUFFIXES = (".npy", ".npz", ".pt")
 WRITING = ".writing"  # ends the name of a file until it is whole
@@ -249,12 +250,8 @@ def _png_names(count: int) -> tuple[str, ...]:
     return tuple(f"{i:0{digits}d}.png" for i in range(count))
 
 
-def _pillow():
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("pillow", "plots", "PNG files") from error
-    return Image
+def _pillow() -> ModuleType:
+    return import_extra("PIL.Image", "pillow", "plots", "PNG files")
 
 
 @contextmanager

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ipr_fast import intervals
-from ipr_fast.errors import MissingExtra
+from ipr_fast.errors import import_extra
 from ipr_fast.files import replacing
 
+MATPLOTLIB = ("matplotlib", "plots", "pictures")
 PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
 
 
 def require() -> None:
-    """Raise MissingExtra when pictures cannot be drawn."""
+    """Raise MissingExtra or BrokenExtra when pictures cannot be drawn."""
     load_pyplot()
 
 
@@ -144,13 +146,7 @@ def save_figure(figure, path: str | Path) -> None:
         load_pyplot().close(figure)
 
 
-def load_pyplot():
-    """matplotlib.pyplot, drawing without a screen; MissingExtra where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plots", "pictures") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+def load_pyplot() -> ModuleType:
+    """matplotlib.pyplot, drawing without a screen. Raises MissingExtra or BrokenExtra where it cannot be imported."""
+    import_extra("matplotlib", *MATPLOTLIB).use("Agg")
+    return import_extra("matplotlib.pyplot", *MATPLOTLIB)

@@ -14,6 +14,7 @@ from full_disk import full_disk
 
 import ipr_fast
 from ipr_fast.cli import main
+from ipr_fast.errors import BrokenExtra
 from ipr_fast.files import read_samples
 from ipr_fast.tasks.even_pixels import EvenPixels
 
@@ -440,18 +441,19 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
 
 
 def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
-    import builtins
-
-    real = builtins.__import__
-
-    def without_pillow(name, *args, **kwargs):
-        if name.startswith("PIL"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_pillow)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)
     assert main(["generate", "--count", "1", "--out", "somewhere", "--quiet", "--schedule", "1", "1"]) == 1
-    assert "pip install 'ipr-fast[plots]'" in capsys.readouterr().err
+    assert failed_in_one_line(capsys, "generate", "pip install 'ipr-fast[plots]'")
+
+
+def test_a_broken_extra_says_why(monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenExtra("pillow", "PNG files", ImportError("libz.so.1: no such file"))
+
+    monkeypatch.setattr("ipr_fast.files.import_extra", broken)
+    assert main(["generate", "--count", "1", "--out", "somewhere", "--quiet"]) == 1
+    assert failed_in_one_line(capsys, "generate", "pillow, which is installed but broken (ImportError: libz.so.1: no")
 
 
 def make_checkpoint(path):

@@ -1,10 +1,15 @@
 """Every bad input gets a ValueError that names the argument, before any work."""
 
+import sys
+
 import pytest
 import torch
 
 import ipr_fast
-from ipr_fast import PatchGrid, Prediction, Schedule, random_patches
+from ipr_fast import PatchGrid, Prediction, Schedule, files, plots, random_patches
+from ipr_fast.errors import BrokenExtra, MissingExtra
+from ipr_fast.models import sources
+from ipr_fast.tasks import digits
 
 X = torch.zeros(3, 1, 16, 16)
 MASK = torch.zeros(3, 16, dtype=torch.bool)
@@ -194,3 +199,56 @@ def test_a_model_that_returns_the_wrong_thing_is_named(finished):
     for prediction, message in cases:
         with pytest.raises(ValueError, match=message):
             ipr_fast.refine_batch(finished, random_patches(), 1, model=Wrong(prediction))
+
+
+EXTRAS = {
+    "scikit-learn": ("sklearn", lambda: digits._load_optical_digits.__wrapped__("train")),
+    "matplotlib": ("matplotlib", plots.require),
+    "pillow": ("PIL", lambda: files.check_writable("somewhere", (1, 1, 8, 8))),
+    "huggingface_hub": ("huggingface_hub", lambda: sources.find("someone/boards")),
+}
+
+
+class Raising:
+    """An importer that raises this error for one package."""
+
+    def __init__(self, package, error):
+        self.package, self.error = package, error
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.package:
+            raise self.error
+
+
+def use(package, monkeypatch, error):
+    """Use the package where its import raises this error."""
+    module, call = EXTRAS[package]
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Raising(module, error), *sys.meta_path])
+    call()
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_an_extra_that_is_not_installed_is_called_missing(package, monkeypatch):
+    module = EXTRAS[package][0]
+    with pytest.raises(
+        MissingExtra, match=rf"need {package}: pip install 'ipr-fast\[\w+\]' \(or pip install {package}\)"
+    ):
+        use(package, monkeypatch, ModuleNotFoundError(f"No module named {module!r}", name=module))
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("\nlibz.so.1: cannot open shared object file\nmore"),
+        ModuleNotFoundError("No module named 'scipy'", name="scipy"),
+        AttributeError("module 'numpy' has no attribute 'bool'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_extra_that_cannot_be_imported_is_called_broken_with_the_reason(package, error, monkeypatch):
+    reason = rf"\({type(error).__name__}: {str(error).strip().splitlines()[0]}\)"
+    with pytest.raises(BrokenExtra, match=rf"need {package}, which is installed but broken {reason}$"):
+        use(package, monkeypatch, error)

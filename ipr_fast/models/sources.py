@@ -7,7 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from ipr_fast.errors import MissingExtra
+from ipr_fast.errors import import_extra
 from ipr_fast.models.weight_files import SUFFIXES
 
 WEIGHTS = resources.files("ipr_fast.models") / "weights"
@@ -24,7 +24,7 @@ def find(source: str | os.PathLike) -> Path:
     """The file of a bundled model, a path, or a hub id `owner/name[/file][@revision]`, downloaded or from its cache.
 
     A bundled name comes before a path, a path before a hub id; an id whose owner is a folder here is taken as a path.
-    Raises ValueError when there is none, MissingExtra where a hub id needs huggingface_hub.
+    Raises ValueError when there is none, MissingExtra or BrokenExtra where a hub id needs huggingface_hub.
     """
     bundled = bundled_models()
     if isinstance(source, str) and source in bundled:
@@ -49,12 +49,8 @@ def find(source: str | os.PathLike) -> Path:
 
 
 def _download(source: str, repo: str, file: str, revision: str | None) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingExtra(
-            "huggingface_hub", "hub", f"{source}: no such file here; models from the Hugging Face hub"
-        ) from error
+    purpose = f"{source}: no such file here; models from the Hugging Face hub"
+    huggingface_hub = import_extra("huggingface_hub", "huggingface_hub", "hub", purpose)
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except Exception as error:  # of the network, the hub, its cache, or the id

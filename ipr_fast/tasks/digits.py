@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.errors import MissingExtra
+from ipr_fast.errors import import_extra
 
 SPLITS = ("train", "test")
 
@@ -77,7 +77,7 @@ def load_digits(split: str, root: str | Path | None = None) -> Digits:
     """The "train" or "test" digits: scikit-learn's 8x8, or MNIST's 28x28 when `root` is the folder of its files.
 
     Of scikit-learn's images every fourth is a test image. Raises ValueError for an unknown split or a folder without
-    MNIST's files, MissingExtra when scikit-learn is not installed.
+    MNIST's files, MissingExtra or BrokenExtra when scikit-learn cannot be imported.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
@@ -86,11 +86,8 @@ def load_digits(split: str, root: str | Path | None = None) -> Digits:
 
 @cache
 def _load_optical_digits(split: str) -> Digits:
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "digits", "the handwritten digits") from error
-    images, labels = load(return_X_y=True)
+    datasets = import_extra("sklearn.datasets", "scikit-learn", "digits", "the handwritten digits")
+    images, labels = datasets.load_digits(return_X_y=True)
     images = torch.from_numpy(images).float().reshape(-1, 8, 8) / 8 - 1
     is_test = torch.arange(len(images)) % 4 == 3
     chosen = is_test if split == "test" else ~is_test
