@@ -8,7 +8,8 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,20 +19,21 @@ from ipr_fast import checks, files
 from ipr_fast.demo import DemoSettings, run_demo
 from ipr_fast.errors import BrokenExtra, MissingExtra
 from ipr_fast.evaluate import describe, evaluate
+from ipr_fast.kernels.philox import MAX_CHAIN_ID
 from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
-from ipr_fast.models.sources import bundled_models
+from ipr_fast.models.sources import NoSuchModel, bundled_models
 from ipr_fast.models.srm_unet import PRESETS
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.train import CHECKPOINT, EVALUATION, train
+from ipr_fast.train import CHECKPOINT, EVALUATION, LOG, MODEL, train
 from ipr_fast.trainer import DTYPES as TRAIN_DTYPES
 from ipr_fast.trainer import END, TrainSettings, read_checkpoint
 from ipr_fast.watch import CaptureError
 
-MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
+A_MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
 MANY, FEW = 512, 32  # samples of a demo
 # What the user can do something about: told in one line.
@@ -162,7 +164,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         arguments.count,
         model=model,
         known_values=values,
-        **_sampling(arguments, device),
+        **_sampling(arguments, device, arguments.count),
     )
     files.write_samples(arguments.out, files.Samples(x))
     print(f"wrote {len(x)} samples to {arguments.out}")
@@ -187,7 +189,8 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
 def _refine(arguments: argparse.Namespace) -> None:
     device, samples = _device(arguments), files.read_samples(arguments.input)
     files.check_writable(arguments.out, tuple(samples.images.shape), samples.names)
-    fitting = None if arguments.model else bundled_model_for(tuple(samples.images.shape[1:]))
+    with _model_from("--model"):
+        fitting = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
     x = refine_batch(
         samples.images.to(device),
         random_patches(arguments.ratio, fixed=arguments.fixed_region),
@@ -195,7 +198,7 @@ def _refine(arguments: argparse.Namespace) -> None:
         model=_load(arguments, fitting, device),
         first_iteration=arguments.first_iteration,
         noise=arguments.noise,
-        **_sampling(arguments, device),
+        **_sampling(arguments, device, len(samples.images)),
     )
     files.write_samples(arguments.out, files.Samples(x, samples.names, samples.depth))
     print(f"wrote {len(x)} refined samples to {arguments.out}")
@@ -210,13 +213,21 @@ def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
     parser.add_argument(
         "--max-chains", type=_max_chains, default="auto", help="samples at a time (default auto: what memory holds)"
     )
+    parser.add_argument(
+        "--first-chain",
+        type=_count_or_zero,
+        default=0,
+        help="chain id of the first sample, on which its random numbers depend (default 0)",
+    )
     parser.add_argument("--tf32", action="store_true", help="let a GPU multiply float32 in TF32")
 
 
-def _sampling(arguments: argparse.Namespace, device: torch.device) -> dict:
+def _sampling(arguments: argparse.Namespace, device: torch.device, count: int) -> dict:
     known = None if arguments.known is None else files.read_array(arguments.known, "known").to(device)
+    first = checks.integer("--first-chain", arguments.first_chain, 0, MAX_CHAIN_ID + 1 - count)
     return {
         "known": known,
+        "chain_ids": torch.arange(first, first + count, device=device),
         "schedule": _schedule("--schedule", arguments.schedule),
         "stochasticity": arguments.stochasticity,
         "temperature": arguments.temperature,
@@ -278,6 +289,7 @@ def _train(arguments: argparse.Namespace) -> None:
     task, device, progress = make_task(arguments.task, arguments.mnist), _device(arguments), not arguments.quiet
     sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
     task.config = dataclasses.replace(task.config, **{name: size for name, size in sizes.items() if size is not None})
+    files.check_no_folders(arguments.out / name for name in (CHECKPOINT, LOG, MODEL, EVALUATION))
     path = train(task, settings, arguments.out, resume=arguments.resume, device=device, progress=progress)
     print(f"wrote {path}")
     if arguments.evaluate:
@@ -308,7 +320,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     parser = _command(
         commands, "convert", _convert, "write a published checkpoint as .safetensors, with its configuration"
     )
-    parser.add_argument("source", help=f"a .ckpt or .pt of an SRM UNet, or {MODEL}")
+    parser.add_argument("source", help=f"a .ckpt or .pt of an SRM UNet, or {A_MODEL}")
     parser.add_argument("out", type=_path, help="the .safetensors file to write")
     parser.add_argument("--preset", choices=PRESETS, help="the network's published configuration")
     for name, meaning in (
@@ -355,13 +367,15 @@ def _kept_metadata(source: str) -> dict[str, str]:
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
     parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
-    parser.add_argument("model", nargs="?", help=f"{MODEL}, or a .ckpt or .pt of an SRM UNet")
+    parser.add_argument("model", nargs="?", help=f"{A_MODEL}, or a .ckpt or .pt of an SRM UNet")
     parser.set_defaults(run=_info)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
-        for key, value in _model_lines(arguments.model):
+        with _model_from("model"):
+            lines = _model_lines(arguments.model)
+        for key, value in lines:
             print(f"{_printable(key):13} {_printable(value)}")
         return
     print(f"ipr-fast     {ipr_fast.__version__}")
@@ -407,13 +421,23 @@ def _command(commands: argparse._SubParsersAction, name: str, run, description: 
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--model", help=f"{MODEL} ({default})")
+    parser.add_argument("--model", help=f"{A_MODEL} ({default})")
     parser.add_argument("--dtype", choices=DTYPES, help="in which the network computes (default as stored)")
 
 
 def _load(arguments: argparse.Namespace, default: str, device: torch.device) -> torch.nn.Module:
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    return load_model(arguments.model or default, device=device, dtype=dtype)
+    with _model_from("--model"):
+        return load_model(default if arguments.model is None else arguments.model, device=device, dtype=dtype)
+
+
+@contextmanager
+def _model_from(argument: str) -> Iterator[None]:
+    """Errors of a model's name speak of the argument that it comes from."""
+    try:
+        yield
+    except NoSuchModel as error:
+        raise ValueError(f"{argument} {error.problem}") from error
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipr_fast import plots
 from ipr_fast.evaluate import Trajectory, describe, follow, many, summarise
-from ipr_fast.files import prepare_folder, write_json
+from ipr_fast.files import check_no_folders, prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.grids import random_grids
@@ -53,6 +53,7 @@ def run_demo(
     say(f"{many(settings.count, task.noun)} of {_described(task, settings)}, seed {settings.seed}")
     plots.require()  # what is missing must not cost the user a run
     prepare_folder(out)
+    check_no_folders(_files_of(out, task))
     images, begun = [], time.monotonic()
     trajectory = follow(
         model,
@@ -99,7 +100,7 @@ def _write_out(
     known: Tensor | None,
 ) -> list[Path]:
     """Write the pictures and the numbers; returns the files. images (R + 1, B, C, H, W)."""
-    samples, curve, numbers = out / f"{task.noun}s.png", out / "progress.png", out / "results.json"
+    samples, curve, numbers = written = _files_of(out, task)
     write_json(numbers, {"settings": asdict(settings), **results})
     good, last = trajectory.good, settings.iters
     bad_first = (~good[0]).nonzero().flatten().tolist()
@@ -112,4 +113,9 @@ def _write_out(
         plots.plot_images(samples, images, good, trajectory.measures()["imbalance"], shown, chosen)
     title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
     plots.plot_good(curve, good, f"{task.adjective} {task.noun}s", title=title)
-    return [samples, curve, numbers]
+    return written
+
+
+def _files_of(out: Path, task: Task) -> list[Path]:
+    """The files that the demo writes: the samples' picture, the curve, the numbers."""
+    return [out / f"{task.noun}s.png", out / "progress.png", out / "results.json"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +107,14 @@ def check_writable(
     if standing.is_file() and standing != path.absolute():
         raise ValueError(f"{path}: {standing} is a file, not a folder")
     if path.suffix in SUFFIXES:
-        if path.is_dir():
-            raise ValueError(f"{path}: is a folder")
+        check_no_folders([path])
         return
     if not path.is_dir() and (path.exists() or path.suffix[1:2].isalpha()):
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
     _pillow()
     if shape[1] not in (1, 3):
         raise ValueError(f"{path}: PNG files hold 1 or 3 channels, not {shape[1]}; choose {', '.join(SUFFIXES)}")
+    check_no_folders(_png_files(path))
     left = {p.name for p in _png_files(path)} - set(names or _png_names(shape[0]))
     if left:
         raise ValueError(f"{path}: holds other PNG files ({min(left)}); choose an empty folder")
@@ -171,6 +171,13 @@ def prepare_folder(path: Path) -> None:
         raise ValueError(f"{path}: cannot be made a folder ({error.strerror})") from error
     if not os.access(path, os.W_OK):
         raise ValueError(f"{path}: no permission to write in it")
+
+
+def check_no_folders(paths: Iterable[Path]) -> None:
+    """Raise ValueError where a folder stands in the place of a file that is to be written."""
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder, in the place of a file to be written")
 
 
 def _as_images(path: Path, array: Tensor) -> Tensor:

@@ -47,6 +47,25 @@ def test_generate_and_refine_are_the_library_calls(tmp_path, weights, capsys):
     assert "refine" not in captured.err  # --quiet
 
 
+def run(*arguments):
+    """Run a command that must end well, without progress bars."""
+    assert main([*map(str, arguments), "--quiet"]) == 0
+
+
+def test_shards_are_the_parts_of_the_whole(tmp_path, weights):
+    options = ["--model", weights, "--seed", 3]
+    run("generate", "--count", 16, "--out", tmp_path / "all.npy", *options)
+    run("refine", tmp_path / "all.npy", "--iters", 2, "--out", tmp_path / "all-refined.npy", *options)
+    for first in (0, 8):
+        part, refined = tmp_path / f"{first}.npy", tmp_path / f"{first}-refined.npy"
+        shard = [*options, "--first-chain", first]
+        run("generate", "--count", 8, "--out", part, *shard)
+        run("refine", part, "--iters", 2, "--out", refined, *shard)
+    for kind in ("", "-refined"):
+        shards = torch.cat([read_samples(tmp_path / f"{first}{kind}.npy").images for first in (0, 8)])
+        torch.testing.assert_close(shards, read_samples(tmp_path / f"all{kind}.npy").images, atol=1e-5, rtol=0)
+
+
 def test_known_patches_stay(tmp_path, weights):
     known, values = np.zeros((2, 4, 4), dtype=bool), np.random.default_rng(0).normal(size=(2, 1, 16, 16))
     known[:, 1, 2] = True
@@ -197,15 +216,21 @@ def test_info_tells_versions_and_models(capsys, weights):
 FAILURES = [
     (["refine", "absent.npy", "--out", "b.npy"], "absent.npy: no such file or folder"),
     (["refine", "gray.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
-    (["refine", "rgb.npy", "--out", "b.npy"], "none is bundled for samples (C, H, W) = (3, 8, 8)"),
+    (
+        ["refine", "rgb.npy", "--out", "b.npy"],
+        "--model must be given: none is bundled for samples (C, H, W) = (3, 8, 8)",
+    ),
     (["refine", "nan.npy", "--out", "b.npy"], "x must be finite"),
     (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
     (["refine", "gray.npy", "--out", "b.npy", "--schedule", "2.5", "0"], "--schedule: "),
     (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
     (
         ["generate", "--out", "b.npy", "--model", "nothing"],
-        "source must be a bundled model (digit-sudoku-4x4, ",
+        "error: --model must be a bundled model (digit-sudoku-4x4, ",
     ),
+    (["refine", "gray.npy", "--out", "b.npy", "--model", "x" * 5000], "error: --model 'xxx"),
+    (["refine", "gray.npy", "--out", "b.npy", "--model", ""], "error: --model must be a bundled model ("),
+    (["demo", "--out", "d", "--model", "absent.safetensors"], "error: --model must be a bundled model ("),
     (["generate", "--out", "b.npy", "--seed", "-1"], "--seed must be an int in 0.."),
     (["generate", "--out", "b.npy", "--device", "gpu"], "--device 'gpu' cannot be used"),
     (["generate", "--out", "b.npy", "--device", "cuda:99"], "--device 'cuda:99' cannot be used"),
@@ -223,7 +248,16 @@ FAILURES = [
     (["train", "--out", "t", "--minutes", "nan"], "minutes must be a finite number"),
     (["train", "--out", "t", "--width", "50"], "num_heads must divide width"),
     (["train", "--out", "gray.npy"], "gray.npy: cannot be made a folder"),
-    (["info", "absent.safetensors"], "source must be a bundled model"),
+    (["train", "--out", "places"], "places/model.safetensors: is a folder, in the place of a file"),
+    (["refine", "gray.npy", "--out", "places"], "places/0000.png: is a folder, in the place of a file"),
+    (["demo", "--out", "places"], "places/results.json: is a folder, in the place of a file"),
+    (["generate", "--out", "b.npy", "--first-chain", str(2**32 - 63)], "--first-chain must be an int in 0..4294967232"),
+    (
+        ["refine", "gray.npy", "--out", "b.npy", "--first-chain", str(2**32)],
+        "--first-chain must be an int in 0..42949",
+    ),
+    (["convert", "absent.ckpt", "b.safetensors"], "error: source must be a bundled model"),
+    (["info", "absent.safetensors"], "error: model must be a bundled model"),
 ]
 
 
@@ -233,8 +267,10 @@ def test_user_errors_end_in_one_line_and_exit_code_1(tmp_path, monkeypatch, caps
     np.save("rgb.npy", np.zeros((1, 3, 8, 8), dtype=np.float32))
     np.save("gray.npy", np.zeros((1, 1, 32, 32), dtype=np.float32))
     np.save("nan.npy", np.full((1, 1, 32, 32), np.nan, dtype=np.float32))
+    for name in ("model.safetensors", "0000.png", "results.json"):
+        (tmp_path / "places" / name).mkdir(parents=True)
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert main([*arguments, *([] if arguments[0] == "info" else ["--quiet"])]) == 1
+    assert main([*arguments, *([] if arguments[0] in ("info", "convert") else ["--quiet"])]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"ipr-fast {arguments[0]}: error: ")
     assert message in error

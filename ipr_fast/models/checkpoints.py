@@ -14,7 +14,7 @@ from ipr_fast import checks
 from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.models.published import complete_config, from_published
-from ipr_fast.models.sources import bundled_models, find
+from ipr_fast.models.sources import NoSuchModel, bundled_models, find
 from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
 from ipr_fast.models.weight_files import (
     DTYPES,
@@ -38,7 +38,8 @@ def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
         if shape == tuple(sample_shape):
             return name
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    raise ValueError(f"model: none is bundled for samples (C, H, W) = {tuple(sample_shape)}; bundled: {listed}")
+    shape = tuple(sample_shape)
+    raise NoSuchModel("model", f"must be given: none is bundled for samples (C, H, W) = {shape}; bundled: {listed}")
 
 
 def model_info(source: str | os.PathLike) -> dict:

@@ -15,6 +15,14 @@ HUB_FILE = "model.safetensors"  # of a hub id that names no file
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
 
 
+class NoSuchModel(ValueError):
+    """An argument names no model; `problem` is the message without the argument's name."""
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument} {problem}")
+        self.problem = problem
+
+
 def bundled_models() -> list[str]:
     """The names of the models that come with the package."""
     return sorted(f.name.removesuffix(".safetensors") for f in WEIGHTS.iterdir() if f.name.endswith(".safetensors"))
@@ -24,26 +32,28 @@ def find(source: str | os.PathLike) -> Path:
     """The file of a bundled model, a path, or a hub id `owner/name[/file][@revision]`, downloaded or from its cache.
 
     A bundled name comes before a path, a path before a hub id; an id whose owner is a folder here is taken as a path.
-    Raises ValueError when there is none, MissingExtra or BrokenExtra where a hub id needs huggingface_hub.
+    Raises ValueError when there is none, NoSuchModel where the name cannot be that of one, MissingExtra or BrokenExtra
+    where a hub id needs huggingface_hub.
     """
     bundled = bundled_models()
     if isinstance(source, str) and source in bundled:
         return Path(str(WEIGHTS / f"{source}.safetensors"))
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"source must be a bundled model's name, a path or a hub id, got {type(source).__name__}")
+        raise NoSuchModel("source", f"must be a bundled model's name, a path or a hub id, got {type(source).__name__}")
     try:
         path = Path(source)
         if path.is_file():
             return path
         owner_is_folder = bool(path.parts) and Path(path.parts[0]).is_dir()
     except (OSError, TypeError, ValueError) as error:  # a name too long, a folder that may not be entered, bytes
-        raise ValueError(f"source: {str(source)[:80]!r} cannot be a file here ({error})"[:400]) from error
+        raise NoSuchModel("source", f"{str(source)[:80]!r} cannot be a file here ({error})"[:400]) from error
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
     # What ends like a file or begins with a folder that exists was meant as a path.
     if hub_id is None or (hub_id["file"] is None and path.suffix in SUFFIXES) or owner_is_folder:
-        raise ValueError(
-            f"source must be a bundled model ({', '.join(bundled)}), an existing file or a Hugging Face hub id "
-            f"(owner/name or owner/name/file), got {str(source)!r}"
+        raise NoSuchModel(
+            "source",
+            f"must be a bundled model ({', '.join(bundled)}), an existing file or a Hugging Face hub id "
+            f"(owner/name or owner/name/file), got {str(source)!r}",
         )
     return _download(source, hub_id["repo"], hub_id["file"] or HUB_FILE, hub_id["revision"])
 
