@@ -24,7 +24,8 @@ from ipr_fast.masks import random_patches
 from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.sources import NoSuchModel, bundled_models
 from ipr_fast.models.srm_unet import PRESETS
-from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch, refine_batch
+from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch
+from ipr_fast.resumable import Work, content_hash, refine_in_chunks, run_folder
 from ipr_fast.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
@@ -47,6 +48,7 @@ EXPECTED = (
     BrokenExtra,
     CaptureError,
 )
+CHUNKS = 256, 4096  # samples that `refine` saves together, on a CPU and on a GPU
 SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
 
 
@@ -67,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ipr-fast {arguments.command}: error: out of memory ({error})", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        hint = " (--resume goes on from the last checkpoint)" if arguments.command == "train" else ""
-        print(f"ipr-fast {arguments.command}: interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        hint = "--resume goes on from the last checkpoint" if arguments.command == "train" else str(error)
+        print(f"ipr-fast {arguments.command}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
         return 130
     return 0
 
@@ -181,6 +183,11 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--noise", choices=("random", "fixed"), default="random", help="fixed: renoise with the initial noise each time"
     )
+    on_cpu, on_gpu = CHUNKS
+    parser.add_argument(
+        "--chunk", type=_count, help=f"samples that are saved together (default {on_cpu} on a CPU, {on_gpu} on a GPU)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from what an ended run has left in OUT.partial")
     _add_sampling(parser, "default the model's schedule to refine")
     _add_model(parser, "default the bundled model whose sample shape fits")
     _add_run_options(parser)
@@ -188,20 +195,44 @@ def _add_refine(commands: argparse._SubParsersAction) -> None:
 
 def _refine(arguments: argparse.Namespace) -> None:
     device, samples = _device(arguments), files.read_samples(arguments.input)
-    files.check_writable(arguments.out, tuple(samples.images.shape), samples.names)
+    images = samples.images
+    files.check_writable(arguments.out, tuple(images.shape), samples.names)
     with _model_from("--model"):
-        fitting = arguments.model or bundled_model_for(tuple(samples.images.shape[1:]))
-    x = refine_batch(
-        samples.images.to(device),
-        random_patches(arguments.ratio, fixed=arguments.fixed_region),
-        arguments.iters,
-        model=_load(arguments, fitting, device),
-        first_iteration=arguments.first_iteration,
-        noise=arguments.noise,
-        **_sampling(arguments, device, len(samples.images)),
-    )
-    files.write_samples(arguments.out, files.Samples(x, samples.names, samples.depth))
+        default = arguments.model or bundled_model_for(tuple(images.shape[1:]))
+    model = _load(arguments, default, device)
+    chunk = arguments.chunk or CHUNKS[device.type != "cpu"]
+    options = _sampling(arguments, device, len(images))
+    work = Work(len(images), chunk, arguments.first_iteration, arguments.iters)
+    settings = _settings(arguments, images, model, options) | {"chunk": chunk}
+    partial = Path(f"{arguments.out}.partial")
+    with run_folder(partial, settings, work, resume=arguments.resume) as folder:
+        x = refine_in_chunks(
+            images,
+            random_patches(arguments.ratio, fixed=arguments.fixed_region),
+            folder=folder,
+            device=device,
+            model=model,
+            noise=arguments.noise,
+            **options,
+        )
+        files.write_samples(arguments.out, files.Samples(x, samples.names, samples.depth))
     print(f"wrote {len(x)} refined samples to {arguments.out}")
+
+
+def _settings(arguments: argparse.Namespace, images: torch.Tensor, model: torch.nn.Module, options: dict) -> dict:
+    """What decides the result of `refine`, as JSON values: contents as their hashes."""
+    names = ("iters", "first_iteration", "ratio", "fixed_region", "noise", "stochasticity", "temperature", "seed")
+    known = options["known"]
+    return {
+        "input": content_hash(images),
+        "model": content_hash(str(model.config), *(part for pair in model.state_dict().items() for part in pair)),
+        "known": None if known is None else content_hash(known),
+        **{name.replace("_", "-"): getattr(arguments, name) for name in names},
+        "first-chain": arguments.first_chain,
+        "schedule": str(options["schedule"] or model.refine_schedule),
+        "dtype": arguments.dtype or "as stored",
+        "tf32": arguments.tf32,
+    }
 
 
 def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:

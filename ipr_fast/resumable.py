@@ -1,0 +1,233 @@
+"""Refinement in chunks that can be resumed: a folder keeps each chunk's samples in float32 until the output is written.
+
+A chain's random numbers depend on its id and iteration alone, so a chunk goes on from any iteration as if it had never
+stopped: bit for bit, since its batch is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
+from ipr_fast.masks import MaskPolicy
+from ipr_fast.refine import refine_batch
+
+SETTINGS = "run.json"
+SAVE_EVERY = 60.0  # seconds between two saves of a chunk that is not done
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came; the message says what is kept."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to refine: `count` samples in chunks of `chunk`, `iters` iterations from `first_iteration`."""
+
+    count: int
+    chunk: int
+    first_iteration: int
+    iters: int
+
+    @property
+    def last(self) -> int:
+        """The number of the last iteration."""
+        return self.first_iteration + self.iters - 1
+
+    @property
+    def rows(self) -> list[slice]:
+        """The samples of each chunk: one chunk, an empty one, where there are no samples."""
+        return [slice(first, first + self.chunk) for first in range(0, max(1, self.count), self.chunk)]
+
+
+class Kept(NamedTuple):
+    """A chunk's samples (b, C, H, W) after an iteration."""
+
+    iteration: int
+    samples: Tensor
+
+
+class RunFolder:
+    """The folder of an unfinished run: what decides its result (JSON values), and a file for each saved chunk."""
+
+    def __init__(self, path: Path, settings: dict, work: Work) -> None:
+        self.path, self.settings, self.work = path, settings, work
+        self.saved: dict[int, int] = {}  # the iteration that each chunk's file has reached
+        self._run = content_hash(json.dumps(settings, sort_keys=True))
+
+    def save(self, chunk: int, kept: Kept) -> None:
+        """Write a chunk's samples in the place of its earlier ones."""
+        samples = kept.samples.detach().float().cpu().numpy()
+        with replacing(self._file(chunk)) as file:
+            np.savez(file, run=self._run, chunk=chunk, iteration=kept.iteration, samples=samples)
+        self.saved[chunk] = kept.iteration
+
+    def load(self, chunk: int, shape: tuple[int, ...]) -> Kept | None:
+        """A chunk's samples of this shape; None where its file is missing, damaged or of another run."""
+        try:
+            with self._file(chunk).open("rb") as file, np.load(file, allow_pickle=False) as held:
+                found = str(held["run"]), int(held["chunk"]), held["samples"].shape, held["samples"].dtype
+                kept = Kept(int(held["iteration"]), torch.from_numpy(held["samples"]))
+        except Exception:  # a damaged file makes numpy raise almost anything
+            return None
+        is_usable = kept.iteration == self.work.last or bool(torch.isfinite(kept.samples).all())
+        if found != (self._run, chunk, tuple(shape), np.float32) or not is_usable:
+            return None
+        self.saved[chunk] = kept.iteration
+        return kept
+
+    def check(self) -> None:
+        """Raise ValueError unless the folder is of a run with the same settings, or empty."""
+        path = self.path / SETTINGS
+        if not path.exists() and not any(self.path.iterdir()):
+            return
+        try:
+            found = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: holds no readable {SETTINGS}; remove the folder ({error})") from error
+        other = [name for name in self.settings if found.get(name) != self.settings[name]]
+        if other:
+            described = ", ".join(f"{name} {found.get(name)} (now {self.settings[name]})" for name in other)
+            raise ValueError(f"{self.path}: a run of other settings: {described}")
+
+    def describe(self) -> str:
+        """What is kept, for the user."""
+        last = self.work.last
+        done = sum(iteration == last for iteration in self.saved.values())
+        begun = [f", another up to iteration {i} of {last}" for i in self.saved.values() if i < last]
+        return f"{done} of {len(self.work.rows)} chunks done{''.join(begun[:1])}"
+
+    def remove(self) -> None:
+        """Remove the files of the run, and the folder unless it holds others."""
+        for name in (SETTINGS, "chunk-*.npz"):
+            for file in (*self.path.glob(name), *self.path.glob(name + WRITING)):
+                file.unlink()
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _file(self, chunk: int) -> Path:
+        return self.path / f"chunk-{chunk:06d}.npz"
+
+
+@contextmanager
+def run_folder(path: Path, settings: dict, work: Work, *, resume: bool) -> Iterator[RunFolder]:
+    """The folder of a run, new or gone on with. It is removed when the block ends well, or with no chunk saved.
+
+    Raises ValueError when the folder exists and `resume` is false, when it holds a run of other settings, and when
+    another process is at work there. Ctrl-C in the block comes out as Interrupted.
+    """
+    folder, existed = RunFolder(path, settings, work), path.is_dir()
+    prepare_folder(path)
+    with alone_in(path):
+        if existed and not resume:
+            raise ValueError(f"{path}: holds an unfinished run; pass --resume to go on with it, or remove the folder")
+        if existed:
+            folder.check()
+        try:
+            write_json(path / SETTINGS, settings)
+            yield folder
+        except BaseException as error:
+            is_kept = any(path.glob("chunk-*.npz"))
+            if not is_kept:
+                folder.remove()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            kept = f"{folder.describe()}; kept in {path}, --resume goes on" if is_kept else "no iteration was done"
+            raise Interrupted(kept) from None
+        folder.remove()
+
+
+def refine_in_chunks(
+    x: Tensor,
+    mask_fn: MaskPolicy,
+    *,
+    folder: RunFolder,
+    device: torch.device,
+    chain_ids: Tensor,
+    known: Tensor | None = None,
+    progress: bool = False,
+    **options: object,
+) -> Tensor:
+    """Refine samples (B, C, H, W) on the CPU as `refine_batch` does, a chunk at a time on `device`.
+
+    It does the work of `folder`, from what is saved there. chain_ids, known and the options: as for `refine_batch`, on
+    `device`. Returns samples of the shape and dtype of x, on the CPU; patches that were never selected keep their bits.
+    """
+    work, before = folder.work, x.float()
+    if known is not None and known.shape[:1] != x.shape[:1]:
+        raise ValueError(f"known must have shape ({len(x)}, ...), got {tuple(known.shape)}")
+    chunks = [
+        {"chain_ids": chain_ids[rows], "known": None if known is None else known[rows], **options} for rows in work.rows
+    ]
+    for rows, chunk in zip(work.rows, chunks, strict=True):  # what is wrong with one is told before the first is run
+        refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
+    after = torch.empty_like(before)
+    for index, (rows, chunk) in enumerate(zip(work.rows, chunks, strict=True)):
+        kept = folder.load(index, before[rows].shape) or Kept(work.first_iteration - 1, before[rows])
+        if kept.iteration < work.last:
+            name = f"refine {index + 1}/{len(chunks)}"
+            with tqdm(total=work.last - kept.iteration, desc=name, unit="iteration", disable=not progress) as bar:
+                kept = _refine_chunk(folder, index, kept, mask_fn, device, bar, chunk)
+        after[rows] = kept.samples
+    return torch.where(after == before, x, after.to(x.dtype))
+
+
+def _refine_chunk(
+    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, bar: tqdm, options: dict
+) -> Kept:
+    """Go on with a chunk from the iteration that it has reached to the last one, and save it."""
+    x, first, last = kept.samples.to(device), kept.iteration + 1, folder.work.last
+    watch = _Watch(folder, index, bar)
+    try:
+        x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=watch, **options)
+        done = Kept(last, x.cpu())
+        folder.save(index, done)
+    except KeyboardInterrupt:
+        if watch.last is not None:
+            folder.save(index, watch.last)
+        raise
+    except RuntimeError as error:
+        if isinstance(error.__cause__, OSError):  # of a save on the way
+            raise error.__cause__ from None
+        raise
+    return done
+
+
+class _Watch:
+    """The callback of a chunk: shows and remembers the iteration that is done, and saves it once a minute."""
+
+    def __init__(self, folder: RunFolder, index: int, bar: tqdm) -> None:
+        self.last: Kept | None = None
+        self._folder, self._index, self._bar = folder, index, bar
+        self._saved = time.monotonic()
+
+    def __call__(self, iteration: int, x: Tensor) -> None:
+        self.last = Kept(iteration, x)
+        self._bar.update()
+        if time.monotonic() - self._saved >= SAVE_EVERY:
+            self._folder.save(self._index, self.last)
+            self._saved = time.monotonic()
+
+
+def content_hash(*contents: Tensor | str) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of tensors (their dtypes, shapes and bytes) and strings."""
+    found = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, Tensor):
+            found.update(f"{content.dtype} {tuple(content.shape)} ".encode())
+            found.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            found.update(f"{len(content)} {content}".encode())
+    return found.hexdigest()[:16]
