@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the command failed, 2 wrong usage, 130 interrupted."""
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with _warnings_in_one_line(arguments.command):
+            arguments.run(arguments)
         _flush_output()
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         _drop_output()
@@ -74,6 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ipr-fast {arguments.command}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _warnings_in_one_line(command: str) -> Iterator[None]:
+    """Show a warning as the message alone, without the line of code that it comes from."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"ipr-fast {command}: warning: {_printable(message)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _flush_output() -> None:
@@ -242,7 +256,7 @@ def _add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
     parser.add_argument("--backend", choices=sorted(BACKENDS), default="auto", help="default auto")
     parser.add_argument(
-        "--max-chains", type=_max_chains, default="auto", help="samples at a time (default auto: what memory holds)"
+        "--max-chains", type=_max_chains, default="auto", help="samples at a time (default auto: the fastest that fits)"
     )
     parser.add_argument(
         "--first-chain",

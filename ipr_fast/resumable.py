@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ipr_fast import checks
 from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.masks import MaskPolicy
 from ipr_fast.refine import refine_batch
@@ -165,31 +167,36 @@ def refine_in_chunks(
     It does the work of `folder`, from what is saved there. chain_ids, known and the options: as for `refine_batch`, on
     `device`. Returns samples of the shape and dtype of x, on the CPU; patches that were never selected keep their bits.
     """
-    work, before = folder.work, x.float()
+    work, before, model = folder.work, x.float(), options["model"]
+    complaint = checks.range_complaint("the input", checks.extremes("the input", before), model)
+    if complaint is not None:  # once, for all chunks
+        warnings.warn(complaint, RuntimeWarning, 2)
     if known is not None and known.shape[:1] != x.shape[:1]:
         raise ValueError(f"known must have shape ({len(x)}, ...), got {tuple(known.shape)}")
     chunks = [
         {"chain_ids": chain_ids[rows], "known": None if known is None else known[rows], **options} for rows in work.rows
     ]
-    for rows, chunk in zip(work.rows, chunks, strict=True):  # what is wrong with one is told before the first is run
-        refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
     after = torch.empty_like(before)
-    for index, (rows, chunk) in enumerate(zip(work.rows, chunks, strict=True)):
-        kept = folder.load(index, before[rows].shape) or Kept(work.first_iteration - 1, before[rows])
-        if kept.iteration < work.last:
-            name = f"refine {index + 1}/{len(chunks)}"
-            with tqdm(total=work.last - kept.iteration, desc=name, unit="iteration", disable=not progress) as bar:
-                kept = _refine_chunk(folder, index, kept, mask_fn, device, bar, chunk)
-        after[rows] = kept.samples
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "x lies in", RuntimeWarning)
+        for rows, chunk in zip(work.rows, chunks, strict=True):  # what is wrong with one is told before any is run
+            refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
+        shown = progress and len(chunks) > 1
+        for index, rows in enumerate(tqdm(work.rows, desc="chunks", unit="chunk", disable=not shown)):
+            kept = folder.load(index, before[rows].shape) or Kept(work.first_iteration - 1, before[rows])
+            if kept.iteration < work.last:
+                options = chunks[index] | {"progress": progress}
+                kept = _refine_chunk(folder, index, kept, mask_fn, device, options)
+            after[rows] = kept.samples
     return torch.where(after == before, x, after.to(x.dtype))
 
 
 def _refine_chunk(
-    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, bar: tqdm, options: dict
+    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, options: dict
 ) -> Kept:
     """Go on with a chunk from the iteration that it has reached to the last one, and save it."""
     x, first, last = kept.samples.to(device), kept.iteration + 1, folder.work.last
-    watch = _Watch(folder, index, bar)
+    watch = _Watch(folder, index)
     try:
         x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=watch, **options)
         done = Kept(last, x.cpu())
@@ -206,16 +213,15 @@ def _refine_chunk(
 
 
 class _Watch:
-    """The callback of a chunk: shows and remembers the iteration that is done, and saves it once a minute."""
+    """The callback of a chunk: remembers the iteration that is done, and saves it once a minute."""
 
-    def __init__(self, folder: RunFolder, index: int, bar: tqdm) -> None:
+    def __init__(self, folder: RunFolder, index: int) -> None:
         self.last: Kept | None = None
-        self._folder, self._index, self._bar = folder, index, bar
+        self._folder, self._index = folder, index
         self._saved = time.monotonic()
 
     def __call__(self, iteration: int, x: Tensor) -> None:
         self.last = Kept(iteration, x)
-        self._bar.update()
         if time.monotonic() - self._saved >= SAVE_EVERY:
             self._folder.save(self._index, self.last)
             self._saved = time.monotonic()
