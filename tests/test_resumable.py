@@ -350,4 +350,4 @@ def test_samples_of_another_range_get_one_warning(tmp_path, weights, capsys):
     assert main([*command, "--model", str(weights), "--chunk", "2", "--quiet"]) == 0
     told = capsys.readouterr().err
     assert told.count("warning") == 1
-    assert re.search(r"^ipr-fast refine: warning: the input lies in \[[\d.e-]+, 0\.\d+\], but PatchTransformer was", told)
+    assert re.search(r"^ipr-fast refine: warning: the input lies in \[[\d.e-]+, 0\.\d+\], but Patch", told)
