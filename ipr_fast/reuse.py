@@ -30,6 +30,7 @@ from ipr_fast.waves import Run, Wave, lane_bucket
 MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
 MOST_LANES = 1 << 15  # attention takes a dimension of the launch for its chains, and that ends at 65,535
+MOST_CPU_LANES = 256  # that "auto" takes on a CPU: more are slower, and take more memory (bench/lanes.py)
 FEW_CHAINS = 64  # that are not counted on a CPU: counting calls the model on four chains
 
 _kept: OrderedDict[Hashable, Kept] = OrderedDict()
@@ -63,12 +64,12 @@ def lanes_for(
 ) -> Iterator[Lanes]:
     """Lanes for chains with at most `most_active` active patches each, of which `batch` are to come.
 
-    max_chains: how many may run at a time; "auto" is what the free memory holds. capture: makes what captures graphs on
-    a device; without, the lanes run without graphs. Raises ValueError when they do not fit into the memory.
+    max_chains: how many may run at a time; "auto" is what the free memory holds, on a CPU at most MOST_CPU_LANES.
+    capture: makes what captures graphs on a device; without, the lanes run without graphs. Raises ValueError when they
+    do not fit into the memory.
     """
     fit = partial(_fitting, model, batch, most_active, device, settings, max_chains, capture is not None)
-    most = MOST_LANES if max_chains == "auto" else min(MOST_LANES, max_chains)
-    wanted = min(batch if capture is None else lane_bucket(batch), most)
+    wanted = min(batch if capture is None else lane_bucket(batch), _most_lanes(max_chains, device))
     lanes = kept = None
     try:
         if capture is None:
@@ -93,6 +94,12 @@ def lanes_for(
     lanes.model = lanes.seen = None  # it must be able to go away
     if isinstance(model, nn.Module):  # anything else may change in ways that nobody can see
         _keep(key, kept, model)
+
+
+def _most_lanes(max_chains: int | str, device: torch.device) -> int:
+    if max_chains != "auto":
+        return min(MOST_LANES, max_chains)
+    return MOST_CPU_LANES if device.type == "cpu" else MOST_LANES
 
 
 def _out_of_memory(lanes: int, device: torch.device) -> str:
