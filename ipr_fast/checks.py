@@ -73,18 +73,21 @@ def extremes(name: str, value: Tensor) -> tuple[float, float] | None:
     return low, high
 
 
+FAR = 4.0  # samples of a poor model may well lie outside of its range, by as much as it is wide
+
+
 def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
     """What is wrong with samples from `found[0]` to `found[1]` for a model that was trained on another range.
 
     Only what can hardly be chance: nothing below the middle of the model's `value_range`, or numbers that lie farther
-    outside than the range is wide.
+    outside than FAR times its width.
     """
     wanted = getattr(model, "value_range", None)
     if found is None or wanted is None:
         return None
     (low, high), (least, most) = found, wanted
     middle, width = (least + most) / 2, most - least
-    if (low >= middle and high > middle) or low < least - width or high > most + width:
+    if (low >= middle and high > middle) or low < least - FAR * width or high > most + FAR * width:
         return (
             f"{name} lies in [{low:.4g}, {high:.4g}], but {name_of(model)} was trained on samples in "
             f"[{least:g}, {most:g}]: scale {name} to that range"
