@@ -212,10 +212,12 @@ def report(results: dict) -> str:
     given = f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
     judge = results["judge"]
     judged = f" {judge[0].upper()}{judge[1:]}." if judge else ""
+    later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
+    again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
     lines += [
         "",
         f"{results['samples']:,} {noun}s{given}, seed {results['seed']}, intervals 95 %.{judged} Measured at "
-        f"{about['commit']} on {about['device']}, torch {about['torch']}, threads: {about['threads']}.",
+        f"{about['commit']} on {about['device']}, torch {about['torch']}, threads: {about['threads']}.{again}",
     ]
     return "\n".join(lines)
 
