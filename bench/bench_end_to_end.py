@@ -1,8 +1,9 @@
 """Chain-iterations a second of refine_batch and its memory, against the batch, the iterations, alpha and the model.
 
-Memory is the most bytes of tensors at a time beside model and samples, in a first call: counted by ipr_fast.memory on a
-CPU, asked of the allocator on a GPU. The result of that call is what is checked. Rates are of iterations with so many
-steps as the facts say: long schedules are shortened, and where a step a patch is too many, all patches go at once.
+Memory is the most bytes of tensors at a time beside model and samples, in a first call: counted by
+ipr_fast.engine.memory on a CPU, asked of the allocator on a GPU. The result of that call is what is checked. Rates are
+of iterations with so many steps as the facts say: long schedules are shortened, and where a step a patch is too many,
+all patches go at once.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from records import Record
 from torch import Tensor
 
 from ipr_fast import random_patches, refine_batch
-from ipr_fast.precision import float32_products
+from ipr_fast.engine.precision import float32_products
 
 pytestmark = pytest.mark.benchmark(group="step")
 MOST_STEPS = {"4x4 transformer": 16, "9x9 transformer": 48, "Even Pixels": 3, "MNIST Sudoku": 5}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ipr_fast import Denoiser, Schedule, random_patches
-from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import Capture, CudaCapture
-from ipr_fast.lanes import Lanes, Start
-from ipr_fast.selection import Selector
-from ipr_fast.waves import Plan, make_plan
+from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.graphs import Capture, CudaCapture
+from ipr_fast.engine.lanes import Lanes, Start
+from ipr_fast.engine.scheduler import Plan, make_plan
+from ipr_fast.sampling.selection import Selector
 
 
 class Chains:

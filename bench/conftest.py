@@ -16,9 +16,9 @@ import torch
 from harness import Clock, device_of, free_memory, sizes_of
 from measure import Measure
 
-from ipr_fast import reuse
 from ipr_fast.checks import usable_device
-from ipr_fast.precision import float32_products
+from ipr_fast.engine import graph_cache
+from ipr_fast.engine.precision import float32_products
 
 RECORDS = pytest.StashKey[list]()
 INTERRUPTED: list[str] = []
@@ -59,7 +59,7 @@ def sizes(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def keep_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep any graphs: calls here have few iterations and stand for long ones, so none is to capture again."""
-    monkeypatch.setattr(reuse, "KEPT_SHARE", 1.0)
+    monkeypatch.setattr(graph_cache, "KEPT_SHARE", 1.0)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 def measure(benchmark, device, clock, request) -> Measure:
     with float32_products(device, tf32=False):
         yield Measure(benchmark, device, clock, request.config.stash[RECORDS])
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     free_memory(device)
 
 

@@ -33,8 +33,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ipr_fast import Denoiser, Schedule
-from ipr_fast.lanes import Lanes, Settings, Start
-from ipr_fast.watch import CaptureError, Watch
+from ipr_fast.engine.capture_check import CaptureError, Watch
+from ipr_fast.engine.lanes import Lanes, Settings, Start
 
 WHOLE = {"group_norm", "linear", "scaled_dot_product_attention", "upsample_bilinear2d", "upsample_nearest2d"}
 RESERVES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}

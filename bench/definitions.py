@@ -1,7 +1,7 @@
 """The operations of kernels/ as their formulas are written, in float64: what their torch twins are checked against.
 
 Nothing of kernels/ is used here: Philox runs on unsigned integers of numpy, a choice is Python's sort, the posterior
-step is that of ipr_fast/flow.py. Inputs are left alone. Shapes are those that the operations' own files give.
+step is that of ipr_fast/sampling/flow.py. Inputs are left alone. Shapes are those that the operations' own files give.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipr_fast import Schedule, flow
+from ipr_fast import Schedule
+from ipr_fast.sampling import flow
 
 WORD = np.uint64(0xFFFFFFFF)
 MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

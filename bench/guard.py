@@ -26,9 +26,9 @@ from subjects import RATIO, makers, num_active
 
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
+from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.kernels.launch import triton
 from ipr_fast.models import packed
-from ipr_fast.reuse import drop_kept
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"
 HOST = "host synchronisations"

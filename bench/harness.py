@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ipr_fast import reuse
 from ipr_fast.checks import usable_device
-from ipr_fast.memory import PeakBytes
+from ipr_fast.engine import graph_cache
+from ipr_fast.engine.memory import PeakBytes
 
 if TYPE_CHECKING:
     import pytest
@@ -118,7 +118,7 @@ def most_bytes(work: Callable[[], Made], device: torch.device) -> tuple[int, Mad
 
     As counted on a CPU, as asked of the allocator on a GPU: what it gives depends on the blocks it has at hand.
     """
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     free_memory(device)
     if device.type != "cuda":
         with PeakBytes() as counted:

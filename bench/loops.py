@@ -22,10 +22,11 @@ from per_pixel import PerPixelUNet
 from plain_transformer import PlainTransformer
 from torch import Tensor, nn
 
-from ipr_fast import Denoiser, PatchGrid, Prediction, Schedule, flow
+from ipr_fast import Denoiser, PatchGrid, Prediction, Schedule
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.models import PatchTransformer, SRMUNet
+from ipr_fast.sampling import flow
 
 
 class Network(Protocol):

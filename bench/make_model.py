@@ -19,7 +19,7 @@ import quality
 import script
 import torch
 
-from ipr_fast import cli
+from ipr_fast.cli.main import main as ipr_fast_command
 
 LARGEST = 16 * 2**20  # bytes of a model that comes with the package
 
@@ -52,9 +52,9 @@ def make(name: str, minutes: float, out: Path, resume: bool, count: int, iters: 
     recipe = RECIPES[name]
     options = (recipe.gpu if device.startswith("cuda") else recipe.cpu).split()
     command = ["train", "--task", name, "--minutes", str(minutes), "--out", str(out), "--device", device, *options]
-    code = cli.main([*command, "--evaluate", "0", *["--resume"] * resume])
+    code = ipr_fast_command([*command, "--evaluate", "0", *["--resume"] * resume])
     model = out / f"{name}.safetensors"
-    code = code or cli.main(["convert", str(out / "model.safetensors"), str(model), "--dtype", "float16"])
+    code = code or ipr_fast_command(["convert", str(out / "model.safetensors"), str(model), "--dtype", "float16"])
     if code:
         return code
     if model.stat().st_size > LARGEST:

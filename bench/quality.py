@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 import ipr_fast
-from ipr_fast import Schedule, all_patches, intervals, random_patches
-from ipr_fast.demo import draw_clues
-from ipr_fast.masks import MaskPolicy
+from ipr_fast import Schedule, all_patches, random_patches
+from ipr_fast.evaluation import intervals
+from ipr_fast.evaluation.demo import draw_clues
+from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.tasks.base import Report
 from ipr_fast.tasks.catalog import task_of
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept

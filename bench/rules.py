@@ -19,7 +19,7 @@ import torch
 from ipr_fast.tasks.digits import DigitReader
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import DigitSudoku, draw_boards
-from ipr_fast.trainer import Trainer, TrainSettings
+from ipr_fast.training.trainer import Trainer, TrainSettings
 
 SIZES = {"width": 96, "depth": 5, "num_heads": 6}
 SETTINGS = TrainSettings(steps=10**6, batch_size=64, learning_rate=2e-3, ema_decay=0.998)  # so the rate stays constant

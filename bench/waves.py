@@ -20,9 +20,9 @@ from harness import Clock, interleaved, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
-from ipr_fast.engine import Engine, Sampling, Selection
-from ipr_fast.lanes import Lanes
-from ipr_fast.waves import FewSizes, make_plan, one_by_one
+from ipr_fast.engine.engine import Engine, Sampling, Selection
+from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
 
 BOARDS, MOST_CLUES = 4096, 26
 LANES = (64, 256, 1024, 4096)

@@ -6,15 +6,16 @@ from pathlib import Path
 if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
-from ipr_fast import models, reference
-from ipr_fast.corrupt import swap_patches
-from ipr_fast.masks import MaskPolicy, all_patches, fixed_patches, random_patches
-from ipr_fast.models.checkpoints import load_model, save_model
+from ipr_fast import models
 from ipr_fast.models.denoiser import Denoiser, Prediction
-from ipr_fast.models.sources import bundled_models
-from ipr_fast.patches import ActivePatches, PatchGrid
+from ipr_fast.models.files.checkpoints import load_model, save_model
+from ipr_fast.models.files.sources import bundled_models
 from ipr_fast.refine import generate_batch, refine_batch
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling import reference
+from ipr_fast.sampling.corrupt import swap_patches
+from ipr_fast.sampling.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
+from ipr_fast.sampling.schedule import Schedule
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from ipr_fast.cli import main
+from ipr_fast.cli.main import main
 
 sys.exit(main())

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ipr_fast.kernels import philox
-from ipr_fast.patches import PatchGrid
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.schedule import Schedule
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

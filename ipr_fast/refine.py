@@ -11,21 +11,22 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ipr_fast import checks, memory
-from ipr_fast.engine import Engine, Sampling, Selection
-from ipr_fast.graphs import CudaCapture
+from ipr_fast import checks
+from ipr_fast.engine import memory
+from ipr_fast.engine.engine import Engine, Sampling, Selection
+from ipr_fast.engine.graph_cache import lanes_for
+from ipr_fast.engine.graphs import CudaCapture
+from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.progress import Pace
 from ipr_fast.kernels import philox
-from ipr_fast.lanes import Lanes
-from ipr_fast.masks import MaskPolicy
 from ipr_fast.models import contract
-from ipr_fast.models.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.pace import Pace
-from ipr_fast.patches import PatchGrid
-from ipr_fast.reference import ReferenceEngine
-from ipr_fast.reuse import lanes_for
-from ipr_fast.schedule import Schedule
-from ipr_fast.selection import MaskFn, Selector, guarded
+from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.policies import MaskPolicy
+from ipr_fast.sampling.reference import ReferenceEngine
+from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.selection import MaskFn, Selector, guarded
 from ipr_fast.trace import span
 
 Callback = Callable[[int, Tensor], "Tensor | None"]

@@ -35,8 +35,8 @@ from reporting import style
 from subjects import makers, num_active, shortened
 
 from ipr_fast import Denoiser
-from ipr_fast.memory import SHARE, PeakBytes, available_bytes
-from ipr_fast.precision import float32_products
+from ipr_fast.engine.memory import SHARE, PeakBytes, available_bytes
+from ipr_fast.engine.precision import float32_products
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LONGEST = 2.0  # seconds of a floor beyond which a tick is not timed

@@ -6,8 +6,8 @@ from small_models import TINY, randomise
 from tape import Tape
 
 from ipr_fast import refine as refine_module
+from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.models import PatchTransformer, packed
-from ipr_fast.reuse import drop_kept
 
 # On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.watch import Watch, without_compile
+from ipr_fast.engine.capture_check import Watch, without_compile
 
 
 class _Recorder(TorchDispatchMode):
@@ -26,7 +26,7 @@ class Tape:
         self.captured, self.replayed, self.fail_at = [], [], None
 
     def start_over(self):
-        """See ipr_fast.graphs.Capture."""
+        """See ipr_fast.engine.graphs.Capture."""
 
     def __call__(self, name, function):
         if self.fail_at == len(self.captured):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import ipr_fast
-from ipr_fast import PatchGrid, Prediction, Schedule, files, plots, random_patches
+from ipr_fast import PatchGrid, Prediction, Schedule, files, random_patches
 from ipr_fast.errors import BrokenExtra, MissingExtra
-from ipr_fast.models import sources
+from ipr_fast.evaluation import plots
+from ipr_fast.models.files import sources
 from ipr_fast.tasks import digits
 
 X = torch.zeros(3, 1, 16, 16)

@@ -7,7 +7,7 @@ import torch
 
 import ipr_fast
 from ipr_fast import ActivePatches, Schedule, random_patches
-from ipr_fast.cli import main
+from ipr_fast.cli.main import main
 from ipr_fast.kernels import philox
 from ipr_fast.models import SRMUNet, SRMUNetConfig
 

@@ -1,4 +1,4 @@
-"""Graphs on a GPU: `pytest -m gpu`. What tests/test_graphs.py shows on a tape, and what only a device can show."""
+"""Graphs on a GPU: `pytest -m gpu`. What engine/test_graphs.py shows on a tape, and what only a device can show."""
 
 import gc
 
@@ -9,14 +9,15 @@ from small_models import TINY, randomise
 from torch.profiler import ProfilerActivity, profile
 
 import ipr_fast
-from ipr_fast import Schedule, fixed_patches, memory, random_patches, reuse, trace
-from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import CudaCapture
-from ipr_fast.lanes import Lanes
+from ipr_fast import Schedule, fixed_patches, random_patches, trace
+from ipr_fast.engine import graph_cache, memory
+from ipr_fast.engine.capture_check import CaptureError
+from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.graphs import CudaCapture
+from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.precision import float32_products
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
-from ipr_fast.precision import float32_products
-from ipr_fast.selection import Selector
-from ipr_fast.watch import CaptureError
+from ipr_fast.sampling.selection import Selector
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -24,9 +25,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.fixture
 def there():
     """The tiny transformer on the GPU, and nothing kept before or after."""
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     yield randomise(PatchTransformer(TINY), seed=0).cuda()
-    reuse.drop_kept()
+    graph_cache.drop_kept()
 
 
 def small_unet():
@@ -78,10 +79,10 @@ def test_fifty_calls_of_changing_size_leak_nothing(there, finished):
 
     calls(15)
     assert calls(50) <= calls(15) + 2**20
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     before = torch.cuda.memory_allocated()
     calls(15)
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + 2**20
 
@@ -140,7 +141,7 @@ def test_python_costs_one_look_at_the_data_an_iteration(there, finished, mask_fn
 @pytest.mark.parametrize("preset", ["even_pixels", "mnist_sudoku"])
 def test_little_of_a_tick_is_outside_the_network(preset, monkeypatch):
     """At most 3 % at batch 64, by the time that kernels take."""
-    monkeypatch.setattr(reuse, "_fitting", lambda *arguments: (arguments[-1], 0))  # no ticks on fewer lanes
+    monkeypatch.setattr(graph_cache, "_fitting", lambda *arguments: (arguments[-1], 0))  # no ticks on fewer lanes
     config = PRESETS[preset]
     with torch.device("cuda"):
         model = SRMUNet(config).eval().requires_grad_(False)
@@ -261,10 +262,10 @@ def test_tf32_only_where_it_is_asked_for():
 def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypatch):
     x = finished.repeat(6, 1, 1, 1).cuda()
     expected = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
-    reuse.drop_kept()
+    graph_cache.drop_kept()
     settings = Sampling(Schedule(10, 0.8)).settings()
     with torch.inference_mode():
-        need = reuse.need_of(there, 4, x.device, settings, graphs=True)
+        need = graph_cache.need_of(there, 4, x.device, settings, graphs=True)
     around = 16 * 72 * 16 * 16
     monkeypatch.setattr(memory, "available_bytes", lambda device: (1.1 * need.of(20) + around) / memory.SHARE)
     with pytest.raises(ValueError, match=r"max_chains: 72 chains at a time need .* pass max_chains=\d+ or"):
@@ -279,8 +280,8 @@ def test_the_count_of_bytes_covers_what_is_taken():
     device = next(model.parameters()).device
     settings = Sampling(Schedule(1)).settings()
     with torch.inference_mode():
-        need = reuse.need_of(model, 4, device, settings, graphs=True)
-    reuse.drop_kept()
+        need = graph_cache.need_of(model, 4, device, settings, graphs=True)
+    graph_cache.drop_kept()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     ipr_fast.refine_batch(torch.zeros(4096, 1, 16, 16, device=device), random_patches(), 1, model=model)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ipr_fast.tasks.catalog import TASKS, make_task
-from ipr_fast.train import train
-from ipr_fast.trainer import DTYPES, Trainer, TrainSettings
+from ipr_fast.training.run import train
+from ipr_fast.training.trainer import DTYPES, Trainer, TrainSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -49,7 +49,7 @@ def test_compiled_losses_are_the_plain_ones(dtype):
     plain, fused = (Trainer(small_task("even-pixels"), replace(QUICK, dtype=dtype, compile=c), "cuda") for c in (0, 1))
     for _ in range(5):
         expected, losses = plain.train_step(), fused.train_step()
-        # As in tests/test_train.py: a few roundings to bfloat16 at the most.
+        # As in tests/training/test_run.py: a few roundings to bfloat16 at the most.
         assert losses.velocity.item() == pytest.approx(expected.velocity.item(), rel=0.03)
 
 

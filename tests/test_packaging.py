@@ -87,7 +87,7 @@ def test_imports_run_one_way():
 
 
 def test_nothing_of_the_extras_is_imported_with_the_package():
-    code = "import ipr_fast, ipr_fast.cli, sys; print(sorted({'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)))"
+    code = "import ipr_fast, ipr_fast.cli.main, sys; print(sorted({'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
 
 

@@ -68,7 +68,7 @@ def test_its_results_are_the_committed_ones(model, fewest):
     card = (ROOT / f"ipr_fast/models/weights/{model}.md").read_text()
     rows = {row["name"]: row for row in measured["arms"]}
     for name in ("one pass", next(name for name in rows if re.match(r"IPR, alpha 0.25, [2-5]0 iterations", name))):
-        assert ipr_fast.intervals.Estimate(*rows[name]["share"]).percent() in card
+        assert ipr_fast.evaluation.intervals.Estimate(*rows[name]["share"]).percent() in card
 
 
 def test_every_bundled_model_has_a_card_and_measured_results():
@@ -154,7 +154,7 @@ def test_its_files_and_links_exist():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the command line's help wraps by the terminal's width")
 def test_its_commands_are_those_of_the_command_line():
-    from ipr_fast.cli import build_parser
+    from ipr_fast.cli.main import build_parser
 
     listing = next(block for block in blocks("text") if "ipr-fast train" in block)
     choices = build_parser()._subparsers._group_actions[0].choices

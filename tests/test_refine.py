@@ -228,7 +228,7 @@ def test_progress_bars_go_to_stderr(model, finished, capsys):
 
 def test_the_bar_moves_within_an_iteration(model, finished, monkeypatch):
     seen = []
-    monkeypatch.setattr("ipr_fast.pace.tqdm.update", lambda bar, share: seen.append(share))
+    monkeypatch.setattr("ipr_fast.engine.progress.tqdm.update", lambda bar, share: seen.append(share))
     refine(model, finished, iters=2, progress=True, max_chains=5)
     steps = 3 * Schedule(10, 0.8).steps(4)  # three waves, of four patches a chain
     assert len(seen) == 2 * steps

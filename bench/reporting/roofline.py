@@ -7,7 +7,7 @@ from pathlib import Path
 
 from records import Measurement, Record
 
-from ipr_fast.plots import INK
+from ipr_fast.evaluation.plots import INK
 from reporting.style import device_name, finish, looks, panels, si, style
 
 

@@ -1,11 +1,11 @@
-"""How the pictures of bench/ look: that of ipr_fast/plots.py, for lines on logarithmic axes."""
+"""How the pictures of bench/ look: that of ipr_fast/evaluation/plots.py, for lines on logarithmic axes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ipr_fast.plots import GREEN, GREY, INK, RED, load_pyplot, save_figure
+from ipr_fast.evaluation.plots import GREEN, GREY, INK, RED, load_pyplot, save_figure
 
 LOOKS = (
     ("#0969da", "o"),

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ipr_fast import checks
 from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
-from ipr_fast.masks import MaskPolicy
 from ipr_fast.refine import refine_batch
+from ipr_fast.sampling.policies import MaskPolicy
 
 SETTINGS = "run.json"
 SAVE_EVERY = 60.0  # seconds between two saves of a chunk that is not done

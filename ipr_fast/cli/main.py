@@ -17,23 +17,23 @@ import torch
 
 import ipr_fast
 from ipr_fast import checks, files
-from ipr_fast.demo import DemoSettings, run_demo
+from ipr_fast.cli.chunks import Work, content_hash, refine_in_chunks, run_folder
+from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.errors import BrokenExtra, MissingExtra
-from ipr_fast.evaluate import describe, evaluate
+from ipr_fast.evaluation.demo import DemoSettings, run_demo
+from ipr_fast.evaluation.evaluate import describe, evaluate
 from ipr_fast.kernels.philox import MAX_CHAIN_ID
-from ipr_fast.masks import random_patches
-from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
-from ipr_fast.models.sources import NoSuchModel, bundled_models
+from ipr_fast.models.files.checkpoints import bundled_model_for, load_model, model_info, save_model
+from ipr_fast.models.files.sources import NoSuchModel, bundled_models
 from ipr_fast.models.srm_unet import PRESETS
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch
-from ipr_fast.resumable import Work, content_hash, refine_in_chunks, run_folder
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.policies import random_patches
+from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.train import CHECKPOINT, EVALUATION, LOG, MODEL, train
-from ipr_fast.trainer import DTYPES as TRAIN_DTYPES
-from ipr_fast.trainer import END, TrainSettings, read_checkpoint
-from ipr_fast.watch import CaptureError
+from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, MODEL, train
+from ipr_fast.training.trainer import DTYPES as TRAIN_DTYPES
+from ipr_fast.training.trainer import END, TrainSettings, read_checkpoint
 
 A_MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipr_fast.patches import ActivePatches
+from ipr_fast.sampling.patches import ActivePatches
 
 
 class _PerLane:

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast.engine.lanes import GivenNoise, Lanes, Settings, Start
+from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
 from ipr_fast.kernels.renoise import PatchChoice
-from ipr_fast.lanes import GivenNoise, Lanes, Settings, Start
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.trace import span
-from ipr_fast.waves import Plan, Wave, make_plan, slot_bucket
 
 
 @dataclass(frozen=True)

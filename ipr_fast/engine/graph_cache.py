@@ -18,14 +18,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from ipr_fast import memory
-from ipr_fast.fingerprint import Fingerprint, fingerprint
-from ipr_fast.graphs import Capture
-from ipr_fast.lanes import Lanes, Settings, Start
+from ipr_fast.engine import memory
+from ipr_fast.engine.fingerprint import Fingerprint, fingerprint
+from ipr_fast.engine.graphs import Capture
+from ipr_fast.engine.lanes import Lanes, Settings, Start
+from ipr_fast.engine.precision import float32_products
+from ipr_fast.engine.scheduler import Run, Wave, lane_bucket
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.precision import float32_products
-from ipr_fast.schedule import Schedule
-from ipr_fast.waves import Run, Wave, lane_bucket
+from ipr_fast.sampling.schedule import Schedule
 
 MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept

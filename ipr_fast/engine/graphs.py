@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ipr_fast.watch import CaptureError, Watch, failed_capture, without_compile
+from ipr_fast.engine.capture_check import CaptureError, Watch, failed_capture, without_compile
 
 
 class Capture(Protocol):

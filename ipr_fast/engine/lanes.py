@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.fingerprint import Fingerprint, fingerprint
-from ipr_fast.graphs import Capture, Graphs
+from ipr_fast.engine.buffers import LaneState, SlotState
+from ipr_fast.engine.fingerprint import Fingerprint, fingerprint
+from ipr_fast.engine.graphs import Capture, Graphs
+from ipr_fast.engine.precision import float32_products
+from ipr_fast.engine.scheduler import FewSizes, Run, Wave, one_by_one
 from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
-from ipr_fast.lane_buffers import LaneState, SlotState
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser, Prediction
-from ipr_fast.precision import float32_products
-from ipr_fast.schedule import Schedule, ScheduleTables
+from ipr_fast.sampling.schedule import Schedule, ScheduleTables
 from ipr_fast.trace import span
-from ipr_fast.waves import FewSizes, Run, Wave, one_by_one
 
 
 class GivenNoise(NamedTuple):

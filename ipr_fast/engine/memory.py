@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.watch import without_compile
+from ipr_fast.engine.capture_check import without_compile
 
 FEW_BYTES = 2**28  # not worth a look at what is free
 SHARE = 0.85  # of the free memory; the rest is for workspaces of libraries and what fragments

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.schedule import Schedule
 
 
 class Run(NamedTuple):

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipr_fast import plots
-from ipr_fast.evaluate import Trajectory, describe, follow, many, summarise
+from ipr_fast.evaluation import plots
+from ipr_fast.evaluation.evaluate import Trajectory, describe, follow, many, summarise
 from ipr_fast.files import check_no_folders, prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.tasks.base import Task

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ipr_fast import intervals
 from ipr_fast.checks import device_of
-from ipr_fast.masks import random_patches
+from ipr_fast.evaluation import intervals
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
+from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.base import Judge, Report, Task
 
 

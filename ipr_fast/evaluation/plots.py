@@ -9,8 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ipr_fast import intervals
 from ipr_fast.errors import import_extra
+from ipr_fast.evaluation import intervals
 from ipr_fast.files import replacing
 
 MATPLOTLIB = ("matplotlib", "plots", "pictures")

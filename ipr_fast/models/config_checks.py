@@ -7,8 +7,8 @@ claims to have from taking the machine's time and memory before its weights are 
 from __future__ import annotations
 
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
-from ipr_fast.patches import PatchGrid
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.schedule import Schedule
 
 MOST = 1 << 20
 MOST_LAYERS = 1 << 10

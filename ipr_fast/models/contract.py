@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ipr_fast import checks
 from ipr_fast.models.denoiser import Prediction
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 
 
 def denoiser(model: object) -> PatchGrid:

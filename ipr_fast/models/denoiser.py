@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ipr_fast.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 
 
 class Prediction(NamedTuple):

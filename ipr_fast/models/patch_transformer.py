@@ -26,8 +26,8 @@ from ipr_fast.kernels.partial_attention import partial_attention
 from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pair, square_grid
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.models.packed import PackedWeights, linear
-from ipr_fast.patches import ActivePatches, PatchGrid
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.trace import span
 
 EPS = 1e-6  # of every LayerNorm

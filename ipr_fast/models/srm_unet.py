@@ -21,8 +21,8 @@ from ipr_fast.models.config_checks import positive_int, schedule_pair, square_gr
 from ipr_fast.models.denoiser import Prediction
 from ipr_fast.models.packed import PackedWeights
 from ipr_fast.models.unet import GROUPS, Condition, Given, UNet, Upsample
-from ipr_fast.patches import ActivePatches, PatchGrid
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.schedule import Schedule
 
 MOST_RESOLUTIONS, MOST_BLOCKS = 20, 64
 MOST_NUMEL = 2**31 - 1  # of a map on a GPU: beyond, an operation may be slow, or wrong in silence

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels.philox import STREAM_SWAP, patch_keys
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 
 
 def swap_patches(

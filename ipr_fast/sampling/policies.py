@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 
 
 class MaskPolicy(ABC):

@@ -11,14 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ipr_fast import checks, flow
-from ipr_fast.engine import Sampling, Selection
+from ipr_fast import checks
+from ipr_fast.engine.engine import Sampling, Selection
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser, Prediction
-from ipr_fast.patches import ActivePatches
-from ipr_fast.schedule import Schedule
+from ipr_fast.sampling import flow
+from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.schedule import Schedule
 
 Noise = Callable[[int], Tensor]
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.engine import Selection
-from ipr_fast.masks import (
+from ipr_fast.engine.engine import Selection
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.policies import (
     AllPatches,
     FixedPatches,
     MaskPolicy,
@@ -20,7 +21,6 @@ from ipr_fast.masks import (
     fixed_patches,
     random_patches,
 )
-from ipr_fast.patches import PatchGrid
 from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES

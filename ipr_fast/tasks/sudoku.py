@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.initialise import look_along_lines
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
 from ipr_fast.tasks.grids import all_grids, box_side, random_grids, transformed
+from ipr_fast.training.initialise import look_along_lines
 
 BASE_GRIDS = 4096  # of side 9, from a search of a few seconds; each has 1.2e12 symmetries
 

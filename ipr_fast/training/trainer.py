@@ -25,8 +25,8 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer
-from ipr_fast.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.tasks.base import Task
+from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
 
 DTYPES = ("float32", "tf32", "bfloat16")
 LONGEST_WARMUP = 0.05  # of a run

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ipr_fast import Schedule
+from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, packed
 from ipr_fast.models.unet import Upsample
-from ipr_fast.reuse import drop_kept
 
 SCHEDULE = Schedule(3, 0.8)
 needs_triton = pytest.mark.skipif(not launches.can_be_counted(), reason="needs Triton, and not its interpreter")

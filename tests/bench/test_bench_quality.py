@@ -10,7 +10,8 @@ import torch
 from small_models import randomise
 
 import ipr_fast
-from ipr_fast import Schedule, intervals
+from ipr_fast import Schedule
+from ipr_fast.evaluation import intervals
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 
 pytest.importorskip("sklearn")
@@ -18,7 +19,7 @@ import make_model
 import quality
 import rules
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"width": 16, "depth": 1, "num_heads": 1, "generate_schedule": (2, 0.9), "refine_schedule": (3, 0.9)}
 
 
@@ -127,7 +128,7 @@ def test_a_model_too_large_to_ship_is_refused(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", make_model.RECIPES)
 def test_recipes_are_options_of_the_command_line_and_fit(name):
-    from ipr_fast.cli import build_parser
+    from ipr_fast.cli.main import build_parser
     from ipr_fast.tasks.catalog import make_task
 
     for options in (make_model.RECIPES[name].gpu, make_model.RECIPES[name].cpu):

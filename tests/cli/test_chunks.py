@@ -14,8 +14,7 @@ import torch
 from full_disk import full_disk
 
 import ipr_fast
-from ipr_fast import resumable
-from ipr_fast.cli import main
+from ipr_fast.cli import chunks, main
 from ipr_fast.files import alone_in, read_array, read_samples
 
 SAMPLES, CHUNK, ITERS = 10, 4, 5
@@ -52,7 +51,7 @@ def expected(tmp_path, samples, weights):
 @pytest.fixture
 def stop(monkeypatch):
     """A function that has a chunk end after an iteration, as by Ctrl-C or another error; with None, no more."""
-    real, at = resumable.refine_batch, {}
+    real, at = chunks.refine_batch, {}
 
     def refine_batch(x, mask_fn, iters, *, callback=None, **options):
         chunk = int(options["chain_ids"][0]) // CHUNK
@@ -67,7 +66,7 @@ def stop(monkeypatch):
     def stop(chunk, iteration=0, error=KeyboardInterrupt):
         at.update(chunk=chunk, iteration=iteration, error=error)
 
-    monkeypatch.setattr(resumable, "refine_batch", refine_batch)
+    monkeypatch.setattr(chunks, "refine_batch", refine_batch)
     return stop
 
 
@@ -103,9 +102,9 @@ def test_what_is_saved_is_not_run_again(tmp_path, samples, weights, stop, monkey
     stop(1, 3)
     assert refine(samples, weights, out) == 130
     stop(None)
-    real = resumable.refine_batch
+    real = chunks.refine_batch
     monkeypatch.setattr(
-        resumable, "refine_batch", lambda x, mask_fn, iters, **o: ran.append(iters) or real(x, mask_fn, iters, **o)
+        chunks, "refine_batch", lambda x, mask_fn, iters, **o: ran.append(iters) or real(x, mask_fn, iters, **o)
     )
     assert refine(samples, weights, out, "--resume") == 0
     assert [iters for iters in ran if iters] == [ITERS - 3, ITERS]
@@ -234,7 +233,7 @@ def test_an_interrupt_before_the_first_iteration_leaves_nothing(tmp_path, sample
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(resumable, "refine_batch", interrupted)
+    monkeypatch.setattr(chunks, "refine_batch", interrupted)
     assert refine(samples, weights, tmp_path / "out.npy") == 130
     assert capsys.readouterr().err == "ipr-fast refine: interrupted (no iteration was done)\n"
     assert sorted(tmp_path.iterdir()) == before
@@ -250,7 +249,7 @@ def test_files_of_others_are_left_in_the_folder(tmp_path, samples, weights, stop
 
 
 def test_a_full_disk_is_told_in_one_line_and_gone_on_from(tmp_path, samples, weights, stop, monkeypatch, capsys):
-    monkeypatch.setattr(resumable, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(chunks, "SAVE_EVERY", 0.0)
     out, written = tmp_path / "out.npy", tmp_path / "out.npy.partial" / "chunk-000000.npz"
     with full_disk(1500):  # the settings fit, a chunk does not
         assert refine(samples, weights, out) == 1
@@ -270,11 +269,11 @@ def test_a_full_disk_is_told_in_one_line_and_gone_on_from(tmp_path, samples, wei
 
 def test_a_chunk_is_saved_once_a_minute(tmp_path, samples, weights, monkeypatch):
     """As if an iteration took 25 seconds."""
-    now, saved, real = [0.0], [], resumable.RunFolder.save
+    now, saved, real = [0.0], [], chunks.RunFolder.save
     monkeypatch.setattr(
-        resumable.RunFolder, "save", lambda self, i, kept: saved.append((i, kept.iteration)) or real(self, i, kept)
+        chunks.RunFolder, "save", lambda self, i, kept: saved.append((i, kept.iteration)) or real(self, i, kept)
     )
-    monkeypatch.setattr(resumable.time, "monotonic", lambda: now.__setitem__(0, now[0] + 12.5) or now[0])
+    monkeypatch.setattr(chunks.time, "monotonic", lambda: now.__setitem__(0, now[0] + 12.5) or now[0])
     assert refine(samples, weights, tmp_path / "out.npy", "--iters", 12, "--chunk", SAMPLES) == 0
     iterations = [iteration for _, iteration in saved]
     assert iterations[-1] == 12
@@ -283,11 +282,11 @@ def test_a_chunk_is_saved_once_a_minute(tmp_path, samples, weights, monkeypatch)
 
 
 def test_samples_that_are_not_finite_are_not_gone_on_from(tmp_path, model):
-    work, run = resumable.Work(2, 2, 1, 5), {"seed": 0}
-    folder = resumable.RunFolder(tmp_path, run, work)
+    work, run = chunks.Work(2, 2, 1, 5), {"seed": 0}
+    folder = chunks.RunFolder(tmp_path, run, work)
     bad = torch.full((2, 1, 4, 4), float("nan"))
     for iteration, is_usable in ((3, False), (5, True)):
-        folder.save(0, resumable.Kept(iteration, bad))
+        folder.save(0, chunks.Kept(iteration, bad))
         assert (folder.load(0, (2, 1, 4, 4)) is not None) == is_usable
 
 
@@ -316,10 +315,10 @@ def test_a_killed_process_is_gone_on_from(tmp_path, samples, weights, number):
     assert refine(samples, weights, tmp_path / "expected.npy", *options) == 0
     code = """
 import signal, sys
-from ipr_fast import cli, resumable
+from ipr_fast.cli import chunks, main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background has not
-resumable.SAVE_EVERY = 0.0
-sys.exit(cli.main())
+chunks.SAVE_EVERY = 0.0
+sys.exit(main.main())
 """
     arguments = ["refine", samples, "--model", weights, "--out", out, "--chunk", CHUNK, "--quiet", *options]
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -13,7 +13,7 @@ import torch
 from full_disk import full_disk
 
 import ipr_fast
-from ipr_fast.cli import main
+from ipr_fast.cli.main import main
 from ipr_fast.errors import BrokenExtra
 from ipr_fast.files import read_samples
 from ipr_fast.tasks.even_pixels import EvenPixels
@@ -308,9 +308,9 @@ def test_a_full_disk_under_the_demo_is_told_in_one_line(tmp_path, weights, even_
 
 
 def test_a_full_disk_under_an_evaluation_is_told_in_one_line(tmp_path, monkeypatch, weights, capsys):
-    monkeypatch.setattr("ipr_fast.cli.train", lambda *_, **__: weights)
-    monkeypatch.setattr("ipr_fast.cli.evaluate", lambda *_, **__: {"share": list(range(100))})
-    monkeypatch.setattr("ipr_fast.cli.describe", lambda *_: [])
+    monkeypatch.setattr("ipr_fast.cli.main.train", lambda *_, **__: weights)
+    monkeypatch.setattr("ipr_fast.cli.main.evaluate", lambda *_, **__: {"share": list(range(100))})
+    monkeypatch.setattr("ipr_fast.cli.main.describe", lambda *_: [])
     with full_disk(50):
         assert main(["train", "--out", str(tmp_path), "--quiet"]) == 1
     assert failed_in_one_line(capsys, "train", "File too large", str(tmp_path / "evaluation.json"))
@@ -364,7 +364,7 @@ def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ipr_fast.cli.run_demo", interrupted)
+    monkeypatch.setattr("ipr_fast.cli.main.run_demo", interrupted)
     assert main(["demo", "--quiet"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -416,7 +416,7 @@ def test_a_resumed_training_ends_where_the_run_does_or_later(tmp_path, capsys):
 def run_with_files_of_at_most(size, arguments):
     """The command line in a process of its own, on a disk that seems full beyond so many bytes a file."""
     pytest.importorskip("resource")
-    code = f"import resource, sys; from ipr_fast.cli import main; size = {size}; "
+    code = f"import resource, sys; from ipr_fast.cli.main import main; size = {size}; "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)); sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
@@ -446,8 +446,8 @@ def test_an_evaluation_that_cannot_be_written_leaves_no_half_of_it(tmp_path, mon
         monkeypatch.setattr("ipr_fast.files.os.fsync", full)
         return {}
 
-    monkeypatch.setattr("ipr_fast.cli.evaluate", evaluate)
-    monkeypatch.setattr("ipr_fast.cli.describe", lambda *args: [])
+    monkeypatch.setattr("ipr_fast.cli.main.evaluate", evaluate)
+    monkeypatch.setattr("ipr_fast.cli.main.describe", lambda *args: [])
     assert main([*QUICK_TRAINING, "--task", "even-pixels", "--steps", "1", "--out", str(tmp_path)]) == 1
     assert f"No space left on device: '{tmp_path / 'evaluation.json'}'" in capsys.readouterr().err
     assert not list(tmp_path.glob("evaluation.json*"))
@@ -461,7 +461,7 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
 
 def test_the_demo_needs_pictures_before_it_works(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("ipr_fast.demo.follow", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("ipr_fast.evaluation.demo.follow", lambda *args, **kwargs: 1 / 0)
     assert main(["demo", "--quiet", "--out", str(tmp_path / "demo")]) == 1
     assert "pictures need matplotlib" in capsys.readouterr().err
 
@@ -470,7 +470,7 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
     def gone(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr("ipr_fast.cli.bundled_models", gone)
+    monkeypatch.setattr("ipr_fast.cli.main.bundled_models", gone)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main replaces it
     assert main(["info"]) == 1
     assert "error" not in capsys.readouterr().err
@@ -572,7 +572,7 @@ def test_what_a_file_says_is_printed_as_one_line(tmp_path, capsys):
 def test_convert_keeps_what_a_file_says_of_itself(tmp_path):
     assert main(["convert", "digit-sudoku-4x4", str(tmp_path / "x.safetensors"), "--dtype", "bfloat16"]) == 0
     before, after = (
-        ipr_fast.models.checkpoints.model_info(s) for s in ("digit-sudoku-4x4", tmp_path / "x.safetensors")
+        ipr_fast.models.files.checkpoints.model_info(s) for s in ("digit-sudoku-4x4", tmp_path / "x.safetensors")
     )
     for key in set(before["metadata"]) - {"source"}:
         assert after["metadata"][key] == before["metadata"][key]

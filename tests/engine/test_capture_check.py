@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ipr_fast import memory
-from ipr_fast.watch import CaptureError, Watch, without_compile
+from ipr_fast.engine import memory
+from ipr_fast.engine.capture_check import CaptureError, Watch, without_compile
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -9,12 +9,12 @@ from small_models import randomise
 
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches, reference
-from ipr_fast.engine import Engine, Sampling
+from ipr_fast.engine.capture_check import CaptureError, Watch
+from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.lanes import Lanes
 from ipr_fast.kernels import philox
-from ipr_fast.lanes import Lanes
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
-from ipr_fast.selection import Selector
-from ipr_fast.watch import CaptureError, Watch
+from ipr_fast.sampling.selection import Selector
 
 
 class OneOff:

@@ -9,9 +9,10 @@ import torch
 from small_models import TINY, randomise
 
 import ipr_fast
-from ipr_fast import Schedule, memory, random_patches, reuse
+from ipr_fast import Schedule, random_patches
+from ipr_fast.engine import graph_cache, memory
+from ipr_fast.engine.graph_cache import _kept, drop_kept
 from ipr_fast.models import PatchTransformer
-from ipr_fast.reuse import _kept, drop_kept
 
 
 def test_graphs_are_kept_for_later_calls(tape, model, finished):
@@ -141,8 +142,8 @@ def test_one_finalizer_a_model(tape, model, finished):
     for seed in range(5):
         ipr_fast.refine_batch(finished, random_patches(), 1, model=model, seed=seed)
         ipr_fast.refine_batch(finished, random_patches(), 1, model=model, stochasticity=seed / 10)
-    assert list(reuse._watched).count(id(model)) == 1
-    assert len(reuse._watched) <= 2 + len(_kept)
+    assert list(graph_cache._watched).count(id(model)) == 1
+    assert len(graph_cache._watched) <= 2 + len(_kept)
 
 
 def test_threads_with_one_model(tape, model, finished):
@@ -206,7 +207,7 @@ def test_a_callable_that_is_no_module_is_captured_anew(tape, model, finished):
 
 
 def test_what_is_kept_has_a_bound_in_bytes(tape, model, finished, monkeypatch):
-    monkeypatch.setattr(reuse, "FEW_CHAINS", 0)  # count the bytes on a CPU too
+    monkeypatch.setattr(graph_cache, "FEW_CHAINS", 0)  # count the bytes on a CPU too
     for total, kept in ((1e12, 2), (1.0, 0)):
         drop_kept()
         monkeypatch.setattr(memory, "total_bytes", lambda device, total=total: total)

@@ -7,13 +7,13 @@ from tape import Tape
 
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches
-from ipr_fast.engine import Engine, Sampling
-from ipr_fast.graphs import Graphs
-from ipr_fast.lanes import Lanes
+from ipr_fast.engine.capture_check import CaptureError
+from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.graph_cache import _kept
+from ipr_fast.engine.graphs import Graphs
+from ipr_fast.engine.lanes import Lanes
 from ipr_fast.models import PatchTransformer
-from ipr_fast.reuse import _kept
-from ipr_fast.selection import Selector
-from ipr_fast.watch import CaptureError
+from ipr_fast.sampling.selection import Selector
 
 
 def rows(x, iteration):

@@ -5,8 +5,9 @@ import torch
 from small_models import TINY, randomise
 
 import ipr_fast
-from ipr_fast import memory, random_patches, reuse
-from ipr_fast.lanes import Settings
+from ipr_fast import random_patches
+from ipr_fast.engine import graph_cache, memory
+from ipr_fast.engine.lanes import Settings
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 
 CPU, SETTINGS = torch.device("cpu"), Settings(0.5, 1.0)
@@ -35,13 +36,13 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
     unet = randomise(SRMUNet(SRMUNetConfig(1, 16, 4, (32, 64), (False, True), 1, 32, 32, 16)), seed=0)
     for denoiser in (model, unet):
         with torch.inference_mode(inference):
-            need = reuse.need_of(denoiser, 4, CPU, SETTINGS)
+            need = graph_cache.need_of(denoiser, 4, CPU, SETTINGS)
             with memory.PeakBytes() as counted:
-                made = reuse._make(denoiser, CPU, SETTINGS, 10)
-                reuse._run(4, made)
+                made = graph_cache._make(denoiser, CPU, SETTINGS, 10)
+                graph_cache._run(4, made)
                 lasting = counted.now
                 del made
-            twice = reuse.need_of(denoiser, 4, CPU, SETTINGS, graphs=True)
+            twice = graph_cache.need_of(denoiser, 4, CPU, SETTINGS, graphs=True)
         assert counted.peak == pytest.approx(need.of(10), rel=0.03)
         assert 2 * counted.peak - lasting == pytest.approx(twice.of(10), rel=0.03)
         assert need.each > 4 * 16 * 16  # the patches alone
@@ -59,9 +60,9 @@ def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
 def test_tables_do_not_hide_what_a_lane_costs():
     """The bundled model's take more, while they are made, than one lane does: the line is not through them."""
     bundled = ipr_fast.load_model("digit-sudoku-4x4")
-    need = reuse.need_of(bundled, 4, CPU, SETTINGS)
+    need = graph_cache.need_of(bundled, 4, CPU, SETTINGS)
     with memory.PeakBytes() as counted:
-        reuse._run(4, reuse._make(bundled, CPU, SETTINGS, 200))
+        graph_cache._run(4, graph_cache._make(bundled, CPU, SETTINGS, 200))
     assert counted.peak == pytest.approx(need.of(200), rel=0.03)
 
 
@@ -97,7 +98,7 @@ def small(monkeypatch):
     """A machine on which ten chains of the model fit, and four more bytes."""
 
     def set_up(model, chains, batch):
-        need = reuse.need_of(model, 4, CPU, SETTINGS)
+        need = graph_cache.need_of(model, 4, CPU, SETTINGS)
         around = 16 * batch * 16 * 16
         monkeypatch.setattr(
             memory, "available_bytes", lambda device: (need.fixed + chains * need.each + around + 4) / memory.SHARE
@@ -107,7 +108,7 @@ def small(monkeypatch):
 
 
 def lanes_of(model, batch, **options):
-    with reuse.lanes_for(model, batch, 4, CPU, SETTINGS, **options) as lanes:
+    with graph_cache.lanes_for(model, batch, 4, CPU, SETTINGS, **options) as lanes:
         return lanes.lanes
 
 
@@ -135,18 +136,18 @@ def test_where_nothing_fits_the_error_says_so(model, small, finished):
 
 def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monkeypatch):
     small(model, chains=10, batch=65)
-    need = reuse.need_of(model, 4, CPU, SETTINGS)
+    need = graph_cache.need_of(model, 4, CPU, SETTINGS)
     device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
     monkeypatch.setattr(memory, "count", lambda make, run, device, graphs: need)
     with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
-        reuse._fitting(model, 65, 4, device, SETTINGS, 65, False, 65)
+        graph_cache._fitting(model, 65, 4, device, SETTINGS, 65, False, 65)
 
 
 def test_memory_that_is_kept_for_later_calls_is_given_back_when_needed(model, monkeypatch):
     dropped = []
-    monkeypatch.setattr(reuse, "drop_kept", lambda: dropped.append(reuse._kept.clear()))
+    monkeypatch.setattr(graph_cache, "drop_kept", lambda: dropped.append(graph_cache._kept.clear()))
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1e12 if dropped else 0.0)
-    reuse._kept["other"] = None
+    graph_cache._kept["other"] = None
     assert lanes_of(model, 100) == 100
     assert len(dropped) == 1
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from ipr_fast.precision import float32_products
+from ipr_fast.engine.precision import float32_products
 
 GPU = torch.device("cuda")  # whose switches a machine without one has as well
 

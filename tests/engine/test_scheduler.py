@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ipr_fast import Schedule
-from ipr_fast.waves import FewSizes, lane_bucket, make_plan, one_by_one, slot_bucket
+from ipr_fast.engine.scheduler import FewSizes, lane_bucket, make_plan, one_by_one, slot_bucket
 
 REFINE, GENERATE = Schedule(10, 0.8), Schedule(3, 0.0)
 
@@ -54,7 +54,7 @@ def test_nothing_to_do_is_no_wave():
 @pytest.mark.parametrize("lanes", [64, 256, 1024, 4096])
 @pytest.mark.parametrize(("schedule", "share"), [(REFINE, 0.25), (GENERATE, 1)], ids=["refine", "generate"])
 def test_idle_share_of_4096_boards_with_0_to_26_clues(lanes, schedule, share, generator):
-    """The figures of ipr_fast/waves.py."""
+    """The figures of ipr_fast/engine/scheduler.py."""
     free = 81 - torch.randint(0, 27, (4096,), generator=generator)
     counts = (share * free).long()
     assert make_plan(counts, schedule, lanes, one_by_one).idle_share == 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipr_fast import generate_batch, intervals, random_patches, refine_batch
-from ipr_fast.evaluate import Trajectory, describe, evaluate, follow, many, summarise
+from ipr_fast import generate_batch, random_patches, refine_batch
+from ipr_fast.evaluation import intervals
+from ipr_fast.evaluation.evaluate import Trajectory, describe, evaluate, follow, many, summarise
 
 TASK = SimpleNamespace(noun="image", adjective="bright")
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ipr_fast import intervals
+from ipr_fast.evaluation import intervals
 
 
 def outcomes(true: int, false: int) -> torch.Tensor:

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from ipr_fast import ActivePatches, flow
+from ipr_fast import ActivePatches
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals, seed_tensor
+from ipr_fast.sampling import flow
 
 BATCH, PATCHES = 8, 9
 COUNTERS = {"seed": seed_tensor(3, "cpu"), "step": torch.tensor(6), "iteration": torch.tensor(2)}

@@ -9,8 +9,8 @@ from torch import nn
 
 import ipr_fast
 from ipr_fast import MaskPolicy, PatchGrid, Prediction, Schedule, random_patches, reference
-from ipr_fast.masks import RandomPatches
 from ipr_fast.models import PatchTransformer, contract
+from ipr_fast.sampling.policies import RandomPatches
 
 GRID = PatchGrid(1, 16, 16, 4)
 BACKENDS = ["torch", "reference", "graphs"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from where_time_goes import ATTENTION, MOVING, NORMS, OWN, kind_of
 
-PROFILING = Path(__file__).resolve().parent.parent / "profiling"
+PROFILING = Path(__file__).resolve().parents[2] / "profiling"
 GUIDE = (PROFILING / "README.md").read_text()
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="needs bash")
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ipr_fast import flow
+from ipr_fast.sampling import flow
 
 LEVELS = [(1.0, 0.9), (0.9, 0.8), (0.5, 0.1), (0.1, 0.0), (1.0, 0.0), (1.0, 0.05), (0.02, 0.01)]
 

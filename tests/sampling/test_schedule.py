@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 from ipr_fast import Schedule
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 RECORDED = [
     ("tiny_gray.clued", "init", Schedule(3, 0.0)),
     ("tiny_gray.clued", "iter0", Schedule(10, 0.8)),

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from ipr_fast.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku

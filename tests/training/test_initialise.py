@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_models import TINY
 
-from ipr_fast.initialise import look_along_lines
 from ipr_fast.models import PatchTransformer
 from ipr_fast.models.patch_transformer import Layer
 from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.training.initialise import look_along_lines
 
 CELL = torch.arange(81)
 ROW, COLUMN = CELL // 9, CELL % 9

@@ -3,7 +3,7 @@ import torch
 from small_models import TINY
 
 from ipr_fast.models import PatchTransformer
-from ipr_fast.objective import ETA, best_mix, compute_losses, draw, sample_levels, sample_roles
+from ipr_fast.training.objective import ETA, best_mix, compute_losses, draw, sample_levels, sample_roles
 
 
 def test_roles_and_levels_are_as_diverse_as_promised(generator):

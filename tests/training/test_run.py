@@ -13,13 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ipr_fast.engine.capture_check import Watch
 from ipr_fast.files import alone_in
 from ipr_fast.models import PatchTransformerConfig
-from ipr_fast.models.checkpoints import load_model, model_info
+from ipr_fast.models.files.checkpoints import load_model, model_info
 from ipr_fast.tasks.catalog import TASKS, make_task
-from ipr_fast.train import train
-from ipr_fast.trainer import DTYPES, Trainer, TrainSettings
-from ipr_fast.watch import Watch
+from ipr_fast.training.run import train
+from ipr_fast.training.trainer import DTYPES, Trainer, TrainSettings
 
 
 class Stripes:
@@ -233,7 +233,7 @@ def test_what_was_said_of_other_weights_is_gone(tmp_path):
 def test_slow_steps_are_saved_and_logged_by_the_clock(tmp_path, monkeypatch):
     """As if a step took forty seconds."""
     now, saved = [0.0], []
-    monkeypatch.setattr("ipr_fast.train.time.monotonic", lambda: now.__setitem__(0, now[0] + 13.4) or now[0])
+    monkeypatch.setattr("ipr_fast.training.run.time.monotonic", lambda: now.__setitem__(0, now[0] + 13.4) or now[0])
     monkeypatch.setattr(Trainer, "save", lambda trainer, path: saved.append(trainer.step))
     settings = replace(QUICK, steps=9, save_every=1000)
     train(Stripes(), settings, tmp_path, progress=False)
@@ -299,7 +299,7 @@ def interrupt(monkeypatch, target, call):
 @pytest.mark.parametrize(
     ("target", "call", "steps"),
     [
-        ("ipr_fast.trainer.draw", 7, 6),
+        ("ipr_fast.training.trainer.draw", 7, 6),
         ("torch.Tensor.backward", 8, 6),  # the first one counts operations
         ("torch.optim.AdamW.step", 7, 7),
         ("torch._foreach_lerp_", 7, 7),
@@ -322,7 +322,7 @@ def test_an_interrupted_run_is_saved_after_a_whole_step_and_can_go_on(tmp_path, 
 
 
 def test_a_second_interrupt_does_not_wait_for_the_checkpoint(tmp_path, monkeypatch):
-    interrupt(monkeypatch, "ipr_fast.trainer.draw", 4)
+    interrupt(monkeypatch, "ipr_fast.training.trainer.draw", 4)
     interrupt(monkeypatch, "torch.save", 2)
     with pytest.raises(KeyboardInterrupt):
         train(Stripes(), replace(QUICK, save_every=2), tmp_path, progress=False)
@@ -371,7 +371,7 @@ def test_the_time_to_compile_does_not_count(tmp_path, monkeypatch):
         return compiled
 
     monkeypatch.setattr(torch, "compile", slow_to_compile)
-    monkeypatch.setattr("ipr_fast.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ipr_fast.training.run.time.monotonic", lambda: now[0])
     settings = replace(QUICK, steps=None, minutes=0.5, compile=True)
     train(Stripes(), settings, tmp_path, progress=False)
     states = [torch.load(tmp_path / "checkpoint.pt", weights_only=True)]

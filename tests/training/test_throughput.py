@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_models import TINY
 
-from ipr_fast import rates
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
-from ipr_fast.rates import product_rate, training_flops
+from ipr_fast.training import throughput
+from ipr_fast.training.throughput import product_rate, training_flops
 
 COLOURED = PatchTransformerConfig(3, 32, 4, width=48, depth=3, num_heads=4, mlp_ratio=3, level_features=32)
 
@@ -42,7 +42,7 @@ def test_counting_leaves_the_model_alone(training):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_rate_of_products_is_a_positive_number(dtype, monkeypatch):
-    monkeypatch.setitem(rates.SIDE, "cpu", 128)
+    monkeypatch.setitem(throughput.SIDE, "cpu", 128)
     rate = product_rate(torch.device("cpu"), dtype)
     assert rate > 0
     assert math.isfinite(rate)
@@ -50,8 +50,8 @@ def test_the_rate_of_products_is_a_positive_number(dtype, monkeypatch):
 
 def test_the_rate_is_that_of_the_fastest_round(monkeypatch):
     """The first product is not counted: it may have to prepare something."""
-    monkeypatch.setitem(rates.SIDE, "cpu", 8)
+    monkeypatch.setitem(throughput.SIDE, "cpu", 8)
     took = iter([0.001, 3.0, 2.0, 4.0, 2.5, 5.0])
-    monkeypatch.setattr(rates, "_timed", lambda a, b: next(took))
+    monkeypatch.setattr(throughput, "_timed", lambda a, b: next(took))
     assert product_rate(torch.device("cpu"), torch.float32) == 2 * 8**3 / 2.0
     assert next(took, None) is None

@@ -12,11 +12,9 @@ import torch
 
 from ipr_fast import checks
 from ipr_fast.files import replacing
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
-from ipr_fast.models.published import complete_config, from_published
-from ipr_fast.models.sources import NoSuchModel, bundled_models, find
-from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
-from ipr_fast.models.weight_files import (
+from ipr_fast.models.files.published import complete_config, from_published
+from ipr_fast.models.files.sources import NoSuchModel, bundled_models, find
+from ipr_fast.models.files.weight_files import (
     DTYPES,
     check_weights,
     dtype_names,
@@ -24,6 +22,8 @@ from ipr_fast.models.weight_files import (
     read_weights,
     safetensors_bytes,
 )
+from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
 
 ARCHITECTURES = {
     "PatchTransformer": (PatchTransformer, PatchTransformerConfig),

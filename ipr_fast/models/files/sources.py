@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from ipr_fast.errors import import_extra
-from ipr_fast.models.weight_files import SUFFIXES
+from ipr_fast.models.files.weight_files import SUFFIXES
 
 WEIGHTS = resources.files("ipr_fast.models") / "weights"
 HUB_FILE = "model.safetensors"  # of a hub id that names no file

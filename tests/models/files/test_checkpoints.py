@@ -12,8 +12,8 @@ from safetensors.torch import load, save_file
 from unclosed import unclosed
 
 import ipr_fast
-from ipr_fast.models.checkpoints import bundled_model_for, load_model, model_info, save_model
-from ipr_fast.models.weight_files import safetensors_bytes
+from ipr_fast.models.files.checkpoints import bundled_model_for, load_model, model_info, save_model
+from ipr_fast.models.files.weight_files import safetensors_bytes
 
 MOST_BYTES = 4_000_000
 

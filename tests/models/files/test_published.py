@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ipr_fast import generate_batch, load_model, random_patches, refine_batch, save_model
 from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
-from ipr_fast.models.checkpoints import model_info
+from ipr_fast.models.files.checkpoints import model_info
 
 TINY = SRMUNetConfig(1, 16, 4, (32, 64), (False, True), num_blocks=1, num_head_channels=32, t_emb_dim=32, d_emb=16)
 UNTOLD = {"image_size": 16, "patch_size": 4, "num_head_channels": 32}

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from ipr_fast.errors import MissingExtra
-from ipr_fast.models import sources
-from ipr_fast.models.checkpoints import save_model
+from ipr_fast.models.files import sources
+from ipr_fast.models.files.checkpoints import save_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -35,7 +35,7 @@ def run_offline(cache, code):
 def test_hub_ids_load_from_the_cache_offline(cache):
     code = f"""
 import ipr_fast
-from ipr_fast.models.checkpoints import model_info
+from ipr_fast.models.files.checkpoints import model_info
 old = "someone/boards/old/x.safetensors"
 print([model_info(i)["metadata"]["note"] for i in ("someone/boards", "someone/boards@{COMMIT}", old, old + "@main")])
 print(ipr_fast.load_model("someone/boards").grid.sample_shape)

@@ -1,0 +1,1 @@
+"""The algorithm in the paper's terms: patches, schedule, flow, policies, and the reference that defines it."""
