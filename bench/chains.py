@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ipr_fast import Denoiser, Schedule, random_patches
-from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import Capture, CudaCapture
-from ipr_fast.engine.lanes import Lanes, Start
+from ipr_fast.engine.lanes import Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, make_plan
+from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.selection import Selector
 
 
@@ -35,7 +36,7 @@ class Chains:
         grid, sampling = model.grid, Sampling(schedule)
         self.model, self.schedule, self.known = model, schedule, known
         capture = capture_on(device) if graphs else None
-        self.lanes = Lanes(model, batch, device, sampling.settings(), capture, whole_iterations)
+        self.lanes = Lanes(model, batch, device, Settings.of(sampling), capture, whole_iterations)
         ids = torch.arange(batch, device=device)
         free = torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device) if known is None else ~known
         self.x = subjects.samples(model, batch, device)

@@ -19,6 +19,7 @@ import torch
 from ipr_fast.tasks.digits import DigitReader
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import DigitSudoku, draw_boards
+from ipr_fast.training.configs import config_of
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
 SIZES = {"width": 96, "depth": 5, "num_heads": 6}
@@ -60,7 +61,7 @@ def measure(boards: int, every: int) -> dict:
     arms = {}
     for name, kind in (("looking along lines", DigitSudoku), ("at random", Unaided)):
         task = kind(9)
-        task.config = replace(task.config, **SIZES)
+        task.config = replace(config_of(task), **SIZES)
         trainer, gaps, rows = Trainer(task, SETTINGS), Gaps(task), []
         while (seen := trainer.step * SETTINGS.batch_size) < boards:
             trainer.train_step()

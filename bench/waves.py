@@ -20,9 +20,10 @@ from harness import Clock, interleaved, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
-from ipr_fast.engine.engine import Engine, Sampling, Selection
-from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.engine import Engine
+from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
+from ipr_fast.sampling.sampling import Sampling, Selection
 
 BOARDS, MOST_CLUES = 4096, 26
 LANES = (64, 256, 1024, 4096)
@@ -79,7 +80,7 @@ def make_run(model, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, eve
     sampling, ids = Sampling(schedule), torch.arange(len(x))
 
     def run() -> torch.Tensor:
-        lanes = Lanes(model, len(x), x.device, sampling.settings())
+        lanes = Lanes(model, len(x), x.device, Settings.of(sampling))
         if every:
             lanes.lanes_for = lambda chains: len(x)
         engine = Engine(model, x, ids, sampling, lanes)

@@ -1,5 +1,6 @@
 """Iterative Partial Refinement of sequential diffusion samples, for many chains at once."""
 
+import sys
 from pathlib import Path
 
 # In a clone, `kernels` stands beside this folder instead of in it: `import ipr_fast` must find it there as well.
@@ -7,7 +8,7 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
 from ipr_fast import models
-from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model, save_model
 from ipr_fast.models.files.sources import bundled_models
 from ipr_fast.refine import generate_batch, refine_batch
@@ -15,7 +16,10 @@ from ipr_fast.sampling import reference
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
+from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
+
+sys.modules[f"{__name__}.reference"] = reference  # so that `from ipr_fast.reference import ...` works too
 
 __version__ = "0.1.0"
 

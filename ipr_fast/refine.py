@@ -13,18 +13,20 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.engine import memory
-from ipr_fast.engine.engine import Engine, Sampling, Selection
+from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import lanes_for
 from ipr_fast.engine.graphs import CudaCapture
-from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.progress import Pace
 from ipr_fast.kernels import philox
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
+from ipr_fast.sampling import arguments
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.reference import ReferenceEngine
+from ipr_fast.sampling.sampling import Sampling, Selection
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import MaskFn, Selector, guarded
 from ipr_fast.trace import span
@@ -101,9 +103,9 @@ def refine_batch(
     if not isinstance(noise, str) or noise not in ("random", "fixed"):
         raise ValueError(f'noise must be "random" or "fixed", got {noise!r}')
     sampling = replace(_sampling(schedule, stochasticity, temperature, seed), fixed_noise=noise == "fixed")
-    checks.counters(grid, sampling.schedule, first_iteration, iters)
-    free = checks.free_patches(known, len(x), grid, x.device)
-    ids = checks.chain_ids(chain_ids, len(x), x.device)
+    arguments.counters(grid, sampling.schedule, first_iteration, iters)
+    free = arguments.free_patches(known, len(x), grid, x.device)
+    ids = arguments.chain_ids(chain_ids, len(x), x.device)
     backend = _backend(backend, x.device)
     max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
     select = Selector(mask_fn, grid, free, ids, sampling.seed)
@@ -184,9 +186,9 @@ def generate_batch(
     if schedule is None:
         schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
     sampling = _sampling(schedule, stochasticity, temperature, seed)
-    checks.counters(grid, sampling.schedule, 0, 1)
+    arguments.counters(grid, sampling.schedule, 0, 1)
     memory.check_samples("batch_size", batch_size, grid.num_patches * grid.patch_numel, device)
-    free = checks.free_patches(known, batch_size, grid, device)
+    free = arguments.free_patches(known, batch_size, grid, device)
     given = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
     if known_values is not None:
         checks.images("known_values", known_values, grid.sample_shape)
@@ -195,7 +197,7 @@ def generate_batch(
             raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
         checks.extremes("known_values", known_values)
         given = known_values.detach().float()
-    ids = checks.chain_ids(chain_ids, batch_size, device)
+    ids = arguments.chain_ids(chain_ids, batch_size, device)
     values = grid.to_patches(given)
     if known_values is not None and batch_size:
         in_use = values.masked_fill(free[..., None], values.new_zeros(()))
@@ -265,7 +267,7 @@ def _resolve_device(device: torch.device | str | None, model: Denoiser) -> torch
 
 def _sampling(schedule: object, stochasticity: float, temperature: float, seed: int) -> Sampling:
     return Sampling(
-        checks.schedule(schedule),
+        arguments.schedule(schedule),
         checks.number("stochasticity", stochasticity, 0, 1),
         checks.number("temperature", temperature, 0, MOST_TEMPERATURE),
         checks.integer("seed", seed, 0, 2**64 - 1),
@@ -306,7 +308,7 @@ def _lanes(
     if backend == "reference":
         return nullcontext()
     capture = CudaCapture if backend == "graphs" else None
-    settings = sampling.settings(tf32)
+    settings = Settings.of(sampling, tf32)
     return lanes_for(model, batch, most_active, device, settings, max_chains=max_chains, capture=capture)
 
 

@@ -12,11 +12,12 @@ import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches, trace
 from ipr_fast.engine import graph_cache, memory
 from ipr_fast.engine.capture_check import CaptureError
-from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import CudaCapture
-from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
+from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.selection import Selector
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -91,7 +92,7 @@ def make_engine(model, finished):
     sampling = Sampling(Schedule(10, 0.8))
     patches, ids = model.grid.to_patches(finished.cuda()), torch.arange(len(finished), device="cuda")
     device = patches.device
-    lanes = Lanes(model, 16, device, sampling.settings(), CudaCapture(device))
+    lanes = Lanes(model, 16, device, Settings.of(sampling), CudaCapture(device))
     return Engine(model, patches, ids, sampling, lanes)
 
 
@@ -263,7 +264,7 @@ def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypa
     x = finished.repeat(6, 1, 1, 1).cuda()
     expected = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
     graph_cache.drop_kept()
-    settings = Sampling(Schedule(10, 0.8)).settings()
+    settings = Settings.of(Sampling(Schedule(10, 0.8)))
     with torch.inference_mode():
         need = graph_cache.need_of(there, 4, x.device, settings, graphs=True)
     around = 16 * 72 * 16 * 16
@@ -278,7 +279,7 @@ def test_the_count_of_bytes_covers_what_is_taken():
     """A UNet's lanes, eager and captured, within what was counted and the share that is left for libraries."""
     model = small_unet()
     device = next(model.parameters()).device
-    settings = Sampling(Schedule(1)).settings()
+    settings = Settings.of(Sampling(Schedule(1)))
     with torch.inference_mode():
         need = graph_cache.need_of(model, 4, device, settings, graphs=True)
     graph_cache.drop_kept()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.training.configs import config_of
 from ipr_fast.training.run import train
 from ipr_fast.training.trainer import DTYPES, Trainer, TrainSettings
 
@@ -16,7 +17,7 @@ QUICK = TrainSettings(steps=30, batch_size=32, warmup=5, save_every=10)
 
 def small_task(name):
     task = make_task(name)
-    task.config = replace(task.config, width=64, depth=2, num_heads=2)
+    task.config = replace(config_of(task), width=64, depth=2, num_heads=2)
     return task
 
 

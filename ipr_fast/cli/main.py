@@ -25,15 +25,17 @@ from ipr_fast.evaluation.evaluate import describe, evaluate
 from ipr_fast.kernels.philox import MAX_CHAIN_ID
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.files.sources import NoSuchModel, bundled_models
-from ipr_fast.models.srm_unet import PRESETS
+from ipr_fast.models.srm_unet_config import PRESETS
 from ipr_fast.refine import BACKENDS, DEFAULT_MODEL, generate_batch
 from ipr_fast.sampling.policies import random_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.training.checkpoint import read_checkpoint
+from ipr_fast.training.configs import config_of
 from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, MODEL, train
 from ipr_fast.training.trainer import DTYPES as TRAIN_DTYPES
-from ipr_fast.training.trainer import END, TrainSettings, read_checkpoint
+from ipr_fast.training.trainer import END, TrainSettings
 
 A_MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -332,8 +334,9 @@ def _train(arguments: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(TrainSettings)]
     settings = TrainSettings(**{name: getattr(arguments, name) for name in names} | _end(arguments))
     task, device, progress = make_task(arguments.task, arguments.mnist), _device(arguments), not arguments.quiet
-    sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
-    task.config = dataclasses.replace(task.config, **{name: size for name, size in sizes.items() if size is not None})
+    given = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
+    sizes = {name: size for name, size in given.items() if size is not None}
+    task.config = dataclasses.replace(config_of(task), **sizes)
     files.check_no_folders(arguments.out / name for name in (CHECKPOINT, LOG, MODEL, EVALUATION))
     path = train(task, settings, arguments.out, resume=arguments.resume, device=device, progress=progress)
     print(f"wrote {path}")

@@ -7,50 +7,15 @@ Between the first tick of a wave and the last nothing looks at the data from the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ipr_fast.engine.lanes import GivenNoise, Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
-from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.sampling import Sampling, Selection
 from ipr_fast.trace import span
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to denoise: the schedule, eta, tau and the seed.
-
-    fixed_noise: renoise a patch with its noise of the initial generation, every time the same.
-    """
-
-    schedule: Schedule
-    stochasticity: float = 0.5
-    temperature: float = 1.0
-    seed: int = 0
-    fixed_noise: bool = False
-
-    def settings(self, tf32: bool = False) -> Settings:
-        return Settings(self.stochasticity, self.temperature, tf32)
-
-
-class Selection(NamedTuple):
-    """The patches of one iteration.
-
-    mask    (B, N) bool
-    counts  (B,) int64 on the CPU, numbers of patches that no chain exceeds
-    choice  to be made by the engine, which then writes the mask
-    varies  whether counts are others in each iteration
-    """
-
-    mask: Tensor
-    counts: Tensor
-    choice: PatchChoice | None = None
-    varies: bool = False
 
 
 class Engine:
@@ -65,7 +30,7 @@ class Engine:
     ) -> None:
         device = patches.device
         if lanes is None:
-            lanes = Lanes(model, max(1, len(patches)), device, sampling.settings())
+            lanes = Lanes(model, max(1, len(patches)), device, Settings.of(sampling))
         self.lanes, self.sampling, self.chain_ids = lanes, sampling, chain_ids
         self.patches = patches.to(torch.float32, copy=True).contiguous()
         self.iteration = torch.zeros((), dtype=torch.int64, device=device)

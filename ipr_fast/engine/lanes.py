@@ -26,7 +26,9 @@ from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
 from ipr_fast.models import contract
-from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.schedule import Schedule, ScheduleTables
 from ipr_fast.trace import span
 
@@ -58,6 +60,11 @@ class Settings(NamedTuple):
     stochasticity: float
     temperature: float
     tf32: bool = False
+
+    @classmethod
+    def of(cls, sampling: Sampling, tf32: bool = False) -> Settings:
+        """Those of a way of sampling."""
+        return cls(sampling.stochasticity, sampling.temperature, tf32)
 
 
 class Part(NamedTuple):
@@ -250,7 +257,7 @@ class Lanes:
         state, into = self.state.first(lanes), self.slots(slots).first(lanes)
         contract.prediction(prediction, (*into.level.shape, state.patches.shape[-1]))
         if self.notes_mix:
-            self.notes_mix, self.mix_range = False, contract.mix_range(prediction.variance_mix, into.active.occupied)
+            self.notes_mix, self.mix_range = False, mix_range(prediction.variance_mix, into.active.occupied)
         with span("advance"):
             advance(
                 into.start,

@@ -14,7 +14,7 @@ from ipr_fast.evaluation import plots
 from ipr_fast.evaluation.evaluate import Trajectory, describe, follow, many, summarise
 from ipr_fast.files import check_no_folders, prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.tasks.base import Task
+from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept, draw_boards, random_clues
 
@@ -30,7 +30,9 @@ class DemoSettings:
     seed: int = 0
 
 
-def draw_clues(task: Task, boards: int, clues: tuple[int, int], seed: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def draw_clues(
+    task: KnownTask, boards: int, clues: tuple[int, int], seed: int
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Clues (known (B, N), known_values (B, 1, H, W)) of random valid boards in held-out digits; None for none.
 
     Raises ValueError for clues of a task that has none.
@@ -45,7 +47,7 @@ def draw_clues(task: Task, boards: int, clues: tuple[int, int], seed: int) -> tu
 
 
 def run_demo(
-    task: Task, model: Denoiser, settings: DemoSettings, out: Path, *, say: Callable[[str], None], progress: bool
+    task: KnownTask, model: Denoiser, settings: DemoSettings, out: Path, *, say: Callable[[str], None], progress: bool
 ) -> dict:
     """Run it, tell the user through `say`, and write two pictures and results.json into `out`."""
     judge = task.judge()
@@ -82,9 +84,9 @@ def run_demo(
     return results
 
 
-def _described(task: Task, settings: DemoSettings) -> str:
+def _described(task: KnownTask, settings: DemoSettings) -> str:
     if not isinstance(task, DigitSudoku):
-        return f"{task.name}, {task.config.image_size}x{task.config.image_size} pixels"
+        return f"{task.name}, {task.grid.width}x{task.grid.height} pixels"
     low, high = settings.clues
     clues = "no clues" if high == 0 else f"{low} to {high} clues"
     return f"handwritten digits, {task.side}x{task.side} cells, {clues}"
@@ -92,7 +94,7 @@ def _described(task: Task, settings: DemoSettings) -> str:
 
 def _write_out(
     out: Path,
-    task: Task,
+    task: KnownTask,
     images: Tensor,
     trajectory: Trajectory,
     results: dict,
@@ -116,6 +118,6 @@ def _write_out(
     return written
 
 
-def _files_of(out: Path, task: Task) -> list[Path]:
+def _files_of(out: Path, task: KnownTask) -> list[Path]:
     """The files that the demo writes: the samples' picture, the curve, the numbers."""
     return [out / f"{task.noun}s.png", out / "progress.png", out / "results.json"]

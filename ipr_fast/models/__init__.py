@@ -1,8 +1,10 @@
 """Denoisers, and how their weights are stored."""
 
-from ipr_fast.models.denoiser import Denoiser, Prediction
+from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
-from ipr_fast.models.srm_unet import PRESETS, SRMUNet, SRMUNetConfig
+from ipr_fast.models.srm_unet import SRMUNet
+from ipr_fast.models.srm_unet_config import PRESETS, SRMUNetConfig
+from ipr_fast.sampling.prediction import Prediction
 
 __all__ = [
     "PRESETS",

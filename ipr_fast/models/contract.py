@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ipr_fast import checks
-from ipr_fast.models.denoiser import Prediction
 from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.prediction import Prediction
 
 
 def denoiser(model: object) -> PatchGrid:
@@ -82,13 +81,6 @@ def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
 
 
 # ------------------------------------------------------------------------------------------------- the variance mix
-
-
-def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
-    """The smallest and largest variance mix (B, A, P) of the occupied slots (B, A): a tensor (2,), on their device."""
-    if mix is None or not mix.numel():
-        return None
-    return torch.stack(torch.aminmax(torch.where(occupied[..., None], mix.float(), 0.5)))
 
 
 def mix_complaint(model: object, found: Tensor | None) -> str | None:

@@ -24,9 +24,9 @@ from ipr_fast.kernels.gated_sum import gated_sum
 from ipr_fast.kernels.modulated_norm import modulated_layer_norm
 from ipr_fast.kernels.partial_attention import partial_attention
 from ipr_fast.models.config_checks import MOST_LAYERS, positive_int, schedule_pair, square_grid
-from ipr_fast.models.denoiser import Prediction
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.trace import span
 

@@ -8,7 +8,7 @@ its tokens, with no copy of the map before them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,8 @@ from torch.nn import functional as F
 
 from ipr_fast.kernels.modulated_norm import group_norm
 from ipr_fast.models.packed import PackedWeights, convolution, doubled_convolution, pointwise
+from ipr_fast.models.srm_unet_config import GROUPS, SRMUNetConfig
 from ipr_fast.trace import span
-
-if TYPE_CHECKING:
-    from ipr_fast.models.srm_unet import SRMUNetConfig
-
-GROUPS = 32  # of every GroupNorm
 
 
 class Condition(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels.philox import STREAM_SWAP, patch_keys
+from ipr_fast.sampling import arguments
 from ipr_fast.sampling.patches import PatchGrid
 
 
@@ -32,8 +33,8 @@ def swap_patches(
     x = checks.images("x", x).detach()
     checks.extremes("x", x)
     grid = PatchGrid(*x.shape[1:], checks.integer("patch_size", patch_size, 1))
-    free = checks.free_patches(known, len(x), grid, x.device)
-    ids = checks.chain_ids(chain_ids, len(x), x.device)
+    free = arguments.free_patches(known, len(x), grid, x.device)
+    ids = arguments.chain_ids(chain_ids, len(x), x.device)
     seed = checks.integer("seed", seed, 0, 2**64 - 1)
     moved = 2 * checks.integer("pairs", pairs, 0)
     fewest = int(free.sum(1).min()) if len(x) else moved

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.engine.engine import Sampling, Selection
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
-from ipr_fast.models import contract
-from ipr_fast.models.denoiser import Denoiser, Prediction
 from ipr_fast.sampling import flow
 from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.sampling import Sampling, Selection
 from ipr_fast.sampling.schedule import Schedule
 
+Model = Callable[..., Prediction]  # an `ipr_fast.Denoiser`
 Noise = Callable[[int], Tensor]
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
 
 
 def regenerate(
-    model: Denoiser,
+    model: Model,
     patches: Tensor,
     unknown: Tensor,
     schedule: Schedule,
@@ -96,7 +96,7 @@ def _finite(log_variance: Tensor) -> Tensor:
     return log_variance.nan_to_num(nan=torch.finfo(log_variance.dtype).max)
 
 
-def _predict(model: Denoiser, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
+def _predict(model: Model, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
     """The model's prediction for one chain, spread over all N patches; 0 where the patch is not active."""
     active = ActivePatches.from_mask(unknown[None])
     patches, levels = patches[None], active.gather(level[None])
@@ -110,7 +110,7 @@ def _predict(model: Denoiser, patches: Tensor, level: Tensor, unknown: Tensor) -
 class ReferenceEngine:
     """Chains one after another through `regenerate`, with the engine's random numbers; slow, for comparison."""
 
-    def __init__(self, model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
+    def __init__(self, model: Model, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
         self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
         self.patches = patches.float()
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
@@ -165,5 +165,5 @@ class ReferenceEngine:
         prediction = _predict(self.model, patches, level, unknown)
         if not self._called:
             mix = None if prediction.variance_mix is None else prediction.variance_mix[None]
-            self._called, self.mix_range = True, contract.mix_range(mix, unknown[None])
+            self._called, self.mix_range = True, mix_range(mix, unknown[None])
         return prediction

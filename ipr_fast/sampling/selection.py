@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.engine.engine import Selection
+from ipr_fast.sampling import arguments
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import (
     AllPatches,
@@ -21,6 +21,7 @@ from ipr_fast.sampling.policies import (
     fixed_patches,
     random_patches,
 )
+from ipr_fast.sampling.sampling import Selection
 from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]
@@ -65,7 +66,7 @@ class Selector:
         name = f"mask_fn {checks.name_of(self.mask_fn)}"
         with span("mask_fn"):
             mask = guarded(name, iteration, self.mask_fn, images(), iteration)
-        mask = checks.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
+        mask = arguments.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
         return Selection(mask, mask.sum(1).cpu(), varies=True)  # the one look at the data
 
     def verify(self) -> None:
@@ -92,7 +93,7 @@ class Selector:
             return choose(self.free)
         with checks.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
             mask = guarded(self._name, iteration, choose, self.free)
-        mask = checks.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
+        mask = arguments.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
         self._note_excess((mask.sum(1) - self.sizes).amax())
         return mask
 

@@ -7,8 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
-
 
 class Report(Protocol):
     """What a judge finds: a NamedTuple of tensors, each with one entry a sample."""
@@ -37,22 +35,19 @@ class Judge(Protocol):
 
 
 class Task(Protocol):
-    """A source of training samples, the model that fits them, and a judge of samples.
+    """A source of training samples, and a judge of samples.
 
     noun, adjective: what a sample is called, and a good one ("board", "valid").
+
+    A task of your own that is to be trained also has the network's `config`, see `ipr_fast.training.configs`.
     """
 
     name: str
     noun: str
     adjective: str
-    config: PatchTransformerConfig
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Images (B, C, H, W) float32 in [-1, 1], made on the generator's device."""
-        ...
-
-    def initialise(self, model: PatchTransformer) -> None:
-        """Change a new model's weights to those that training should begin with."""
         ...
 
     def judge(self) -> Judge:

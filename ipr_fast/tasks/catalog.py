@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES
 from ipr_fast.tasks.sudoku import DigitSudoku
 
 DIGIT_SUDOKU = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
 TASKS = (*DIGIT_SUDOKU, EvenPixels.name)
+KnownTask = DigitSudoku | EvenPixels
 
 
-def make_task(name: str, mnist: str | None = None) -> Task:
+def make_task(name: str, mnist: str | None = None) -> KnownTask:
     """The task of that name. mnist: the folder of MNIST's files, for boards of 28x28 cells.
 
     Raises ValueError for another name, or MNIST where there are no digits.
@@ -26,7 +26,7 @@ def make_task(name: str, mnist: str | None = None) -> Task:
     return EvenPixels()
 
 
-def task_of(grid: PatchGrid, mnist: str | None = None) -> Task:
+def task_of(grid: PatchGrid, mnist: str | None = None) -> KnownTask:
     """The task whose samples have that grid. Raises ValueError when there is none."""
     channels, side = grid.channels, grid.grid_h
     if channels == 1 and side == grid.grid_w and side in SIDES:
@@ -36,7 +36,7 @@ def task_of(grid: PatchGrid, mnist: str | None = None) -> Task:
     else:
         raise ValueError(f"model: it makes samples {grid.sample_shape}, which are those of no task: {', '.join(TASKS)}")
     task = make_task(name, mnist)
-    own = PatchGrid(task.config.channels, task.config.image_size, task.config.image_size, task.config.patch_size)
+    own = task.grid
     if own != grid:
         hint = " (see --mnist)" if name in DIGIT_SUDOKU else ""
         raise ValueError(

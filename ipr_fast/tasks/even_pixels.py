@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.sampling.patches import PatchGrid
 
 SIZE, PATCH = 32, 4
 SATURATION, VALUE = 1.0, 0.7
@@ -50,16 +50,7 @@ class EvenPixels:
     name, noun, adjective = "even-pixels", "image", "balanced"
 
     def __init__(self) -> None:
-        self.config = PatchTransformerConfig(
-            channels=3,
-            image_size=SIZE,
-            patch_size=PATCH,
-            width=256,
-            depth=9,
-            num_heads=8,
-            generate_schedule=(30, 0.9),  # those of Kang et al. 2026
-            refine_schedule=(30, 0.9),
-        )
+        self.grid = PatchGrid(3, SIZE, SIZE, PATCH)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Even images (B, 3, 32, 32) in [-1, 1], on the generator's device."""
@@ -69,9 +60,6 @@ class EvenPixels:
         is_opposite = torch.zeros(batch_size, SIZE * SIZE, device=generator.device)
         is_opposite.scatter_(1, order[:, : SIZE * SIZE // 2], 1.0)
         return colours(hue + 0.5 * is_opposite).unflatten(-1, (SIZE, SIZE))
-
-    def initialise(self, model: PatchTransformer) -> None:
-        """The model begins as it was made."""
 
     def judge(self) -> HueJudge:
         """A judge of images, which needs no data."""

@@ -11,11 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
 from ipr_fast.tasks.grids import all_grids, box_side, random_grids, transformed
-from ipr_fast.training.initialise import look_along_lines
 
 BASE_GRIDS = 4096  # of side 9, from a search of a few seconds; each has 1.2e12 symmetries
 
@@ -136,13 +134,8 @@ class DigitSudoku:
     def __init__(self, side: int, mnist: str | None = None) -> None:
         self.side = side
         self.train, self.test = load_digits("train", mnist), load_digits("test", mnist)
-        cell = self.train.size
-        self.grid = board_grid(side, cell)
+        self.grid = board_grid(side, self.train.size)
         self.name = f"digit-sudoku-{side}x{side}" + ("" if mnist is None else "-mnist")
-        size = {} if side == 4 else {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
-        self.config = PatchTransformerConfig(
-            channels=1, image_size=side * cell, patch_size=cell, box_size=box_side(side), **size
-        )
         self._sources: dict[torch.device, tuple[Tensor, Digits]] = {}
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -153,11 +146,6 @@ class DigitSudoku:
             return draw_boards(grids, digits, generator)
         cells = digits.draw(transformed(grids, generator), generator)
         return assemble(jittered(cells, generator))
-
-    def initialise(self, model: PatchTransformer) -> None:
-        """Side 9: heads begin by looking along rows, columns and boxes. Side 4 finds these without help."""
-        if self.side != 4:
-            look_along_lines(model)
 
     def judge(self) -> BoardJudge:
         """A judge of boards, whose reader has seen the training digits only."""

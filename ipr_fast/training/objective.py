@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.models.denoiser import Prediction
+from ipr_fast.sampling.prediction import Prediction
 
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
 

@@ -26,13 +26,15 @@ from ipr_fast import checks
 from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.tasks.base import Task
+from ipr_fast.training.checkpoint import read_checkpoint
+from ipr_fast.training.configs import config_of, initialise
 from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
+from ipr_fast.training.samples import check_form, check_values
 
 DTYPES = ("float32", "tf32", "bfloat16")
 LONGEST_WARMUP = 0.05  # of a run
 END = ("steps", "minutes")
 MAY_CHANGE = ("save_every", "compile", *END)  # between a run and its resumption
-ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class Trainer:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            model = PatchTransformer(task.config)
-            task.initialise(model)
+            model = PatchTransformer(config_of(task))
+            initialise(task, model)
         self.model = model.to(self.device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -140,7 +142,7 @@ class Trainer:
     def _sample(self) -> Tensor:
         """A batch of the task's samples: their form is checked in every step, their values in the first one only."""
         samples = self.task.sample(self.settings.batch_size, self._generator)
-        check_form(self.task, self.settings.batch_size, self.device, samples)
+        check_form(self.task, (self.settings.batch_size, *self.model.grid.sample_shape), self.device, samples)
         if not self._has_seen_values:
             check_values(self.task, samples)
             self._has_seen_values = True
@@ -159,7 +161,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "task": self.task.name,
-            "config": json.dumps(self.task.config.to_dict()),
+            "config": json.dumps(self.model.config.to_dict()),
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -192,7 +194,7 @@ class Trainer:
 
     def _check_same_run(self, path: Path, state: dict) -> None:
         found = {"task": state.get("task"), **state["config"], **state["settings"]}
-        mine = {"task": self.task.name, **json.loads(json.dumps(self.task.config.to_dict())), **asdict(self.settings)}
+        mine = {"task": self.task.name, **json.loads(json.dumps(self.model.config.to_dict())), **asdict(self.settings)}
         other = [name for name in mine if name not in MAY_CHANGE and found.get(name) != mine[name]]
         if other:
             described = ", ".join(f"{name} {found.get(name)} (now {mine[name]})" for name in other)
@@ -225,19 +227,6 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """The state that a trainer saved; raises ValueError for another file. Reads everything, weights included."""
-    try:
-        state = dict(torch.load(path, map_location=device, weights_only=True))
-        state["step"], state["seconds"] = int(state["step"]), float(state["seconds"])
-        state["settings"], state["config"] = dict(state["settings"]), dict(json.loads(state["config"]))
-        if state["step"] < 0 or not 0 <= state["seconds"] < math.inf:
-            raise ValueError(f"step {state['step']}, {state['seconds']} seconds")
-        return state
-    except Exception as error:  # a foreign file makes the loader raise almost anything
-        raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
-
-
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Delay a Ctrl-C that comes within the block to its end; for short blocks that must not be left half done.
@@ -255,30 +244,3 @@ def interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if held:
         before(*held[0])
-
-
-# ------------------------------------------------------------------------------------------------ a task's samples
-
-
-def check_form(task: Task, batch_size: int, device: torch.device, samples: object) -> None:
-    """Raise ValueError unless samples are float32 (batch_size, C, H, W) of the task's config, on the device."""
-    config = task.config
-    wanted = torch.float32, (batch_size, config.channels, config.image_size, config.image_size), device
-    is_tensor = isinstance(samples, Tensor)
-    found = (samples.dtype, tuple(samples.shape), samples.device) if is_tensor else None
-    if found != wanted:
-        came = _described(*found) if is_tensor else type(samples).__name__
-        raise ValueError(f"task {task.name}: sample() must return {_described(*wanted)}, got {came}")
-
-
-def _described(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
-    return f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape} on {device}"
-
-
-def check_values(task: Task, samples: Tensor) -> None:
-    """Raise ValueError unless all values are finite and in [-1, 1]; the host waits for the device."""
-    bad = checks.count_not_finite(samples)
-    low, high = samples.min().item(), samples.max().item()
-    if bad or max(-low, high) > 1 + ROUNDING:
-        came = f"NaN or inf in {bad} of {len(samples)} samples" if bad else f"values from {low:g} to {high:g}"
-        raise ValueError(f"task {task.name}: sample() must return finite values in [-1, 1], got {came}")

@@ -10,10 +10,11 @@ from small_models import randomise
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches, reference
 from ipr_fast.engine.capture_check import CaptureError, Watch
-from ipr_fast.engine.engine import Engine, Sampling
-from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.engine import Engine
+from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.kernels import philox
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
+from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.selection import Selector
 
 
@@ -177,7 +178,7 @@ def test_reference_with_nothing_unknown_does_nothing(model, finished):
 def make_engine(model, finished, capture=None):
     """An engine of twelve chains, on lanes that capture if they are told how."""
     patches, sampling = model.grid.to_patches(finished), Sampling(Schedule(10, 0.8))
-    lanes = Lanes(model, 16, patches.device, sampling.settings(), capture)
+    lanes = Lanes(model, 16, patches.device, Settings.of(sampling), capture)
     return Engine(model, patches, torch.arange(len(patches), device=patches.device), sampling, lanes)
 
 

@@ -8,11 +8,12 @@ from tape import Tape
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches
 from ipr_fast.engine.capture_check import CaptureError
-from ipr_fast.engine.engine import Engine, Sampling
+from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import _kept
 from ipr_fast.engine.graphs import Graphs
-from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.models import PatchTransformer
+from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.selection import Selector
 
 
@@ -126,8 +127,8 @@ def test_a_context_without_first_runs_all_lanes(tape, model, finished, ragged_kn
 def test_whole_iterations_as_one_graph(model, finished, ragged_known):
     sampling, tape, results = Sampling(Schedule(10, 0.8)), Tape(), []
     for lanes in (
-        Lanes(model, 16, finished.device, sampling.settings(), tape, whole_iterations=True),
-        Lanes(model, 16, finished.device, sampling.settings()),
+        Lanes(model, 16, finished.device, Settings.of(sampling), tape, whole_iterations=True),
+        Lanes(model, 16, finished.device, Settings.of(sampling)),
     ):
         engine = Engine(model, model.grid.to_patches(finished), torch.arange(12), sampling, lanes)
         select = Selector(random_patches(), model.grid, ~ragged_known, torch.arange(12), 0)

@@ -21,10 +21,6 @@ def mnist(tmp_path):
     return str(tmp_path)
 
 
-def grid_of(config):
-    return PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size)
-
-
 def test_the_names_of_the_tasks():
     assert TASKS == ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels")
 
@@ -33,10 +29,10 @@ def test_the_names_of_the_tasks():
 def test_a_task_is_made_by_name_and_found_again_by_its_samples(name):
     task = make_task(name)
     assert task.name == name
-    found = task_of(grid_of(task.config))
+    found = task_of(task.grid)
     assert type(found) is type(task)
     assert found.name == name
-    assert found.config == task.config
+    assert found.grid == task.grid
 
 
 def test_tasks_are_what_their_names_say():
@@ -54,8 +50,8 @@ def test_tasks_are_what_their_names_say():
 def test_boards_of_mnists_digits_are_another_task(mnist, side):
     task = make_task(f"digit-sudoku-{side}x{side}", mnist)
     assert task.name == f"digit-sudoku-{side}x{side}-mnist"
-    assert grid_of(task.config) == PatchGrid(1, 28 * side, 28 * side, 28)
-    assert task_of(grid_of(task.config), mnist).config == task.config
+    assert task.grid == PatchGrid(1, 28 * side, 28 * side, 28)
+    assert task_of(task.grid, mnist).grid == task.grid
 
 
 @pytest.mark.parametrize("name", ["digit-sudoku-16x16", "Even-Pixels", "", None])
@@ -69,7 +65,7 @@ def test_even_pixels_take_no_digits(mnist):
     with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
         make_task("even-pixels", mnist)
     with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
-        task_of(grid_of(EvenPixels().config), mnist)
+        task_of(EvenPixels().grid, mnist)
 
 
 @pytest.mark.parametrize("grid", [PatchGrid(1, 40, 40, 8), PatchGrid(1, 32, 72, 8), PatchGrid(2, 32, 32, 8)])

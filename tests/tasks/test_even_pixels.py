@@ -103,9 +103,8 @@ def test_samples_are_512_pixels_of_each_of_two_opposite_colours(generator):
     assert torch.allclose(images.mean((2, 3)), torch.full((40, 3), OPPOSITE_SUM / 2), atol=1e-6)
 
 
-def test_samples_fit_the_tasks_model(generator):
-    config = EvenPixels().config
-    assert EvenPixels().sample(2, generator).shape[1:] == (config.channels, config.image_size, config.image_size)
+def test_samples_fit_the_tasks_grid(generator):
+    assert EvenPixels().sample(2, generator).shape[1:] == EvenPixels().grid.sample_shape
 
 
 def test_samples_follow_the_generator():

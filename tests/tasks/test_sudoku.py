@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from ipr_fast.models import PatchTransformer
 from ipr_fast.tasks import sudoku
 from ipr_fast.tasks.digits import load_digits
 from ipr_fast.tasks.grids import random_grids
@@ -117,10 +116,10 @@ def test_cells_are_put_side_by_side(generator):
 
 
 @pytest.mark.parametrize("side", [4, 9])
-def test_the_task_draws_valid_boards_of_its_models_shape(side, large, generator):
+def test_the_task_draws_valid_boards_of_its_grid(side, large, generator):
     task = DigitSudoku(4) if side == 4 else large
     boards = task.sample(60, generator)
-    assert boards.shape == (60, 1, task.config.image_size, task.config.image_size)
+    assert boards.shape == (60, *task.grid.sample_shape)
     assert boards.dtype == torch.float32
     assert boards.min() == -1
     assert boards.max() <= 1
@@ -159,18 +158,6 @@ def test_digits_on_large_boards_are_jittered_and_on_small_ones_are_not(large, ge
     for task, distance in ((DigitSudoku(4), torch.eq), (large, torch.ne)):
         cells = board_grid(task.side, 8).to_patches(task.sample(3, generator)).flatten(0, 1)
         assert distance((cells[:, None] == known).all(2).any(1), True).all()
-
-
-def test_only_large_boards_models_begin_with_other_heads(large):
-    for task in (DigitSudoku(4), large):
-        torch.manual_seed(0)
-        model = PatchTransformer(task.config)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        task.initialise(model)
-        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-        heads = {f"layers.{i}.qkv.weight" for i in range(task.config.depth)}
-        tables = {"position.rows", "position.columns", "position.boxes"}
-        assert changed == (set() if task.side == 4 else heads | tables)
 
 
 def test_what_a_report_calls_good_and_measures():

@@ -7,6 +7,7 @@ from small_models import TINY
 from ipr_fast.models import PatchTransformer
 from ipr_fast.models.patch_transformer import Layer
 from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.training.configs import config_of
 from ipr_fast.training.initialise import look_along_lines
 
 CELL = torch.arange(81)
@@ -49,7 +50,7 @@ def share_in_line(model, level, monkeypatch):
 
 @pytest.fixture(scope="module")
 def config():
-    return DigitSudoku(9).config
+    return config_of(DigitSudoku(9))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])

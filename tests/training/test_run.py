@@ -18,6 +18,7 @@ from ipr_fast.files import alone_in
 from ipr_fast.models import PatchTransformerConfig
 from ipr_fast.models.files.checkpoints import load_model, model_info
 from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.training.configs import config_of
 from ipr_fast.training.run import train
 from ipr_fast.training.trainer import DTYPES, Trainer, TrainSettings
 
@@ -433,7 +434,7 @@ def test_a_step_never_looks_at_its_data(name, dtype):
     """Data, noise, network, gradient, optimiser and moving average: the host of a GPU would have to wait."""
     pytest.importorskip("sklearn")
     task = make_task(name)
-    task.config = replace(task.config, width=32, depth=1, num_heads=1)
+    task.config = replace(config_of(task), width=32, depth=1, num_heads=1)
     trainer = Trainer(task, replace(QUICK, batch_size=2, dtype=dtype))
     trainer.train_step()  # draws the grids and makes the optimiser's state
     with Watch("a training step", torch.device("cpu")):

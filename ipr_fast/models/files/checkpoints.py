@@ -23,7 +23,8 @@ from ipr_fast.models.files.weight_files import (
     safetensors_bytes,
 )
 from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
-from ipr_fast.models.srm_unet import SRMUNet, SRMUNetConfig
+from ipr_fast.models.srm_unet import SRMUNet
+from ipr_fast.models.srm_unet_config import SRMUNetConfig
 
 ARCHITECTURES = {
     "PatchTransformer": (PatchTransformer, PatchTransformerConfig),

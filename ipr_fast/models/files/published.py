@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.models.srm_unet import PRESETS, SRMUNetConfig
+from ipr_fast.models.srm_unet_config import PRESETS, SRMUNetConfig
 
 BASES = ("", "denoising_model.")
 REPEATED = ".norm_with_embedding.t_emb."

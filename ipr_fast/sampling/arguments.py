@@ -1,0 +1,66 @@
+"""Checks of patch masks, chain ids, schedules and counters; each raises a ValueError, as in `ipr_fast.checks`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.kernels import philox
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.schedule import Schedule
+
+
+def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+    """A bool mask over patches, (B, N) or (B, grid_h, grid_w), as (B, N)."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    shapes = (batch, grid.num_patches), (batch, grid.grid_h, grid.grid_w)
+    if tuple(value.shape) not in shapes:
+        raise ValueError(f"{name} must have shape {shapes[0]} or {shapes[1]}, got {tuple(value.shape)}")
+    if value.dtype != torch.bool:
+        raise ValueError(f"{name} must be of dtype torch.bool, got {value.dtype}")
+    checks.same_device(name, value, device)
+    return value.reshape(shapes[0])
+
+
+def free_patches(known: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+    """The patches (B, N) bool that are not known; all of them by default."""
+    if known is None:
+        return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
+    return ~patch_mask("known", known, batch, grid, device)
+
+
+def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
+    """Chain ids int64 (B,); by default 0..B-1."""
+    if value is None:
+        return torch.arange(batch, device=device)
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or tuple(value.shape) != (batch,):
+        came = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {came}")
+    checks.same_device("chain_ids", value, device)
+    value = value.clone()  # the caller may go on with it
+    if batch and not 0 <= int(value.min()) <= int(value.max()) <= philox.MAX_CHAIN_ID:
+        raise ValueError(f"chain_ids must lie in 0..{philox.MAX_CHAIN_ID}, got {int(value.min())}..{int(value.max())}")
+    return value
+
+
+def schedule(value: object) -> Schedule:
+    """A Schedule."""
+    if not isinstance(value, Schedule):
+        raise ValueError(f"schedule must be an ipr_fast.Schedule, got {type(value).__name__}")
+    return value
+
+
+def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) -> None:
+    """The random numbers' counters must hold every patch, element, step and iteration."""
+    if grid.num_patches > philox.MAX_PATCHES:
+        raise ValueError(f"model: at most {philox.MAX_PATCHES} patches can be counted, got {grid.num_patches}")
+    if grid.patch_numel > philox.MAX_PATCH_NUMEL:
+        raise ValueError(f"model: at most {philox.MAX_PATCH_NUMEL} numbers a patch can be counted")
+    steps = plan.steps(grid.num_patches)
+    if steps > philox.MAX_STEPS:
+        raise ValueError(f"schedule: at most {philox.MAX_STEPS} steps can be counted, got up to {steps} from {plan}")
+    last = first_iteration + iters - 1
+    if last > philox.MAX_ITERATION:
+        raise ValueError(f"first_iteration + iters: the last iteration can be {philox.MAX_ITERATION}, got {last}")

@@ -1,0 +1,22 @@
+"""Reading the checkpoint of a training run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """The state that a trainer saved; raises ValueError for another file. Reads everything, weights included."""
+    try:
+        state = dict(torch.load(path, map_location=device, weights_only=True))
+        state["step"], state["seconds"] = int(state["step"]), float(state["seconds"])
+        state["settings"], state["config"] = dict(state["settings"]), dict(json.loads(state["config"]))
+        if state["step"] < 0 or not 0 <= state["seconds"] < math.inf:
+            raise ValueError(f"step {state['step']}, {state['seconds']} seconds")
+        return state
+    except Exception as error:  # a foreign file makes the loader raise almost anything
+        raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error

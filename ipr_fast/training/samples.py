@@ -1,0 +1,34 @@
+"""Checks of the samples that a task draws for its training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.tasks.base import Task
+
+ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
+
+
+def check_form(task: Task, shape: tuple[int, ...], device: torch.device, samples: object) -> None:
+    """Raise ValueError unless samples are float32 of this shape (B, C, H, W), on the device."""
+    wanted = torch.float32, shape, device
+    is_tensor = isinstance(samples, Tensor)
+    found = (samples.dtype, tuple(samples.shape), samples.device) if is_tensor else None
+    if found != wanted:
+        came = _described(*found) if is_tensor else type(samples).__name__
+        raise ValueError(f"task {task.name}: sample() must return {_described(*wanted)}, got {came}")
+
+
+def _described(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
+    return f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape} on {device}"
+
+
+def check_values(task: Task, samples: Tensor) -> None:
+    """Raise ValueError unless all values are finite and in [-1, 1]; the host waits for the device."""
+    bad = checks.count_not_finite(samples)
+    low, high = samples.min().item(), samples.max().item()
+    if bad or max(-low, high) > 1 + ROUNDING:
+        came = f"NaN or inf in {bad} of {len(samples)} samples" if bad else f"values from {low:g} to {high:g}"
+        raise ValueError(f"task {task.name}: sample() must return finite values in [-1, 1], got {came}")

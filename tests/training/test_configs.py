@@ -1,0 +1,60 @@
+"""The network of each task, and how its training begins."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.training.configs import config_of, initialise
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_tasks_network_has_its_grid(name):
+    task = make_task(name)
+    config = config_of(task)
+    assert PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size) == task.grid
+
+
+def test_the_networks_of_the_tasks():
+    small, large, even = (config_of(make_task(name)) for name in TASKS)
+    assert small == PatchTransformerConfig(channels=1, image_size=32, patch_size=8, box_size=2)
+    size = {"width": 256, "depth": 9, "num_heads": 8}
+    assert large == PatchTransformerConfig(channels=1, image_size=72, patch_size=8, box_size=3, **size)
+    plan = {"generate_schedule": (30, 0.9), "refine_schedule": (30, 0.9)}
+    assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, **size, **plan)
+
+
+def test_a_task_may_bring_its_own_network():
+    own = PatchTransformerConfig(channels=3, image_size=32, patch_size=4, width=16, depth=1, num_heads=1)
+    task = EvenPixels()
+    task.config = own
+    assert config_of(task) is own
+    assert config_of(SimpleNamespace(name="mine", config=own)) is own
+
+
+def test_a_task_of_ones_own_needs_a_network():
+    with pytest.raises(ValueError, match=r"^task mine: must have a `config`"):
+        config_of(SimpleNamespace(name="mine"))
+
+
+def test_only_large_boards_models_begin_with_other_heads():
+    for task in (DigitSudoku(4), DigitSudoku(9), EvenPixels()):
+        torch.manual_seed(0)
+        model = PatchTransformer(config_of(task))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        initialise(task, model)
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        heads = {f"layers.{i}.qkv.weight" for i in range(config_of(task).depth)}
+        tables = {"position.rows", "position.columns", "position.boxes"}
+        assert changed == (heads | tables if task.name == "digit-sudoku-9x9" else set())
+
+
+def test_a_task_may_begin_with_weights_of_its_own():
+    model = PatchTransformer(config_of(EvenPixels()))
+    initialise(SimpleNamespace(initialise=lambda model: torch.nn.init.zeros_(model.patch_in.weight)), model)
+    assert not model.patch_in.weight.any()
