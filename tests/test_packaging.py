@@ -78,14 +78,6 @@ def test_a_clone_imports_without_an_install(tmp_path):
     assert str(ROOT / "kernels" / "philox.py") in run(python, "-c", IMPORT, cwd=ROOT)
 
 
-def test_imports_run_one_way():
-    """bench, tests, profiling -> ipr_fast -> kernels -> torch."""
-    for kernel in (ROOT / "kernels").glob("*.py"):
-        for line in kernel.read_text().splitlines():
-            if line.startswith(("from ipr_fast", "import ipr_fast")):
-                assert line.startswith("from ipr_fast.kernels"), f"{kernel.name}: {line}"
-
-
 def test_nothing_of_the_extras_is_imported_with_the_package():
     code = "import ipr_fast, ipr_fast.cli.main, sys; print(sorted({'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
