@@ -308,9 +308,9 @@ def test_a_full_disk_under_the_demo_is_told_in_one_line(tmp_path, weights, even_
 
 
 def test_a_full_disk_under_an_evaluation_is_told_in_one_line(tmp_path, monkeypatch, weights, capsys):
-    monkeypatch.setattr("ipr_fast.cli.main.train", lambda *_, **__: weights)
-    monkeypatch.setattr("ipr_fast.cli.main.evaluate", lambda *_, **__: {"share": list(range(100))})
-    monkeypatch.setattr("ipr_fast.cli.main.describe", lambda *_: [])
+    monkeypatch.setattr("ipr_fast.cli.train.train", lambda *_, **__: weights)
+    monkeypatch.setattr("ipr_fast.cli.train.evaluate", lambda *_, **__: {"share": list(range(100))})
+    monkeypatch.setattr("ipr_fast.cli.train.describe", lambda *_: [])
     with full_disk(50):
         assert main(["train", "--out", str(tmp_path), "--quiet"]) == 1
     assert failed_in_one_line(capsys, "train", "File too large", str(tmp_path / "evaluation.json"))
@@ -364,7 +364,7 @@ def test_an_interrupt_ends_with_exit_code_130(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ipr_fast.cli.main.run_demo", interrupted)
+    monkeypatch.setattr("ipr_fast.cli.demo.run_demo", interrupted)
     assert main(["demo", "--quiet"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -446,8 +446,8 @@ def test_an_evaluation_that_cannot_be_written_leaves_no_half_of_it(tmp_path, mon
         monkeypatch.setattr("ipr_fast.files.os.fsync", full)
         return {}
 
-    monkeypatch.setattr("ipr_fast.cli.main.evaluate", evaluate)
-    monkeypatch.setattr("ipr_fast.cli.main.describe", lambda *args: [])
+    monkeypatch.setattr("ipr_fast.cli.train.evaluate", evaluate)
+    monkeypatch.setattr("ipr_fast.cli.train.describe", lambda *args: [])
     assert main([*QUICK_TRAINING, "--task", "even-pixels", "--steps", "1", "--out", str(tmp_path)]) == 1
     assert f"No space left on device: '{tmp_path / 'evaluation.json'}'" in capsys.readouterr().err
     assert not list(tmp_path.glob("evaluation.json*"))
@@ -470,7 +470,7 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
     def gone(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr("ipr_fast.cli.main.bundled_models", gone)
+    monkeypatch.setattr("ipr_fast.cli.info.bundled_models", gone)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main replaces it
     assert main(["info"]) == 1
     assert "error" not in capsys.readouterr().err

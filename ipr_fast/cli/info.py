@@ -1,0 +1,62 @@
+"""`ipr-fast info`: versions, devices and bundled models; or what one model's file says of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+import ipr_fast
+from ipr_fast.cli.common import A_MODEL, model_from, printable
+from ipr_fast.models.files.checkpoints import model_info
+from ipr_fast.models.files.sources import bundled_models
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
+    parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
+    parser.add_argument("model", nargs="?", help=f"{A_MODEL}, or a .ckpt or .pt of an SRM UNet")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.model is not None:
+        with model_from("model"):
+            lines = _model_lines(arguments.model)
+        for key, value in lines:
+            print(f"{printable(key):13} {printable(value)}")
+        return
+    print(f"ipr-fast     {ipr_fast.__version__}")
+    print(f"python       {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "triton", "numpy", "nvtx", "safetensors", "scikit-learn", "matplotlib", "pillow"):
+        print(f"{package:12} {_version(package)}")
+    print(f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} threads for torch")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        print(f"cuda:{i}       {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("cuda         no device: everything runs on the CPU")
+    print("bundled models")
+    for name in bundled_models():
+        info = model_info(name)
+        print(f"  {name}  {info['architecture']}, samples {info['sample_shape']}, {info['parameters']:,} parameters")
+
+
+def _model_lines(source: str) -> list[tuple[str, object]]:
+    info = model_info(source)
+    metadata = info.pop("metadata")
+    info["sample_shape"] = info["sample_shape"] or "not told by the file"
+    return [
+        *info.items(),
+        *((key, value) for key, value in sorted(metadata.items()) if key not in ("format", "architecture")),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
