@@ -1,7 +1,8 @@
-"""The package as it is installed: from a wheel, editable, and imported in a clone without either."""
+"""The package as it is installed: from a wheel, an sdist, editable, and imported in a clone without any."""
 
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -10,6 +11,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT = "import ipr_fast, ipr_fast.kernels.philox as p; print(p.__file__, ipr_fast.bundled_models())"
+CODE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").rglob("*.py"))
+KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
+WEIGHTS = [f"ipr_fast/models/weights/digit-sudoku-{n}.{kind}" for n in ("4x4", "9x9") for kind in ("safetensors", "md")]
+DATA = ["ipr_fast/py.typed", *WEIGHTS]
+IMPORTS_ALL = """
+import importlib, importlib.resources, importlib.util, sys
+for name in sys.argv[1:]:
+    if name.endswith(".py"):
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if module != "ipr_fast.__main__":
+            importlib.import_module(module)
+    else:
+        assert (importlib.resources.files("ipr_fast") / name.removeprefix("ipr_fast/")).is_file(), name
+top = importlib.util.find_spec("kernels")  # may be Hugging Face's
+print(importlib.import_module("ipr_fast").__file__, None if top is None else top.origin)
+"""
 
 
 def run(*command, cwd, **environment):
@@ -18,19 +35,38 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
+def imports_all(python: Path, cwd: Path) -> str:
+    """Import every module in an environment, and find the data there; returns where from."""
+    kernels = [f"ipr_fast/kernels/{name}" for name in KERNELS]
+    return run(python, "-c", IMPORTS_ALL, *CODE, *kernels, *DATA, cwd=cwd)
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this tree, built from a copy: a build leaves folders behind."""
+def tree(tmp_path_factory) -> Path:
+    """A copy of this tree: a build leaves folders behind."""
     pytest.importorskip("setuptools")
-    folder = tmp_path_factory.mktemp("wheel")
+    tree = tmp_path_factory.mktemp("package") / "tree"
     files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, files):
-        target = folder / "tree" / name
+        target = tree / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
-    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, "./tree")
-    run(*command, cwd=folder)
-    return next(folder.glob("ipr_fast-*.whl"))
+    return tree
+
+
+@pytest.fixture(scope="module")
+def sdist(tree) -> Path:
+    """The source distribution of this tree."""
+    run(sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')", cwd=tree)
+    return next(tree.parent.glob("ipr_fast-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist) -> Path:
+    """The wheel, built from the source distribution: so both are whole."""
+    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", ".", sdist)
+    run(*command, cwd=sdist.parent)
+    return next(sdist.parent.glob("ipr_fast-*.whl"))
 
 
 def fresh_environment(folder: Path) -> Path:
@@ -44,25 +80,28 @@ def fresh_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def test_the_wheel_holds_kernels_weights_and_nothing_at_the_top(wheel):
+def test_the_wheel_holds_all_code_and_data_and_nothing_at_the_top(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"ipr_fast", "ipr_fast-0.1.0.dist-info"}
-    for kernel in (ROOT / "kernels").glob("*.py"):
-        assert f"ipr_fast/kernels/{kernel.name}" in names
-    for module in (ROOT / "ipr_fast").rglob("*.py"):
-        assert module.relative_to(ROOT).as_posix() in names
-    assert "ipr_fast/models/weights/digit-sudoku-4x4.safetensors" in names
-    assert "ipr_fast/models/weights/digit-sudoku-4x4.md" in names
+    kernels = [f"ipr_fast/kernels/{name}" for name in KERNELS]
+    assert sorted(name for name in names if name.startswith("ipr_fast/")) == sorted([*CODE, *kernels, *DATA])
+
+
+def test_the_sdist_holds_all_code_and_data(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*CODE, *DATA, *(f"kernels/{name}" for name in KERNELS), "README.md", "LICENSE"} <= names
 
 
 def test_an_installed_wheel_imports_and_runs(wheel, tmp_path):
     python = fresh_environment(tmp_path / "env")
     site = next((tmp_path / "env" / "lib").glob("python3*")) / "site-packages"
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel, cwd=tmp_path)
-    out = run(python, "-c", IMPORT, cwd=tmp_path)
-    assert str(site) in out
-    assert "digit-sudoku-4x4" in out
+    where = imports_all(python, tmp_path)
+    assert where.startswith(str(site))
+    assert "ipr_fast" not in where.split()[1]
     assert "digit-sudoku-4x4" in run(python, "-m", "ipr_fast", "info", cwd=tmp_path)
+    assert "digit-sudoku-4x4" in run(site / "bin" / "ipr-fast", "info", cwd=tmp_path, PYTHONPATH=str(site))
 
 
 def test_an_editable_install_imports(tmp_path):
@@ -71,6 +110,9 @@ def test_an_editable_install_imports(tmp_path):
     command = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site)
     run(*command, "-e", ROOT, cwd=tmp_path)
     assert str(ROOT / "kernels" / "philox.py") in run(python, "-c", IMPORT, cwd=tmp_path)
+    file, top = imports_all(python, tmp_path).split()
+    assert file == str(ROOT / "ipr_fast" / "__init__.py")
+    assert not top.startswith(str(ROOT))
 
 
 def test_a_clone_imports_without_an_install(tmp_path):
