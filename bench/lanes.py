@@ -4,7 +4,7 @@
     python bench/lanes.py --report FILE.json  print an earlier measurement
 
 The same chains are refined for one short iteration, so many at a time; the arms take turns, and each gives the same
-samples. `MOST_CPU_LANES` in ipr_fast/engine/graph_cache.py is chosen by this table.
+samples. `CPU_PATCHES` in ipr_fast/engine/graph_cache.py is chosen by this table.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def refine_batch(
     noise: "random" renoises a patch with fresh noise each time; "fixed" with the noise of its initial generation, which
         is that of `generate_batch` for the same seed and chain ids.
     max_chains: how many chains run at a time, >= 1; more are taken in turn. "auto" is what the free memory holds, on a
-        CPU at most 256, as more are slower. On a GPU, a number that does not fit is refused.
+        CPU at most 10,000 patches, as more are slower. On a GPU, a number that does not fit is refused.
     tf32: let a GPU multiply float32 in TF32. In which type a network computes is that of its weights (`load_model`).
     backend: "auto" runs the engine, as CUDA graphs where x is on a GPU; "graphs" insists on those, "torch" does
         without; "reference" runs the slow definition, one chain at a time.

@@ -108,6 +108,27 @@ def test_its_table_of_idle_lanes_is_the_committed_one():
     assert all(row["ratio"][0] > 1.1 for row in measured["timed"])
 
 
+def test_the_engines_table_of_chains_at_a_time_is_the_committed_one():
+    import lanes
+
+    measured = json.loads((ROOT / "bench/results/lanes.json").read_text())
+    assert lanes.report(measured) in (ROOT / "ipr_fast/engine/README.md").read_text()
+
+
+FOLDERS = [*sorted(path.parent for path in ROOT.glob("ipr_fast/*/README.md")), ROOT / "kernels"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folders_readme_names_its_files_and_only_those(folder):
+    """Every file of the folder, in its table; files of other folders are named with theirs."""
+    text = (folder / "README.md").read_text()
+    named = set(re.findall(r"(?<![\w/])`(\w+\.py)`", text))
+    there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert not named - there
+    if folder.name != "cli":  # one file a command, as its text says
+        assert not there - named
+
+
 def test_its_table_of_presets_is_what_they_are():
     for name, config in ipr_fast.models.PRESETS.items():
         with torch.device("meta"):

@@ -30,7 +30,7 @@ from ipr_fast.sampling.schedule import Schedule
 MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
 MOST_LANES = 1 << 15  # attention takes a dimension of the launch for its chains, and that ends at 65,535
-MOST_CPU_LANES = 256  # that "auto" takes on a CPU: more are slower, and take more memory (bench/lanes.py)
+CPU_PATCHES = 10_000  # that "auto" takes at a time on a CPU: more are slower, and take more memory (bench/lanes.py)
 FEW_CHAINS = 64  # that are not counted on a CPU: counting calls the model on four chains
 
 _kept: OrderedDict[Hashable, Kept] = OrderedDict()
@@ -64,12 +64,12 @@ def lanes_for(
 ) -> Iterator[Lanes]:
     """Lanes for chains with at most `most_active` active patches each, of which `batch` are to come.
 
-    max_chains: how many may run at a time; "auto" is what the free memory holds, on a CPU at most MOST_CPU_LANES.
+    max_chains: how many may run at a time; "auto" is what the free memory holds, on a CPU at most CPU_PATCHES patches.
     capture: makes what captures graphs on a device; without, the lanes run without graphs. Raises ValueError when they
     do not fit into the memory.
     """
     fit = partial(_fitting, model, batch, most_active, device, settings, max_chains, capture is not None)
-    wanted = min(batch if capture is None else lane_bucket(batch), _most_lanes(max_chains, device))
+    wanted = min(batch if capture is None else lane_bucket(batch), _most_lanes(max_chains, device, model))
     lanes = kept = None
     try:
         if capture is None:
@@ -96,10 +96,10 @@ def lanes_for(
         _keep(key, kept, model)
 
 
-def _most_lanes(max_chains: int | str, device: torch.device) -> int:
+def _most_lanes(max_chains: int | str, device: torch.device, model: Denoiser) -> int:
     if max_chains != "auto":
         return min(MOST_LANES, max_chains)
-    return MOST_CPU_LANES if device.type == "cpu" else MOST_LANES
+    return max(1, CPU_PATCHES // model.grid.num_patches) if device.type == "cpu" else MOST_LANES
 
 
 def _out_of_memory(lanes: int, device: torch.device) -> str:

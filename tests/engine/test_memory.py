@@ -124,7 +124,7 @@ def test_auto_takes_what_fits(model, small):
 
 def test_auto_takes_no_more_on_a_cpu_than_are_fast(model, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: float("inf"))
-    assert lanes_of(model, 20_000) == graph_cache.MOST_CPU_LANES
+    assert lanes_of(model, 20_000) == graph_cache.CPU_PATCHES // 16
     assert lanes_of(model, 20_000, max_chains=1000) == 1000
 
 
@@ -195,4 +195,5 @@ def test_a_batch_of_a_thousand_is_counted_on_the_cpu(finished):
     model.register_forward_pre_hook(lambda module, inputs: counted.append(len(inputs[0])))
     ipr_fast.refine_batch(finished[:1].repeat(1000, 1, 1, 1), random_patches(), 1, model=model)
     assert counted[:2] == [1, 3]
-    assert set(counted[2:]) == {graph_cache.MOST_CPU_LANES, 1000 % graph_cache.MOST_CPU_LANES}
+    most = graph_cache.CPU_PATCHES // 16
+    assert set(counted[2:]) == {most, 1000 - most}
