@@ -38,7 +38,7 @@ def run(*command, cwd, **environment):
 def imports_all(python: Path, cwd: Path) -> str:
     """Import every module in an environment, and find the data there; returns where from."""
     kernels = [f"ipr_fast/kernels/{name}" for name in KERNELS]
-    return run(python, "-c", IMPORTS_ALL, *CODE, *kernels, *DATA, cwd=cwd)
+    return run(python, "-I", "-c", IMPORTS_ALL, *CODE, *kernels, *DATA, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_an_installed_wheel_imports_and_runs(wheel, tmp_path):
     where = imports_all(python, tmp_path)
     assert where.startswith(str(site))
     assert "ipr_fast" not in where.split()[1]
-    assert "digit-sudoku-4x4" in run(python, "-m", "ipr_fast", "info", cwd=tmp_path)
+    assert "digit-sudoku-4x4" in run(python, "-I", "-m", "ipr_fast", "info", cwd=tmp_path)
     assert "digit-sudoku-4x4" in run(site / "bin" / "ipr-fast", "info", cwd=tmp_path, PYTHONPATH=str(site))
 
 
@@ -109,7 +109,7 @@ def test_an_editable_install_imports(tmp_path):
     site = next((tmp_path / "env" / "lib").glob("python3*")) / "site-packages"
     command = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site)
     run(*command, "-e", ROOT, cwd=tmp_path)
-    assert str(ROOT / "kernels" / "philox.py") in run(python, "-c", IMPORT, cwd=tmp_path)
+    assert str(ROOT / "kernels" / "philox.py") in run(python, "-I", "-c", IMPORT, cwd=tmp_path)
     file, top = imports_all(python, tmp_path).split()
     assert file == str(ROOT / "ipr_fast" / "__init__.py")
     assert not top.startswith(str(ROOT))
