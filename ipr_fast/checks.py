@@ -167,10 +167,20 @@ NEEDS_GRADIENTS = (
 
 def inference_mode_of(name: str, model: object) -> None:
     """A model must not be in training mode, where that makes a difference: dropout and batch norm, above all."""
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    for path, module in _modules_of(model):
         if module.training and _depends_on_training(module):
             where = f"its {type(module).__name__} ({path})" if path else type(module).__name__
             raise ValueError(f"{name}: {where} is in training mode, in which it computes otherwise: call model.eval()")
+
+
+def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by their paths; of another object, those of its attributes that are modules."""
+    if isinstance(model, nn.Module):
+        yield from model.named_modules()
+        return
+    for name, value in getattr(model, "__dict__", {}).items():
+        if isinstance(value, nn.Module):
+            yield from value.named_modules(prefix=name)
 
 
 def _depends_on_training(module: nn.Module) -> bool:

@@ -74,6 +74,21 @@ def test_a_model_in_training_mode_is_refused_by_name(run, layer, name):
     assert run(model.eval()).isfinite().all()
 
 
+def test_a_network_in_training_mode_within_a_plain_object_is_refused():
+    class Adapter:
+        grid = GRID
+
+        def __init__(self, network):
+            self.network = network
+
+        def __call__(self, patches, levels, active=None):
+            return self.network(patches, levels, active)
+
+    with pytest.raises(ValueError, match=r"its Dropout \(network\.layers\.1\) is in training mode"):
+        contract.denoiser(Adapter(Network(nn.Dropout(0.5)).train()))
+    contract.denoiser(Adapter(Network(nn.Dropout(0.5)).eval()))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_a_scripted_layer_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"RecursiveScriptModule \(layers\.1\) is in training mode"):
