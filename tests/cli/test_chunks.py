@@ -14,7 +14,8 @@ import torch
 from full_disk import full_disk
 
 import ipr_fast
-from ipr_fast.cli import chunks, main
+from ipr_fast.cli import chunks
+from ipr_fast.cli.main import main
 from ipr_fast.files import alone_in, read_array, read_samples
 
 SAMPLES, CHUNK, ITERS = 10, 4, 5
@@ -315,7 +316,8 @@ def test_a_killed_process_is_gone_on_from(tmp_path, samples, weights, number):
     assert refine(samples, weights, tmp_path / "expected.npy", *options) == 0
     code = """
 import signal, sys
-from ipr_fast.cli import chunks, main
+from ipr_fast.cli import chunks
+from ipr_fast.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background has not
 chunks.SAVE_EVERY = 0.0
 sys.exit(main.main())
