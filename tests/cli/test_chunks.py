@@ -320,7 +320,7 @@ from ipr_fast.cli import chunks
 from ipr_fast.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background has not
 chunks.SAVE_EVERY = 0.0
-sys.exit(main.main())
+sys.exit(main())
 """
     arguments = ["refine", samples, "--model", weights, "--out", out, "--chunk", CHUNK, "--quiet", *options]
     command = [sys.executable, "-c", code, *map(str, arguments)]

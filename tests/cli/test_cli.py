@@ -220,7 +220,7 @@ FAILURES = [
         ["refine", "rgb.npy", "--out", "b.npy"],
         "--model must be given: none is bundled for samples (C, H, W) = (3, 8, 8)",
     ),
-    (["refine", "nan.npy", "--out", "b.npy"], "x must be finite"),
+    (["refine", "nan.npy", "--out", "b.npy"], "the input must be finite"),
     (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
     (["refine", "gray.npy", "--out", "b.npy", "--schedule", "2.5", "0"], "--schedule: "),
     (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
