@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -121,93 +118,6 @@ def device_of(model: object) -> torch.device | None:
         return None
     first = next(model.parameters(), None)
     return None if first is None else first.device
-
-
-# ------------------------------------------------------------------------------------------- calls of a user's code
-
-
-@contextmanager
-def unwritten(who: str, **inputs: Tensor) -> Iterator[None]:
-    """Within, code of the user's may read these tensors. Raises ValueError where it has written to one.
-
-    Tensors count the writes to themselves and to their views, so this costs nothing on the device; those that do not,
-    which are made under `torch.inference_mode`, are compared with a copy.
-    """
-    before = {name: tensor.clone() if tensor.is_inference() else tensor._version for name, tensor in inputs.items()}
-    yield
-    for name, tensor in inputs.items():
-        same = torch.equal(tensor, before[name]) if tensor.is_inference() else tensor._version == before[name]
-        if not same:
-            raise ValueError(f"{who} writes into its input `{name}`: let it work on a copy, {name}.clone()")
-
-
-@contextmanager
-def model_call(model: object, **inputs: Tensor) -> Iterator[None]:
-    """Within, a model is called with these tensors: it must not write to them, and gradients need some care."""
-    try:
-        with unwritten(f"model: {name_of(model)}", **inputs):
-            yield
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NEEDS_GRADIENTS):
-            raise
-        raise ValueError(
-            f"model: {name_of(model)} computes gradients, and the engine calls it without ({error}). In the model, "
-            "use `with torch.inference_mode(False), torch.enable_grad():` and clone the inputs there, before the first "
-            "operation: z = patches.clone().requires_grad_()"
-        ) from error
-
-
-NEEDS_GRADIENTS = (
-    "does not require grad",
-    "Inference tensors cannot be saved for backward",
-    "Setting requires_grad=True on inference tensor",
-    "One of the differentiated Tensors",
-)
-
-
-def inference_mode_of(name: str, model: object) -> None:
-    """A model must not be in training mode, where that makes a difference: dropout and batch norm, above all."""
-    for path, module in _modules_of(model):
-        if module.training and _depends_on_training(module):
-            where = f"its {type(module).__name__} ({path})" if path else type(module).__name__
-            raise ValueError(f"{name}: {where} is in training mode, in which it computes otherwise: call model.eval()")
-
-
-def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a model by their paths; of another object, those of its attributes that are modules."""
-    if isinstance(model, nn.Module):
-        yield from model.named_modules()
-        return
-    for name, value in getattr(model, "__dict__", {}).items():
-        if isinstance(value, nn.Module):
-            yield from value.named_modules(prefix=name)
-
-
-def _depends_on_training(module: nn.Module) -> bool:
-    """Whether a module reads `self.training`, and does anything with it."""
-    if getattr(module, "track_running_stats", None) is False:  # a norm by the batch's own statistics in both modes
-        return False
-    rates = [getattr(module, name, None) for name in ("p", "dropout")]
-    if any(isinstance(rate, Real) and rate == 0 for rate in rates) and type(module).__module__.startswith("torch."):
-        return False
-    if isinstance(module, torch.jit.ScriptModule):
-        return "training" in module.code
-    return _reads_training(type(module))
-
-
-@functools.cache
-def _reads_training(kind: type[nn.Module]) -> bool:
-    ours = [cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
-    ours = [cls for cls in ours if not cls.__module__.startswith("torch._dynamo")]
-    functions = (value for cls in ours for value in vars(cls).values() if isinstance(value, types.FunctionType))
-    return any("training" in names for function in functions for names in _names_in(function.__code__))
-
-
-def _names_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
-    yield code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _names_in(inner)
 
 
 # ------------------------------------------------------------------------------------------------------------ words

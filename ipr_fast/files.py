@@ -185,6 +185,8 @@ def _as_images(path: Path, array: Tensor) -> Tensor:
         array = array[:, None]
     if array.ndim != 4:
         raise ValueError(f"{path}: must hold images (B, C, H, W) or (B, H, W), got shape {tuple(array.shape)}")
+    if array.layout != torch.strided or array.device.type == "meta":
+        raise ValueError(f"{path}: must hold a dense tensor with data, got {array.layout} on {array.device.type}")
     if array.dtype == torch.uint8:
         return array.float() / 127.5 - 1
     if not array.is_floating_point():

@@ -120,6 +120,7 @@ def add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
 def sampling_of(arguments: argparse.Namespace, device: torch.device, count: int) -> dict:
     """The keyword arguments of `refine_batch` and `generate_batch` that the options of `add_sampling` name."""
     known = None if arguments.known is None else files.read_array(arguments.known, "known").to(device)
+    checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
     first = checks.integer("--first-chain", arguments.first_chain, 0, MAX_CHAIN_ID + 1 - count)
     return {
         "known": known,

@@ -27,11 +27,15 @@ EXPECTED = (
     MissingExtra,
     BrokenExtra,
     CaptureError,
+    Warning,  # that PYTHONWARNINGS makes an error
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the command failed, 2 wrong usage, 130 interrupted."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by a daemon
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     arguments = build_parser().parse_args(argv)
     try:
         with _warnings_in_one_line(arguments.command):

@@ -52,6 +52,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device, samples = device_of(arguments), files.read_samples(arguments.input)
     images = samples.images
+    if arguments.out.exists() and arguments.out.samefile(arguments.input):
+        raise ValueError(
+            "--out: is the input itself, and a run that ends while it writes could not go on; choose another"
+        )
     files.check_writable(arguments.out, tuple(images.shape), samples.names)
     with model_from("--model"):
         default = arguments.model or bundled_model_for(tuple(images.shape[1:]))

@@ -27,6 +27,7 @@ from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.sampling import user_code
 from ipr_fast.sampling.prediction import Prediction, mix_range
 from ipr_fast.sampling.sampling import Sampling
 from ipr_fast.sampling.schedule import Schedule, ScheduleTables
@@ -295,7 +296,7 @@ class Lanes:
 
     def _model_call(self, patches: Tensor, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
         inputs = {"patches": patches, "active.index": slots.index, "active.count": slots.count, **more}
-        return checks.model_call(self.model, **inputs)
+        return user_code.model_call(self.model, **inputs)
 
     def prepared(self, lanes: int) -> dict[str, Any]:
         """What the model has made before and is given back in each call: the context of these lanes, and the table."""
@@ -323,7 +324,7 @@ class Lanes:
     @torch.inference_mode()
     def _tabulate(self) -> None:
         """What the model makes of each level, in a table that graphs go on reading for other schedules and weights."""
-        with self._precision(), checks.model_call(self.model, levels=self._levels):
+        with self._precision(), user_code.model_call(self.model, levels=self._levels):
             table = self.model.tabulate(self._levels, out=self._table)
         if self._table is not None and table is not self._table:
             raise TypeError("model: tabulate must overwrite and return the table that it is given as `out`")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ipr_fast import checks
+from ipr_fast.sampling import user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.prediction import Prediction
 
@@ -17,7 +19,7 @@ def denoiser(model: object) -> PatchGrid:
     grid = getattr(model, "grid", None)
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
-    checks.inference_mode_of("model", model)
+    user_code.inference_mode_of("model", model)
     return grid
 
 
@@ -88,6 +90,8 @@ def mix_complaint(model: object, found: Tensor | None) -> str | None:
     if found is None:
         return None
     low, high = found.tolist()
+    if math.isnan(low):  # told with the samples that it makes undefined
+        return None
     least, most = getattr(model, "mix_bounds", (0.0, 1.0))
     if low >= least - MIX_ROUNDING and high <= most + MIX_ROUNDING:
         return None

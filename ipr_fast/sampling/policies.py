@@ -97,13 +97,15 @@ class FixedPatches(MaskPolicy):
         if self.mask.dtype != torch.bool:  # patch ids
             if self.mask.numel() and not 0 <= int(self.mask.min()) <= int(self.mask.max()) < n:
                 raise ValueError(f"fixed_patches: patch ids must lie in 0..{n - 1}, got {self.mask.tolist()}")
+            if len(self.mask.unique()) < self.mask.numel():
+                raise ValueError(f"fixed_patches: patch ids must differ, got {self.mask.tolist()}; a mask must be bool")
             mask = torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, self.mask.cpu(), True)
         else:
             mask = self.mask
         shapes = ((n,), plane, (batch, n), (batch, *plane))
         if tuple(mask.shape) not in shapes:
             raise ValueError(f"fixed_patches: the mask must have one of the shapes {shapes}, got {tuple(mask.shape)}")
-        return FixedPatches(mask.reshape(-1, n).expand(batch, n).to(device))
+        return replace(self, mask=mask.reshape(-1, n).expand(batch, n).to(device, copy=True))
 
 
 def random_patches(ratio: float = 0.25, *, fixed: bool = False) -> MaskPolicy:

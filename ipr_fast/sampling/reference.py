@@ -11,10 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ipr_fast import checks
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
-from ipr_fast.sampling import flow
+from ipr_fast.sampling import flow, user_code
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction, mix_range
 from ipr_fast.sampling.sampling import Sampling, Selection
@@ -43,7 +42,7 @@ def regenerate(
     if patches.ndim != 2 or unknown.shape != patches.shape[:1] or unknown.dtype != torch.bool:
         came = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
         raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {came}")
-    checks.inference_mode_of("model", model)
+    user_code.inference_mode_of("model", model)
     sampling = Sampling(schedule, stochasticity, temperature)
     return _regenerate(partial(_predict, model), patches, unknown, sampling, noise)
 
@@ -101,7 +100,7 @@ def _predict(model: Model, patches: Tensor, level: Tensor, unknown: Tensor) -> P
     active = ActivePatches.from_mask(unknown[None])
     patches, levels = patches[None], active.gather(level[None])
     inputs = {"patches": patches, "levels": levels, "active.index": active.index, "active.count": active.count}
-    with checks.model_call(model, **inputs):
+    with user_code.model_call(model, **inputs):
         prediction = model(patches, levels, active)
     fields = (None if field is None else active.scatter(field.float(), len(unknown))[0] for field in prediction)
     return Prediction(*fields)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.sampling import arguments
+from ipr_fast.sampling import arguments, user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import (
     AllPatches,
@@ -91,7 +91,7 @@ class Selector:
         choose = partial(self.mask_fn.choose, iteration=on_device, **self.counters)
         if self._is_trusted:
             return choose(self.free)
-        with checks.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
+        with user_code.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
             mask = guarded(self._name, iteration, choose, self.free)
         mask = arguments.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
         self._note_excess((mask.sum(1) - self.sizes).amax())
@@ -114,7 +114,7 @@ class Selector:
     def _sizes(self) -> Tensor:
         """The policy's numbers of patches (B,), within 0..N."""
         batch = len(self.free)
-        with nullcontext() if self._is_trusted else checks.unwritten(self._name, free=self.free):
+        with nullcontext() if self._is_trusted else user_code.unwritten(self._name, free=self.free):
             sizes = self._ask("sizes", self.free)
         if not isinstance(sizes, Tensor) or tuple(sizes.shape) != (batch,) or sizes.dtype != torch.int64:
             came = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__

@@ -256,6 +256,9 @@ FAILURES = [
         ["refine", "gray.npy", "--out", "b.npy", "--first-chain", str(2**32)],
         "--first-chain must be an int in 0..42949",
     ),
+    (["refine", "gray.npy", "--out", "./gray.npy"], "--out: is the input itself"),
+    (["refine", "sparse.pt", "--out", "b.npy"], "sparse.pt: must hold a dense tensor with data, got torch.sparse_coo"),
+    (["generate", "--out", "b.npy", "--count", str(2**33)], "the number of samples must be an int in 0..4294967296"),
     (["convert", "absent.ckpt", "b.safetensors"], "error: source must be a bundled model"),
     (["info", "absent.safetensors"], "error: model must be a bundled model"),
 ]
@@ -267,6 +270,7 @@ def test_user_errors_end_in_one_line_and_exit_code_1(tmp_path, monkeypatch, caps
     np.save("rgb.npy", np.zeros((1, 3, 8, 8), dtype=np.float32))
     np.save("gray.npy", np.zeros((1, 1, 32, 32), dtype=np.float32))
     np.save("nan.npy", np.full((1, 1, 32, 32), np.nan, dtype=np.float32))
+    torch.save(torch.zeros(1, 1, 32, 32).to_sparse(), "sparse.pt")
     for name in ("model.safetensors", "0000.png", "results.json"):
         (tmp_path / "places" / name).mkdir(parents=True)
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -276,6 +280,13 @@ def test_user_errors_end_in_one_line_and_exit_code_1(tmp_path, monkeypatch, caps
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before  # nothing was begun
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_output_is_no_obstacle(tmp_path, weights, monkeypatch, closed):
+    monkeypatch.setattr(sys, closed, None)
+    assert main(["generate", "--count", "2", "--model", weights, "--out", str(tmp_path / "a.npy")]) == 0
+    assert np.load(tmp_path / "a.npy").shape == (2, 1, 16, 16)
 
 
 def failed_in_one_line(capsys, command: str, *words: str) -> bool:

@@ -1,6 +1,7 @@
 """What a model or a mask policy does against its contract is named, in the engine, its graphs and the reference."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -58,12 +59,30 @@ class FunctionalDropout(nn.Module):
         return nn.functional.dropout(x, 0.5, self.training)
 
 
+class Decorated(nn.Module):
+    @torch.no_grad()
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+class ByProperty(nn.Module):
+    @property
+    def rate(self):
+        return 0.5 if getattr(self, "training") else 0.0  # noqa: B009 - as some do
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.rate)
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
         (nn.Dropout(0.5), r"Dropout \(layers\.1\)"),
         (nn.BatchNorm1d(16), r"BatchNorm1d \(layers\.1\)"),
         (FunctionalDropout(), r"FunctionalDropout \(layers\.1\)"),
+        (Decorated(), r"Decorated \(layers\.1\)"),
+        (ByProperty(), r"ByProperty \(layers\.1\)"),
+        (nn.utils.spectral_norm(nn.Linear(16, 16)), r"Linear \(layers\.1\)"),
         (nn.RReLU(), r"RReLU \(layers\.1\)"),
     ],
 )
@@ -84,9 +103,27 @@ def test_a_network_in_training_mode_within_a_plain_object_is_refused():
         def __call__(self, patches, levels, active=None):
             return self.network(patches, levels, active)
 
-    with pytest.raises(ValueError, match=r"its Dropout \(network\.layers\.1\) is in training mode"):
-        contract.denoiser(Adapter(Network(nn.Dropout(0.5)).train()))
-    contract.denoiser(Adapter(Network(nn.Dropout(0.5)).eval()))
+    network = Network(nn.Dropout(0.5))
+
+    def closure(patches, levels, active=None):
+        return network(patches, levels, active)
+
+    in_list = Network()
+    in_list.others = [network]
+    bound = partial(lambda network, *arguments: network(*arguments), network)
+    closure.grid = bound.grid = GRID
+    for model in (Adapter(network), Adapter([network]), closure, bound, in_list.eval()):
+        network.train()
+        with pytest.raises(ValueError, match=r"its Dropout \(.*layers\.1\) is in training mode"):
+            contract.denoiser(model)
+        network.eval()
+        contract.denoiser(model)
+
+
+def test_a_norm_over_the_batch_is_refused_in_either_mode():
+    model = Network(nn.BatchNorm1d(16, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"BatchNorm1d \(layers\.1\) takes the statistics of the batch"):
+        contract.denoiser(model.eval())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -95,9 +132,7 @@ def test_a_scripted_layer_in_training_mode_is_refused():
         contract.denoiser(Network(torch.jit.script(nn.Dropout(0.5))).train())
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.Dropout(0.0), nn.BatchNorm1d(16, track_running_stats=False), nn.LayerNorm(16), nn.GELU()]
-)
+@pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.InstanceNorm1d(16), nn.LayerNorm(16), nn.GELU()])
 def test_layers_that_are_the_same_in_training_mode_are_no_reason_to_refuse(layer):
     contract.denoiser(Network(layer).train())
 

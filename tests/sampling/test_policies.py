@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ipr_fast import MaskPolicy, PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch
+from ipr_fast.sampling import policies
 
 GRID = PatchGrid(1, 16, 16, 4)
 CPU = torch.device("cpu")
@@ -145,3 +146,32 @@ def test_a_policy_that_raises_is_named_and_too_large_sizes_do_no_harm(model, fin
     options = {"model": model, "schedule": Schedule(2, 0.5)}
     many = refine_batch(finished, Wrong(sizes=lambda free: free.sum(1) + 99), 1, **options)
     torch.testing.assert_close(many, refine_batch(finished, all_patches(), 1, **options))
+
+
+def test_fixed_patches_are_those_of_the_call_whatever_becomes_of_the_mask(model, finished):
+    mask = torch.zeros(16, dtype=torch.bool)
+    mask[0] = True
+    options = {"model": model, "schedule": Schedule(2, 0.5)}
+    expected = refine_batch(finished, fixed_patches(mask.clone()), 2, **options)
+
+    def change(iteration, x):
+        mask.fill_(True)
+
+    found = refine_batch(finished, fixed_patches(mask), 2, callback=change, **options)
+    assert torch.equal(found, expected)
+
+
+def test_a_subclass_of_fixed_patches_makes_its_own_choice(model, finished):
+    class Moving(policies.FixedPatches):
+        def choose(self, free, *, iteration, **more):
+            return free & self.mask.roll(int(iteration), 1)
+
+    refined = refine_batch(finished, Moving(torch.tensor([0])), 3, model=model, schedule=Schedule(2, 0.5))
+    changed = (model.grid.to_patches(refined) != model.grid.to_patches(finished)).any(-1)
+    assert changed.any(0).nonzero().flatten().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+def test_a_mask_of_numbers_is_not_taken_for_patch_ids(model, finished, kind):
+    with pytest.raises(ValueError, match=r"patch ids must differ, got .* a mask must be bool"):
+        refine_batch(finished, fixed_patches((torch.arange(16) < 2).to(kind)), 1, model=model)
