@@ -79,7 +79,7 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
 
     def within(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
-        if id(value) in seen or depth > DEEPEST or isinstance(value, Tensor | str | bytes):
+        if id(value) in seen or depth > DEEPEST:
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -95,21 +95,25 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
 
 
 DEEPEST = 4  # objects within objects in which modules are looked for
+LONGEST = 1000  # items of a list that may hold them
+PLAIN = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
-    """What an object holds, with the names of attributes."""
+    """What an object holds that may hold a module, with the names of attributes."""
     if isinstance(value, dict):
-        yield from ((str(name), inner) for name, inner in value.items() if not str(name).startswith("_"))
+        for name, inner in value.items():
+            if not isinstance(inner, PLAIN) and not str(name).startswith("_"):
+                yield str(name), inner
     elif isinstance(value, list | tuple | set):
-        yield from (("", inner) for inner in value)
+        yield from (("", inner) for inner in value if len(value) <= LONGEST and not isinstance(inner, PLAIN))
     elif isinstance(value, functools.partial):
         yield from (("", inner) for inner in (value.func, *value.args, *value.keywords.values()))
     elif isinstance(value, types.FunctionType):
         yield from (("", cell.cell_contents) for cell in value.__closure__ or () if _is_filled(cell))
     elif isinstance(value, types.MethodType):
         yield "", value.__self__
-    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+    elif hasattr(value, "__dict__"):
         yield from _parts_of(vars(value))
 
 
