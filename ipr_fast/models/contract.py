@@ -19,7 +19,7 @@ def denoiser(model: object) -> PatchGrid:
     grid = getattr(model, "grid", None)
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
-    user_code.inference_mode_of("model", model)
+    user_code.check_eval_mode(model)
     return grid
 
 

@@ -42,7 +42,7 @@ def regenerate(
     if patches.ndim != 2 or unknown.shape != patches.shape[:1] or unknown.dtype != torch.bool:
         came = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
         raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {came}")
-    user_code.inference_mode_of("model", model)
+    user_code.check_eval_mode(model)
     sampling = Sampling(schedule, stochasticity, temperature)
     return _regenerate(partial(_predict, model), patches, unknown, sampling, noise)
 

@@ -58,7 +58,7 @@ NEEDS_GRADIENTS = (
 )
 
 
-def inference_mode_of(name: str, model: object) -> None:
+def check_eval_mode(model: object) -> None:
     """Raise ValueError for a model that computes otherwise in training mode and is in it, or that mixes its chains.
 
     A module counts that reads `self.training`: dropout, batch norm, and classes of a user's own that do. A batch norm
@@ -67,11 +67,9 @@ def inference_mode_of(name: str, model: object) -> None:
     for path, module in _modules_of(model):
         where = f"its {type(module).__name__} ({path})" if path else type(module).__name__
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"{name}: {where} takes the statistics of the batch, so a chain would depend on the others"
-            )
+            raise ValueError(f"model: {where} takes the statistics of the batch, so a chain would depend on the others")
         if module.training and _depends_on_training(module):
-            raise ValueError(f"{name}: {where} is in training mode, in which it computes otherwise: call model.eval()")
+            raise ValueError(f"model: {where} is in training mode, in which it computes otherwise: call model.eval()")
 
 
 def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
