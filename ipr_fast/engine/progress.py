@@ -32,7 +32,7 @@ class Pace:
     def step(self, share: float = 1.0) -> None:
         """The work of a step, or of a share of one, has been queued."""
         if self.device.type != "cuda":
-            self._bar.update(share)
+            self._advance(share)
             return
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
@@ -50,4 +50,7 @@ class Pace:
         event, share = self._queued.popleft()
         event.synchronize()
         self._ahead -= share
-        self._bar.update(share)
+        self._advance(share)
+
+    def _advance(self, share: float) -> None:
+        self._bar.update(min(share, self._bar.total - self._bar.n))  # shares need not add up to the last bit

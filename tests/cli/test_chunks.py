@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -291,7 +292,8 @@ def test_samples_that_are_not_finite_are_not_gone_on_from(tmp_path, model):
         assert (folder.load(0, (2, 1, 4, 4)) is not None) == is_usable
 
 
-def test_the_bar_tells_the_chunk(tmp_path, samples, weights, capsys):
+def test_the_bar_tells_the_chunk(tmp_path, samples, weights, capsys, monkeypatch):
+    monkeypatch.setattr(chunks, "tqdm", partial(chunks.tqdm, mininterval=0, miniters=1))  # draws every state
     arguments = ["refine", samples, "--model", weights, "--out", tmp_path / "out.npy", "--iters", 1, "--chunk", CHUNK]
     assert main([*map(str, arguments)]) == 0
     bars = capsys.readouterr().err
