@@ -9,7 +9,6 @@ A benchmark is a test of a file bench_*.py that uses the fixture `measure`.
 
 from __future__ import annotations
 
-import environment
 import pytest
 import report
 import torch
@@ -19,6 +18,7 @@ from measure import Measure
 from ipr_fast.checks import usable_device
 from ipr_fast.engine import graph_cache
 from ipr_fast.engine.precision import float32_products
+from ipr_fast.evaluation import environment
 
 RECORDS = pytest.StashKey[list]()
 INTERRUPTED: list[str] = []

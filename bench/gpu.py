@@ -26,10 +26,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import environment
 import torch
 from harness import Clock, say
 
+from ipr_fast.files import prepare_folder, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
 CHECKS, BENCH = "checks", "bench"
 CHECKS_SHARE = 0.4  # of the time, at the most
 GRACE = 60.0  # seconds that benchmarks may take beyond their time: what has begun is finished, then JSON is written
@@ -46,11 +48,11 @@ class Outcome(NamedTuple):
 
 def run(command: Sequence[str], limit: float) -> Outcome:
     """Run a command at the root of the repository, its output shown as it comes; killed after `limit` seconds."""
-    paths = os.pathsep.join(filter(None, [str(environment.ROOT), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     killed, last = threading.Event(), "no output"
     with subprocess.Popen(
         command,
-        cwd=environment.ROOT,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,7 +106,7 @@ def default_path(figures: dict, smoke: bool) -> Path:
     if smoke:
         return Path(tempfile.mkdtemp(prefix="ipr-fast-")) / "gpu-smoke.json"
     name = figures["machine_info"]["device"].lower().removeprefix("nvidia")
-    return environment.ROOT / "bench" / "results" / f"bench-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json"
+    return ROOT / "bench" / "results" / f"bench-{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             figures["machine_info"] |= {name: outcome._asdict() for name, outcome in outcomes.items()}
             out = arguments.out or default_path(figures, arguments.smoke)
-            environment.write(figures, out)
+            prepare_folder(out.parent)
+            write_json(out, figures)
             say(f"wrote {out}")
     for name, outcome in outcomes.items():
         say(f"{'passed' if outcome.passed else 'FAILED'} {name}: {outcome.summary}")

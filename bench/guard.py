@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import environment
 import torch
 from counts import Counts, Step, count
 from launches import can_be_counted
@@ -27,6 +26,7 @@ from subjects import RATIO, makers, num_active
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.graph_cache import drop_kept
+from ipr_fast.files import write_json
 from ipr_fast.kernels.launch import triton
 from ipr_fast.models import packed
 
@@ -196,7 +196,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(now, indent=2))
     elif arguments.update:
-        environment.write(now, BASELINE)
+        write_json(BASELINE, now)
     else:
         said, well = verdict(json.loads(BASELINE.read_text()), now)
         print(said)

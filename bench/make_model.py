@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import environment
 import quality
 import script
 import torch
 
 from ipr_fast.cli.main import main as ipr_fast_command
+from ipr_fast.evaluation import environment
+from ipr_fast.files import write_json
 
 LARGEST = 16 * 2**20  # bytes of a model that comes with the package
 
@@ -63,7 +64,7 @@ def make(name: str, minutes: float, out: Path, resume: bool, count: int, iters: 
     if count:
         measured = quality.measure(str(model), count, recipe.clues, iters, compared, list(quality.ARMS), device)
         results = {**measured, "model": name, "environment": environment.describe(torch.device(device))}
-        environment.write(results, out / f"quality-{name}.json")
+        write_json(out / f"quality-{name}.json", results)
         print(quality.report(results))
     return 0
 

@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import environment
 import torch
+
+from ipr_fast.evaluation import environment
+from ipr_fast.files import prepare_folder, write_json
 
 
 def run(document: str, measure: Callable[..., dict], report: Callable[[dict], str], **options: dict) -> None:
@@ -37,7 +39,9 @@ def run(document: str, measure: Callable[..., dict], report: Callable[[dict], st
             parser.error(str(error))
         device = torch.device(arguments["device"]) if "device" in arguments else None
         results = {**measured, "environment": environment.describe(device)}
-        environment.write(results, out)
+        if out is not None:
+            prepare_folder(out.parent)
+            write_json(out, results)
     try:
         print(report(results))
     except (KeyError, TypeError) as error:

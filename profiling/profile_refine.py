@@ -23,7 +23,6 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-import environment
 import subjects
 from device_trace import UNTIL_DONE, record
 from harness import seconds
@@ -32,6 +31,7 @@ from where_time_goes import ATTENTION, BETWEEN, PRODUCTS, Split, split
 
 import ipr_fast
 from ipr_fast.checks import usable_device
+from ipr_fast.evaluation import environment
 from ipr_fast.trace import tracing
 
 CALL = "steady state"

@@ -24,7 +24,6 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-import environment
 from chains import capture_on
 from counts import Step
 from floors import MACHINES, Roof, floors, work_of_tick
@@ -37,6 +36,8 @@ from subjects import makers, num_active, shortened
 from ipr_fast import Denoiser
 from ipr_fast.engine.memory import SHARE, PeakBytes, available_bytes
 from ipr_fast.engine.precision import float32_products
+from ipr_fast.evaluation import environment
+from ipr_fast.files import prepare_folder, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LONGEST = 2.0  # seconds of a floor beyond which a tick is not timed
@@ -190,7 +191,9 @@ def main() -> None:
     print(f"{roof.peak / 1e12:.3g} TFLOP/s in {arguments.dtype} and {number(roof.bandwidth / 1e9)} GB/s, {origin}.")
     print(f"Operators as {'Triton kernels' if arguments.kernels else 'torch twins'}.\n\n{table(rows)}")
     facts = {"dtype": arguments.dtype, "kernels": arguments.kernels, "given": given is not None, "roof": roof._asdict()}
-    environment.write(facts | {"rows": rows, "environment": machine}, arguments.out)
+    if arguments.out is not None:
+        prepare_folder(arguments.out.parent)
+        write_json(arguments.out, facts | {"rows": rows, "environment": machine})
     if arguments.plot is not None:
         plot(rows, roof, arguments.plot)
 

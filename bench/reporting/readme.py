@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from environment import replace
 from records import Measurement, Record, Unreadable
 
+from ipr_fast.files import replacing
 from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
 from reporting.words import duration, listed, percent, short, table, times
 
@@ -32,7 +32,8 @@ def replace_section(path: Path, section: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
         raise Unreadable(f"{path} needs the lines {BEGIN} and {END}, once each and in this order")
-    replace(path, f"{before}{BEGIN}\n{section}\n{END}{after}")
+    with replacing(path) as file:
+        file.write(f"{before}{BEGIN}\n{section}\n{END}{after}".encode())
 
 
 def _machine(measurement: Measurement) -> str:

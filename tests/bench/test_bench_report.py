@@ -2,7 +2,6 @@
 
 import json
 
-import environment
 import made_up_measurements as made_up
 import pytest
 import records
@@ -187,16 +186,6 @@ def test_a_damaged_file_is_an_error(name, tmp_path):
         records.read(made_up.write(tmp_path / "damaged.json", [made]))
     with pytest.raises(records.Unreadable, match="holds no benchmarks"):
         records.read(made_up.write(tmp_path / "empty.json", []))
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    environment.write({"a": 1}, path)
-    monkeypatch.setattr(environment.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
-    with pytest.raises(OSError, match="full"):
-        environment.write({"a": 2}, path)
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_options_that_do_not_go_together_are_an_error(cpu, capsys):

@@ -1,9 +1,8 @@
-"""What a result needs to be understood later: machine, versions, commit."""
+"""The environment of a measurement: machine, versions, commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -11,11 +10,14 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(__file__).parent
 
 
 def describe(device: torch.device | None = None, commit: str | None = None) -> dict[str, object]:
-    """Machine, versions and commit, ready for JSON; of a GPU (by default where there is one), what it is and does."""
+    """Return machine, versions and commit, ready for JSON; for a GPU (default if present) its properties too.
+
+    commit: overrides the commit of the working tree, for a copy without history.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     described = {
         "commit": current_commit() if commit is None else commit,
@@ -41,7 +43,7 @@ def describe(device: torch.device | None = None, commit: str | None = None) -> d
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package, if it is installed."""
+    """Return the installed version of a package, None where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +51,7 @@ def version(package: str) -> str | None:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Driver, clocks, power and temperature as nvidia-smi reads them; nothing where there is none."""
+    """Return driver, clocks, power and temperature from nvidia-smi; empty where it cannot run."""
     names = ["name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu"]
     command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
@@ -60,29 +62,12 @@ def nvidia_smi() -> dict[str, str]:
     return dict(zip(names, (value.strip() for value in values[0].split(",")), strict=False)) if values else {}
 
 
-def write(results: dict, path: Path | None) -> None:
-    """Write a measurement as JSON, where a path is given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(results, indent=2) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all: where the disk is full, what was there stays."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def current_commit() -> str:
-    """The commit of the working tree, with a plus sign where tracked files differ from it."""
+    """Return the commit of the package's working tree, with "+" where tracked files differ; "unknown" without one."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
@@ -91,7 +76,7 @@ def current_commit() -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name from the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
