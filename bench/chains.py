@@ -13,7 +13,7 @@ from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import Capture, CudaCapture
 from ipr_fast.engine.lanes import Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, make_plan
-from ipr_fast.sampling.sampling import Sampling
+from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selector
 
 

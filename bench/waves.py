@@ -23,7 +23,8 @@ from ipr_fast import Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
-from ipr_fast.sampling.sampling import Sampling, Selection
+from ipr_fast.sampling.schedule import Sampling
+from ipr_fast.sampling.selection import Selection
 
 BOARDS, MOST_CLUES = 4096, 26
 LANES = (64, 256, 1024, 4096)

@@ -22,13 +22,12 @@ from ipr_fast.kernels import philox
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
-from ipr_fast.sampling import arguments
+from ipr_fast.sampling import arguments, user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.reference import ReferenceEngine
-from ipr_fast.sampling.sampling import Sampling, Selection
-from ipr_fast.sampling.schedule import Schedule
-from ipr_fast.sampling.selection import MaskFn, Selector, guarded
+from ipr_fast.sampling.schedule import Sampling, Schedule
+from ipr_fast.sampling.selection import MaskFn, Selection, Selector
 from ipr_fast.trace import span
 
 Callback = Callable[[int, Tensor], "Tensor | None"]
@@ -222,7 +221,7 @@ def generate_batch(
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
     name = f"callback {checks.name_of(callback)}"
     with span("callback"):
-        frozen = guarded(name, iteration, callback, iteration, x)
+        frozen = user_code.call(name, iteration, callback, iteration, x)
     if frozen is None:
         return None
     if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):

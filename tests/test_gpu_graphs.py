@@ -17,7 +17,7 @@ from ipr_fast.engine.graphs import CudaCapture
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
-from ipr_fast.sampling.sampling import Sampling
+from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selector
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -10,7 +10,8 @@ from ipr_fast import Schedule, reference
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import GivenNoise
 from ipr_fast.engine.scheduler import slot_bucket
-from ipr_fast.sampling.sampling import Sampling, Selection
+from ipr_fast.sampling.schedule import Sampling
+from ipr_fast.sampling.selection import Selection
 
 RUNS = {"tiny_gray.clued": "tiny_gray", "tiny_rgb.free": "tiny_rgb"}  # and the models that made them
 WITHIN = 2e-5  # of z, whose values are of order one: float32 over all of a run's denoiser calls, up to 64

@@ -14,7 +14,8 @@ from torch import Tensor
 from ipr_fast.engine.lanes import GivenNoise, Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.sampling.sampling import Sampling, Selection
+from ipr_fast.sampling.schedule import Sampling
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.trace import span
 
 

@@ -29,8 +29,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.prediction import Prediction, mix_range
-from ipr_fast.sampling.sampling import Sampling
-from ipr_fast.sampling.schedule import Schedule, ScheduleTables
+from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.trace import span
 
 

@@ -16,8 +16,8 @@ from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.sampling import flow, user_code
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction, mix_range
-from ipr_fast.sampling.sampling import Sampling, Selection
-from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.schedule import Sampling, Schedule
+from ipr_fast.sampling.selection import Selection
 
 Model = Callable[..., Prediction]  # an `ipr_fast.Denoiser`
 Noise = Callable[[int], Tensor]

@@ -1,4 +1,4 @@
-"""How the denoising of the active patches is staggered."""
+"""Schedules, which stagger the denoising of the active patches, and the sampling settings of a call."""
 
 from __future__ import annotations
 
@@ -104,3 +104,17 @@ class _Integers(NamedTuple):
 
     steps: Tensor
     ideal_block: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling settings of a call: the schedule, eta, tau and the seed.
+
+    fixed_noise: renoise a patch with the noise of its initial generation in every iteration.
+    """
+
+    schedule: Schedule
+    stochasticity: float = 0.5
+    temperature: float = 1.0
+    seed: int = 0
+    fixed_noise: bool = False

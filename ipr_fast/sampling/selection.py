@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.sampling import arguments, user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import (
@@ -21,12 +23,26 @@ from ipr_fast.sampling.policies import (
     fixed_patches,
     random_patches,
 )
-from ipr_fast.sampling.sampling import Selection
 from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]
 
 TRUSTED = (RandomPatches, FixedPatches, AllPatches)  # never choose more patches than their sizes say
+
+
+class Selection(NamedTuple):
+    """The patches that one iteration renoises.
+
+    mask    (B, N) bool
+    counts  (B,) int64 on the CPU: upper bounds of the patches in each chain
+    choice  a random choice that the engine makes and writes into the mask
+    varies  True if counts differ from iteration to iteration
+    """
+
+    mask: Tensor
+    counts: Tensor
+    choice: PatchChoice | None = None
+    varies: bool = False
 
 
 class Selector:
@@ -65,7 +81,7 @@ class Selector:
             return Selection(self._chosen(iteration, on_device), self.counts)
         name = f"mask_fn {checks.name_of(self.mask_fn)}"
         with span("mask_fn"):
-            mask = guarded(name, iteration, self.mask_fn, images(), iteration)
+            mask = user_code.call(name, iteration, self.mask_fn, images(), iteration)
         mask = arguments.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
         return Selection(mask, mask.sum(1).cpu(), varies=True)  # the one look at the data
 
@@ -92,7 +108,7 @@ class Selector:
         if self._is_trusted:
             return choose(self.free)
         with user_code.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
-            mask = guarded(self._name, iteration, choose, self.free)
+            mask = user_code.call(self._name, iteration, choose, self.free)
         mask = arguments.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
         self._note_excess((mask.sum(1) - self.sizes).amax())
         return mask
@@ -141,11 +157,3 @@ class Selector:
         if is_policy and not torch.equal(both[0], self.counts):
             self.sizes, self.counts = sizes, both[0]
         return not bool(both[1].any())
-
-
-def guarded(name: str, iteration: int, function: Callable, *args: object) -> object:
-    """Call a user's function; whatever it raises comes back as a RuntimeError that names it."""
-    try:
-        return function(*args)
-    except Exception as error:
-        raise RuntimeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ipr_fast import checks
+
+
+def call(name: str, iteration: int, function: Callable[..., object], *args: object) -> object:
+    """Call a user's function. Raises RuntimeError, with its name and the iteration, for whatever it raises."""
+    try:
+        return function(*args)
+    except Exception as error:
+        raise RuntimeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.kernels import philox
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
-from ipr_fast.sampling.sampling import Sampling
+from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selector
 
 

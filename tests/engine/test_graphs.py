@@ -13,7 +13,7 @@ from ipr_fast.engine.graph_cache import _kept
 from ipr_fast.engine.graphs import Graphs
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.models import PatchTransformer
-from ipr_fast.sampling.sampling import Sampling
+from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selector
 
 
