@@ -22,7 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ipr_fast import checks
+from ipr_fast.cli.common import SamplingArguments
 from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
+from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.policies import MaskPolicy
 
@@ -151,69 +153,68 @@ def run_folder(path: Path, settings: dict, work: Work, *, resume: bool) -> Itera
         folder.remove()
 
 
+class RefineArguments(SamplingArguments):
+    """Keyword arguments of `refine_batch` for all chunks."""
+
+    model: Denoiser
+    noise: str
+
+
 def refine_in_chunks(
-    x: Tensor,
-    mask_fn: MaskPolicy,
-    *,
-    folder: RunFolder,
-    device: torch.device,
-    chain_ids: Tensor,
-    known: Tensor | None = None,
-    progress: bool = False,
-    **options: object,
+    x: Tensor, mask_fn: MaskPolicy, arguments: RefineArguments, *, folder: RunFolder, device: torch.device
 ) -> Tensor:
     """Refine samples (B, C, H, W) on the CPU as `refine_batch` does, a chunk at a time on `device`.
 
-    It does the work of `folder`, from what is saved there. chain_ids, known and the options: as for `refine_batch`, on
-    `device`. Returns samples of the shape and dtype of x, on the CPU; patches that were never selected keep their bits.
+    Does the work of `folder`, continuing from its saved chunks. Returns samples of the shape and dtype of x, on the
+    CPU; patches that were never selected keep their bits.
     """
-    work, before, model = folder.work, x.float(), options["model"]
-    complaint = checks.range_complaint("the input", checks.extremes("the input", before), model)
+    work, before, known = folder.work, x.float(), arguments["known"]
+    complaint = checks.range_complaint("the input", checks.extremes("the input", before), arguments["model"])
     if complaint is not None:  # once, for all chunks
         warnings.warn(complaint, RuntimeWarning, 2)
     if known is not None and known.shape[:1] != x.shape[:1]:
         raise ValueError(f"known must have shape ({len(x)}, ...), got {tuple(known.shape)}")
-    chunks = [
-        {"chain_ids": chain_ids[rows], "known": None if known is None else known[rows], **options} for rows in work.rows
+    chunks: list[RefineArguments] = [
+        {**arguments, "chain_ids": arguments["chain_ids"][rows], "known": None if known is None else known[rows]}
+        for rows in work.rows
     ]
     after = torch.empty_like(before)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "x lies in", RuntimeWarning)
-        for rows, chunk in zip(work.rows, chunks, strict=True):  # what is wrong with one is told before any is run
+        for rows, chunk in zip(work.rows, chunks, strict=True):  # bad arguments fail before any chunk is run
             refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
-        shown = progress and len(chunks) > 1
-        for index, rows in enumerate(tqdm(work.rows, desc="chunks", unit="chunk", disable=not shown)):
+        hidden = not arguments["progress"] or len(chunks) == 1
+        for index, rows in enumerate(tqdm(work.rows, desc="chunks", unit="chunk", disable=hidden)):
             kept = folder.load(index, before[rows].shape) or Kept(work.first_iteration - 1, before[rows])
             if kept.iteration < work.last:
-                options = chunks[index] | {"progress": progress}
-                kept = _refine_chunk(folder, index, kept, mask_fn, device, options)
+                kept = _refine_chunk(folder, index, kept, mask_fn, device, chunks[index])
             after[rows] = kept.samples
     return torch.where(after == before, x, after.to(x.dtype))
 
 
 def _refine_chunk(
-    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, options: dict
+    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, arguments: RefineArguments
 ) -> Kept:
-    """Go on with a chunk from the iteration that it has reached to the last one, and save it."""
+    """Refine a chunk from the iteration that it has reached to the last one, and save it."""
     x, first, last = kept.samples.to(device), kept.iteration + 1, folder.work.last
-    watch = _Watch(folder, index)
+    saver = _Saver(folder, index)
     try:
-        x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=watch, **options)
+        x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=saver, **arguments)
         done = Kept(last, x.cpu())
         folder.save(index, done)
     except KeyboardInterrupt:
-        if watch.last is not None:
-            folder.save(index, watch.last)
+        if saver.last is not None:
+            folder.save(index, saver.last)
         raise
     except RuntimeError as error:
-        if isinstance(error.__cause__, OSError):  # of a save on the way
+        if isinstance(error.__cause__, OSError):  # from a save in the callback
             raise error.__cause__ from None
         raise
     return done
 
 
-class _Watch:
-    """The callback of a chunk: remembers the iteration that is done, and saves it once a minute."""
+class _Saver:
+    """The callback of a chunk: keeps the last iteration, and saves it once a minute."""
 
     def __init__(self, folder: RunFolder, index: int) -> None:
         self.last: Kept | None = None

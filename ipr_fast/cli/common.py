@@ -1,146 +1,234 @@
-"""Options that several commands have, and what is made of them."""
+"""Options that several commands share, and what a command makes of their values."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import torch
+import typer
+from torch import Tensor
 
 from ipr_fast import checks, files
+from ipr_fast.cli.factory import is_factory, model_from_factory
 from ipr_fast.kernels.philox import MAX_CHAIN_ID
+from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.models.files.sources import NoSuchModel
 from ipr_fast.refine import BACKENDS
 from ipr_fast.sampling.schedule import Schedule
 
-A_MODEL = "a bundled model's name, a .safetensors file or a Hugging Face hub id"
+# Panels of `--help`, in the order in which commands declare them.
+FILES, REFINEMENT, SAMPLING, MODEL, RUN = "Input and output", "Refinement", "Sampling", "Model", "Run"
+MODEL_SOURCE = "A bundled model, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
-SCHEDULE = {"nargs": 2, "metavar": ("STEPS_PER_PATCH", "OVERLAP")}
+STEPS_AND_OVERLAP = "STEPS OVERLAP"
 
 
-def command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None], description: str
-) -> argparse.ArgumentParser:
-    """The parser of a new command, whose arguments go to `run`."""
-    parser = commands.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
-    parser.set_defaults(run=run)
-    return parser
+def flatten(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn each dataclass parameter of a command into one option per field, for typer, which knows no dataclasses."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    bundles: dict[str, tuple[type, list[str]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=kind))
+            continue
+        fields, field_hints = dataclasses.fields(kind), get_type_hints(kind, include_extras=True)
+        bundles[name] = kind, [field.name for field in fields]
+        parameters += [
+            inspect.Parameter(f.name, parameter.KEYWORD_ONLY, default=f.default, annotation=field_hints[f.name])
+            for f in fields
+        ]
+
+    @functools.wraps(command)
+    def flat(**values: object) -> None:
+        built = {
+            name: kind(**{field: values.pop(field) for field in fields}) for name, (kind, fields) in bundles.items()
+        }
+        command(**values, **built)
+
+    flat.__dict__["__signature__"] = inspect.Signature(parameters)
+    return flat
 
 
-def add_model(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--model", help=f"{A_MODEL} ({default})")
-    parser.add_argument("--dtype", choices=DTYPES, help="in which the network computes (default as stored)")
+def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
+    """An option in a panel of `--help`. names: where they are not the parameter's; settings: as for typer.Option."""
+    if "min" in settings:
+        settings.setdefault("metavar", "<int>")  # typer's own is twice as wide
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def load(arguments: argparse.Namespace, default: str, device: torch.device) -> torch.nn.Module:
-    """The model that `--model` and `--dtype` name."""
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+def flag(panel: str, help: str, name: str) -> Any:
+    """An option without a value, false unless given."""
+    return option(panel, help, name, metavar="")
+
+
+def path_option(panel: str, help: str, **settings: Any) -> Any:
+    """An option whose value is a path."""
+    return option(panel, help, parser=path, metavar="PATH", **settings)
+
+
+def one_of(panel: str, metavar: str, help: str, choices: Iterable[str], *names: str, **settings: Any) -> Any:
+    """An option whose value is one of these words, which follow its help."""
+    words = ", ".join(choices)
+
+    def parse(text: str) -> str:
+        if text not in words.split(", "):
+            raise typer.BadParameter(f"must be one of {words}, got {text!r}")
+        return text
+
+    return option(panel, f"{help}: {words}.", *names, parser=parse, metavar=metavar, **settings)
+
+
+def path(text: str) -> Path:
+    """A path; not "", which Path takes for the working directory."""
+    if not text:
+        raise typer.BadParameter("must be a path, got ''")
+    return Path(text)
+
+
+def printable(value: object) -> str:
+    """The value on one line, control characters escaped: names and notes in foreign files may hold anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Seed, device and progress bars: every command that computes has these."""
+
+    seed: Annotated[int, option(RUN, "Seed of all random numbers, in [0, 2**64).")] = 0
+    device: Annotated[
+        str | None, option(RUN, "Torch device.", metavar="DEVICE", show_default="cuda if there is one, else cpu")
+    ] = None
+    quiet: Annotated[bool, flag(RUN, "Show no progress bars.", "--quiet")] = False
+
+    @property
+    def progress(self) -> bool:
+        return not self.quiet
+
+    def checked_device(self) -> torch.device:
+        """The device to run on. Raises ValueError for a bad `--device` or `--seed`."""
+        checks.integer("--seed", self.seed, 0, 2**64 - 1)
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        return checks.usable_device("--device", default if self.device is None else self.device)
+
+
+# -------------------------------------------------------------------------------------------------------------- model
+
+
+def model_option(**settings: Any) -> Any:
+    """The option `--model`."""
+    return option(MODEL, f"{MODEL_SOURCE}; or module:factory of your own.", metavar="MODEL", **settings)
+
+
+DtypeOption = Annotated[
+    str | None, one_of(MODEL, "TYPE", "Type in which the network computes", DTYPES, show_default="as stored")
+]
+
+
+def load(source: str, dtype: str | None, device: torch.device) -> Denoiser:
+    """Load the model that `--model` and `--dtype` name."""
+    torch_dtype = None if dtype is None else getattr(torch, dtype)
+    if is_factory(source):
+        return model_from_factory(source, device, torch_dtype)
     with model_from("--model"):
-        return load_model(default if arguments.model is None else arguments.model, device=device, dtype=dtype)
+        return load_model(source, device=device, dtype=torch_dtype)
 
 
 @contextmanager
 def model_from(argument: str) -> Iterator[None]:
-    """Errors of a model's name speak of the argument that it comes from."""
+    """Name the command's argument in errors about a model that was not found."""
     try:
         yield
     except NoSuchModel as error:
         raise ValueError(f"{argument} {error.problem}") from error
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers, in [0, 2**64) (default 0)")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help=f"default {default}")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+# ----------------------------------------------------------------------------------------------------------- sampling
 
 
-def device_of(arguments: argparse.Namespace) -> torch.device:
-    """The device of `--device`; checks `--seed` too."""
-    checks.integer("--seed", arguments.seed, 0, 2**64 - 1)
-    return checks.usable_device("--device", arguments.device)
+class SamplingArguments(TypedDict):
+    """Keyword arguments that `generate_batch` and `refine_batch` share."""
+
+    known: Tensor | None
+    chain_ids: Tensor
+    schedule: Schedule | None
+    stochasticity: float
+    temperature: float
+    seed: int
+    progress: bool
+    backend: str
+    max_chains: int | str
+    tf32: bool
 
 
-def printable(value: object) -> str:
-    """As one line without control characters: a name or a note in a file may be anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+def _max_chains(text: str) -> str:
+    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"must be auto or an integer >= 1, got {text!r}")
+    return text
 
 
-# ------------------------------------------------------------------------------------------------ the values of options
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How patches are regenerated: schedule, noise, and how many samples run at a time."""
+
+    known: Annotated[
+        Path | None, path_option(SAMPLING, ".npy, .npz or .pt with a bool mask (B, N), true for patches to keep.")
+    ] = None
+    schedule: Annotated[
+        tuple[str, str] | None,
+        option(
+            SAMPLING,
+            "Denoising steps per patch, and how far patches overlap in time, in [0, 1].",
+            metavar=STEPS_AND_OVERLAP,
+            show_default="the model's",
+        ),
+    ] = None
+    stochasticity: Annotated[float, option(SAMPLING, "Eta of the posterior step, in [0, 1].")] = 0.5
+    temperature: Annotated[float, option(SAMPLING, "Factor on the posterior noise.")] = 1.0
+    backend: Annotated[str, one_of(SAMPLING, "BACKEND", "How the steps run", sorted(BACKENDS))] = "auto"
+    max_chains: Annotated[
+        str, option(SAMPLING, "Samples at a time; auto: the fastest that fits.", parser=_max_chains, metavar="COUNT")
+    ] = "auto"
+    first_chain: Annotated[
+        int, option(SAMPLING, "Chain id of the first sample; random numbers depend on it.", min=0)
+    ] = 0
+    tf32: Annotated[bool, flag(SAMPLING, "Let a GPU multiply float32 in TF32.", "--tf32")] = False
+
+    def arguments(self, run: RunOptions, device: torch.device, count: int) -> SamplingArguments:
+        """The arguments of a call for `count` samples. Raises ValueError for chain ids out of range and bad files."""
+        checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
+        first = checks.integer("--first-chain", self.first_chain, 0, MAX_CHAIN_ID + 1 - count)
+        return {
+            "known": None if self.known is None else files.read_array(self.known, "known").to(device),
+            "chain_ids": torch.arange(first, first + count, device=device),
+            "schedule": schedule_of("--schedule", self.schedule),
+            "stochasticity": self.stochasticity,
+            "temperature": self.temperature,
+            "seed": run.seed,
+            "progress": run.progress,
+            "backend": self.backend,
+            "max_chains": self.max_chains if self.max_chains == "auto" else int(self.max_chains),
+            "tf32": self.tf32,
+        }
 
 
-def path(text: str) -> Path:
-    if not text:  # which Path takes for the working directory
-        raise argparse.ArgumentTypeError("must be a path, got ''")
-    return Path(text)
-
-
-def count(text: str) -> int:
-    return _integer_from(text, 1)
-
-
-def max_chains(text: str) -> int | str:
-    return text if text == "auto" else _integer_from(text, 1)
-
-
-def count_or_zero(text: str) -> int:
-    return _integer_from(text, 0)
-
-
-def _integer_from(text: str, low: int) -> int:
-    if not text.lstrip("-").isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"must be an integer >= {low}, got {text!r}")
-    return int(text)
-
-
-# ------------------------------------------------------------------------------------------------------------- sampling
-
-
-def add_sampling(parser: argparse.ArgumentParser, schedule: str) -> None:
-    parser.add_argument("--known", type=path, help=".npy, .npz or .pt with a bool mask (B, N) of given patches")
-    parser.add_argument("--schedule", **SCHEDULE, help=schedule)
-    parser.add_argument("--stochasticity", type=float, default=0.5, help="eta in [0, 1] (default 0.5)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the posterior noise (default 1)")
-    parser.add_argument("--backend", choices=sorted(BACKENDS), default="auto", help="default auto")
-    parser.add_argument(
-        "--max-chains", type=max_chains, default="auto", help="samples at a time (default auto: the fastest that fits)"
-    )
-    parser.add_argument(
-        "--first-chain",
-        type=count_or_zero,
-        default=0,
-        help="chain id of the first sample, on which its random numbers depend (default 0)",
-    )
-    parser.add_argument("--tf32", action="store_true", help="let a GPU multiply float32 in TF32")
-
-
-def sampling_of(arguments: argparse.Namespace, device: torch.device, count: int) -> dict:
-    """The keyword arguments of `refine_batch` and `generate_batch` that the options of `add_sampling` name."""
-    known = None if arguments.known is None else files.read_array(arguments.known, "known").to(device)
-    checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
-    first = checks.integer("--first-chain", arguments.first_chain, 0, MAX_CHAIN_ID + 1 - count)
-    return {
-        "known": known,
-        "chain_ids": torch.arange(first, first + count, device=device),
-        "schedule": schedule_of("--schedule", arguments.schedule),
-        "stochasticity": arguments.stochasticity,
-        "temperature": arguments.temperature,
-        "seed": arguments.seed,
-        "progress": not arguments.quiet,
-        "backend": arguments.backend,
-        "max_chains": arguments.max_chains,
-        "tf32": arguments.tf32,
-    }
-
-
-def schedule_of(name: str, pair: list[str] | None) -> Schedule | None:
-    """The schedule of an option with two values."""
-    if pair is None:
+def schedule_of(name: str, values: tuple[str, str] | None) -> Schedule | None:
+    """The schedule from the two values of the option `name`."""
+    if values is None:
         return None
     try:
-        return Schedule(int(pair[0]), float(pair[1]))
+        return Schedule(int(values[0]), float(values[1]))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from ipr_fast import files
-from ipr_fast.cli.common import A_MODEL, DTYPES, SCHEDULE, command, count, path, printable, schedule_of
+from ipr_fast.cli.common import (
+    DTYPES,
+    MODEL,
+    MODEL_SOURCE,
+    STEPS_AND_OVERLAP,
+    one_of,
+    option,
+    path,
+    printable,
+    schedule_of,
+)
 from ipr_fast.models.files.checkpoints import load_model, model_info, save_model
 from ipr_fast.models.srm_unet_config import PRESETS
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = command(commands, "convert", run, "write a published checkpoint as .safetensors, with its configuration")
-    parser.add_argument("source", help=f"a .ckpt or .pt of an SRM UNet, or {A_MODEL}")
-    parser.add_argument("out", type=path, help="the .safetensors file to write")
-    parser.add_argument("--preset", choices=PRESETS, help="the network's published configuration")
-    for name, meaning in (
-        ("image_size", "pixels of a sample's side"),
-        ("patch_size", "pixels of a patch's side"),
-        ("num_head_channels", "channels of an attention head"),
-    ):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=count, help=f"{meaning}, where there is no preset")
-    for name in ("generate", "refine"):
-        parser.add_argument(f"--{name}-schedule", **SCHEDULE, help=f"the model's default to {name}")
-    parser.add_argument("--dtype", choices=DTYPES, help="default as stored")
+SCHEDULES = "Schedules"  # a panel of `--help`
 
 
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix != ".safetensors":
-        raise ValueError(f"{arguments.out}: must end in .safetensors")
-    given = {name: getattr(arguments, name) for name in ("image_size", "patch_size", "num_head_channels")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if arguments.preset is not None and given:
+@dataclasses.dataclass(frozen=True)
+class SizeOptions:
+    """What the shapes of an SRM UNet's weights do not tell."""
+
+    image_size: Annotated[int | None, option(MODEL, "Side of a sample in pixels.", min=1)] = None
+    patch_size: Annotated[int | None, option(MODEL, "Side of a patch in pixels.", min=1)] = None
+    num_head_channels: Annotated[int | None, option(MODEL, "Channels of an attention head.", min=1)] = None
+
+
+def run(
+    *,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"{MODEL_SOURCE}, or a .ckpt or .pt of an SRM UNet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=path, help="The .safetensors file to write.")],
+    preset: Annotated[
+        str | None, one_of(MODEL, "PRESET", "Published configuration, in place of the sizes below", PRESETS)
+    ] = None,
+    sizes: SizeOptions,
+    dtype: Annotated[str | None, one_of(MODEL, "TYPE", "Type of the weights", DTYPES, show_default="as stored")] = None,
+    generate_schedule: Annotated[
+        tuple[str, str] | None, option(SCHEDULES, "The model's default to generate.", metavar=STEPS_AND_OVERLAP)
+    ] = None,
+    refine_schedule: Annotated[
+        tuple[str, str] | None, option(SCHEDULES, "The model's default to refine.", metavar=STEPS_AND_OVERLAP)
+    ] = None,
+) -> None:
+    """Write a published checkpoint as .safetensors, with its configuration.
+
+    Example: ipr-fast convert sudoku.ckpt sudoku.safetensors --preset mnist_sudoku
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: must end in .safetensors")
+    given = {name: value for name, value in dataclasses.asdict(sizes).items() if value is not None}
+    if preset is not None and given:
         raise ValueError(f"--preset says already what {', '.join(given)} is")
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    model = load_model(arguments.source, config=arguments.preset or given or None, dtype=dtype)
-    for name in ("generate_schedule", "refine_schedule"):
-        schedule = schedule_of(f"--{name.replace('_', '-')}", getattr(arguments, name))
+    model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))
+    for name, values in (("generate_schedule", generate_schedule), ("refine_schedule", refine_schedule)):
+        schedule = schedule_of(f"--{name.replace('_', '-')}", values)
         if schedule is not None:
             pair = (schedule.steps_per_patch, schedule.overlap)
             model.config = dataclasses.replace(model.config, **{name: pair})
-    files.prepare_folder(arguments.out.parent)
-    save_model(model, arguments.out, **_kept_metadata(arguments.source), source=printable(Path(arguments.source).name))
-    print(f"wrote {arguments.out}")
+    files.prepare_folder(out.parent)
+    save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
+    print(f"wrote {out}")
 
 
 def _kept_metadata(source: str) -> dict[str, str]:
-    """What a file says of itself beside what `save_model` writes; of a checkpoint, which weights were taken."""
+    """The metadata of the source to carry over; for a checkpoint, which of its weights were taken."""
     metadata = model_info(source)["metadata"]
     if "architecture" not in metadata:
         return {"weights": metadata["weights"]}

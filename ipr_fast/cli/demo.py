@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-from ipr_fast.cli.common import add_model, add_run_options, command, count, device_of, load, path
+from ipr_fast.cli.common import (
+    FILES,
+    REFINEMENT,
+    DtypeOption,
+    RunOptions,
+    load,
+    model_option,
+    option,
+    path_option,
+)
 from ipr_fast.evaluation.demo import DemoSettings, run_demo
 from ipr_fast.refine import DEFAULT_MODEL
 from ipr_fast.sampling.policies import random_patches
@@ -15,38 +24,46 @@ from ipr_fast.tasks.sudoku import DigitSudoku
 MANY, FEW = 512, 32  # samples of a demo
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = command(commands, "demo", run, "generate samples, refine them, count the good ones and draw pictures")
-    parser.add_argument(
-        "--count",
-        "--boards",
-        type=count,
-        help=f"samples to generate (default {MANY}; {FEW} of a larger model without a GPU)",
-    )
-    parser.add_argument("--iters", type=count, default=20, help="iterations of refinement (default 20)")
-    parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
-    parser.add_argument(
-        "--clues",
-        type=int,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="clue cells a board (default 0 0; 0 26 on 9x9 cells)",
-    )
-    parser.add_argument("--out", type=path, default=Path("demo"), help="folder for pictures and numbers (default demo)")
-    parser.add_argument("--mnist", help="folder of MNIST's original files, for a model of 28x28 cells")
-    add_model(parser, f"default {DEFAULT_MODEL}")
-    add_run_options(parser)
+def run(
+    *,
+    out: Annotated[Path, path_option(FILES, "Folder for pictures and numbers.")] = Path("demo"),
+    mnist: Annotated[
+        str | None, option(FILES, "Folder of MNIST's original files, for a model of 28x28 cells.", metavar="PATH")
+    ] = None,
+    count: Annotated[
+        int | None,
+        option(
+            REFINEMENT,
+            "Samples to generate.",
+            "--count",
+            "--boards",
+            min=1,
+            show_default=f"{MANY}; {FEW} of a larger model without a GPU",
+        ),
+    ] = None,
+    iters: Annotated[int, option(REFINEMENT, "Iterations.", min=1)] = 20,
+    ratio: Annotated[float, option(REFINEMENT, "Alpha, the share of patches renoised.")] = 0.25,
+    clues: Annotated[
+        tuple[int, int] | None,
+        option(REFINEMENT, "Clue cells per board.", metavar="LOW HIGH", show_default="0 0; 0 26 on 9x9 cells"),
+    ] = None,
+    model: Annotated[str, model_option()] = DEFAULT_MODEL,
+    dtype: DtypeOption = None,
+    run_options: RunOptions,
+) -> None:
+    """Generate samples, refine them, count the good ones and draw pictures.
 
-
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"--out: {arguments.out} is not a folder")
-    policy, device = random_patches(arguments.ratio), device_of(arguments)
-    model = load(arguments, DEFAULT_MODEL, device)
-    task = task_of(model.grid, arguments.mnist)
-    is_small = model.grid.num_patches <= 16 or device.type == "cuda"
-    clues = arguments.clues or ((0, 26) if isinstance(task, DigitSudoku) and task.side == 9 else (0, 0))
-    settings = DemoSettings(
-        arguments.count or (MANY if is_small else FEW), arguments.iters, policy.ratio, tuple(clues), arguments.seed
-    )
-    run_demo(task, model, settings, arguments.out, say=print, progress=not arguments.quiet)
+    Example: ipr-fast demo --count 512 --iters 20 --out demo
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is not a folder")
+    random_patches(ratio)  # checks the ratio before the model is loaded
+    device = run_options.checked_device()
+    denoiser = load(model, dtype, device)
+    task = task_of(denoiser.grid, mnist)
+    if count is None:
+        count = MANY if denoiser.grid.num_patches <= 16 or device.type == "cuda" else FEW
+    if clues is None:
+        clues = (0, 26) if isinstance(task, DigitSudoku) and task.side == 9 else (0, 0)
+    settings = DemoSettings(count, iters, ratio, clues, run_options.seed)
+    run_demo(task, denoiser, settings, out, say=print, progress=run_options.progress)

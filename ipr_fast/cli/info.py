@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
+from typing import Annotated
 
 import torch
+import typer
 
 import ipr_fast
-from ipr_fast.cli.common import A_MODEL, model_from, printable
+from ipr_fast.cli.common import MODEL_SOURCE, model_from, printable
 from ipr_fast.models.files.checkpoints import model_info
 from ipr_fast.models.files.sources import bundled_models
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("info", help="versions, devices, bundled models; or one model", description="")
-    parser.description = "Print versions, devices and the bundled models; with a model, what its file says of it."
-    parser.add_argument("model", nargs="?", help=f"{A_MODEL}, or a .ckpt or .pt of an SRM UNet")
-    parser.set_defaults(run=run)
+def run(
+    model: Annotated[
+        str | None,
+        typer.Argument(help=f"{MODEL_SOURCE}, or a .ckpt or .pt of an SRM UNet.", metavar="MODEL", show_default=False),
+    ] = None,
+) -> None:
+    """Print versions, devices and the bundled models; or what a model's file says of itself.
 
-
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.model is not None:
+    Example: ipr-fast info digit-sudoku-4x4
+    """
+    if model is not None:
         with model_from("model"):
-            lines = _model_lines(arguments.model)
+            lines = _model_lines(model)
         for key, value in lines:
             print(f"{printable(key):13} {printable(value)}")
         return

@@ -1,23 +1,32 @@
-"""The command line: ipr-fast demo | generate | refine | train | convert | info."""
+"""The command line: builds the app from the commands, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Annotated
 
 import torch
+import typer
 
 import ipr_fast
 from ipr_fast.cli import convert, demo, generate, info, refine, train
-from ipr_fast.cli.common import printable
+from ipr_fast.cli.common import flatten, printable
 from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.errors import BrokenExtra, MissingExtra
 
-# What the user can do something about: told in one line.
+# Commands in the groups of the main help. A command's name is that of its module.
+COMMANDS: dict[str, tuple[ModuleType, ...]] = {
+    "Try it": (demo,),
+    "Generate and refine": (generate, refine),
+    "Models": (train, convert, info),
+}
+
+# Errors that the user can act on: told in one line.
 EXPECTED = (
     ValueError,
     ArithmeticError,
@@ -31,40 +40,89 @@ EXPECTED = (
 )
 
 
+def build_app() -> typer.Typer:
+    """The app with all commands. No completion of the shell: each TAB would take seconds to import torch."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for panel, modules in COMMANDS.items():
+        for module in modules:
+            name = module.__name__.rpartition(".")[2]
+            app.command(name, rich_help_panel=panel)(flatten(module.run))
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ipr-fast {ipr_fast.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, metavar="", help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Refine samples of sequential diffusion models by Iterative Partial Refinement.
+
+    Example: ipr-fast demo
+    """
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the command failed, 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 the command failed, 130 interrupted.
+
+    Ends in SystemExit(2) after wrong usage, and SystemExit(0) after `--help` and `--version`.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by a daemon
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-    arguments = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    app = typer.main.get_command(build_app())
+    command = arguments[0] if arguments and arguments[0] in app.commands else ""
+    program = f"ipr-fast {command}".rstrip()
     try:
-        with _warnings_in_one_line(arguments.command):
-            arguments.run(arguments)
+        with _warnings_in_one_line(program), app.make_context("ipr-fast", arguments) as context:
+            app.invoke(context)
         _flush_output()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.TyperException as error:
+        if error.format_message():
+            print(f"{program}: error: {printable(error.format_message())} See {program} --help", file=sys.stderr)
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         _drop_output()
         return 1
     except EXPECTED as error:
-        print(f"ipr-fast {arguments.command}: error: {printable(error)}", file=sys.stderr)
+        print(f"{program}: error: {printable(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch's CPU allocator says it
+        if "can't allocate memory" not in str(error):  # from torch's CPU allocator
             raise
-        print(f"ipr-fast {arguments.command}: error: out of memory ({error})", file=sys.stderr)
+        print(f"{program}: error: out of memory ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        hint = "--resume goes on from the last checkpoint" if arguments.command == "train" else str(error)
-        print(f"ipr-fast {arguments.command}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
+        hint = "--resume goes on from the last checkpoint" if command == "train" else str(error)
+        print(f"{program}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
         return 130
     return 0
 
 
 @contextmanager
-def _warnings_in_one_line(command: str) -> Iterator[None]:
-    """Show a warning as the message alone, without the line of code that it comes from."""
+def _warnings_in_one_line(program: str) -> Iterator[None]:
+    """Show a warning as its message alone, without the line of code that it comes from."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"ipr-fast {command}: warning: {printable(message)}", file=sys.stderr)
+        print(f"{program}: warning: {printable(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -72,7 +130,7 @@ def _warnings_in_one_line(command: str) -> Iterator[None]:
 
 
 def _flush_output() -> None:
-    """Write out what was printed: into a full disk that fails, and must not be tried again at the end."""
+    """Write out what was printed; on a full disk that fails here, and is not tried again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -82,14 +140,3 @@ def _flush_output() -> None:
 
 def _drop_output() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ipr-fast", description="Refine samples of sequential diffusion models by Iterative Partial Refinement."
-    )
-    parser.add_argument("--version", action="version", version=f"ipr-fast {ipr_fast.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, generate, refine, train, convert, info):
-        command.add(commands)
-    return parser

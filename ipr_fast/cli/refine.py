@@ -2,94 +2,121 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from ipr_fast import files
-from ipr_fast.cli.chunks import Work, content_hash, refine_in_chunks, run_folder
+from ipr_fast.cli.chunks import RefineArguments, Work, content_hash, refine_in_chunks, run_folder
 from ipr_fast.cli.common import (
-    add_model,
-    add_run_options,
-    add_sampling,
-    command,
-    count,
-    count_or_zero,
-    device_of,
+    FILES,
+    REFINEMENT,
+    DtypeOption,
+    RunOptions,
+    SamplingOptions,
+    flag,
     load,
     model_from,
+    model_option,
+    one_of,
+    option,
     path,
-    sampling_of,
+    path_option,
 )
+from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.sampling.policies import random_patches
 
-CHUNKS = 256, 4096  # samples that `refine` saves together, on a CPU and on a GPU
+CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = command(commands, "refine", run, "refine samples that a model has made")
-    parser.add_argument("input", type=path, help=".npy, .npz, .pt (images (B, C, H, W)), or a folder of PNG files")
-    parser.add_argument("--out", type=path, required=True, help=".npy, .npz, .pt, or a folder for PNG files")
-    parser.add_argument("--iters", type=count_or_zero, default=50, help="iterations (default 50)")
-    parser.add_argument("--first-iteration", type=count, default=1, help="number of the first one (default 1)")
-    parser.add_argument("--ratio", type=float, default=0.25, help="alpha, the share of patches renoised (default 0.25)")
-    parser.add_argument("--fixed-region", action="store_true", help="renoise the same random patches every iteration")
-    parser.add_argument(
-        "--noise", choices=("random", "fixed"), default="random", help="fixed: renoise with the initial noise each time"
-    )
-    on_cpu, on_gpu = CHUNKS
-    parser.add_argument(
-        "--chunk", type=count, help=f"samples that are saved together (default {on_cpu} on a CPU, {on_gpu} on a GPU)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from what an ended run has left in OUT.partial")
-    add_sampling(parser, "default the model's schedule to refine")
-    add_model(parser, "default the bundled model whose sample shape fits")
-    add_run_options(parser)
+@dataclass(frozen=True)
+class RefinementOptions:
+    """How many iterations, and what each of them renoises."""
+
+    iters: Annotated[int, option(REFINEMENT, "Iterations.", min=0)] = 50
+    first_iteration: Annotated[int, option(REFINEMENT, "Number of the first iteration.", min=1)] = 1
+    ratio: Annotated[float, option(REFINEMENT, "Alpha, the share of patches renoised.")] = 0.25
+    fixed_region: Annotated[
+        bool, flag(REFINEMENT, "Renoise the same random patches every iteration.", "--fixed-region")
+    ] = False
+    noise: Annotated[
+        str, one_of(REFINEMENT, "NOISE", "Fresh noise each time, or the initial noise", ("random", "fixed"))
+    ] = "random"
 
 
-def run(arguments: argparse.Namespace) -> None:
-    device, samples = device_of(arguments), files.read_samples(arguments.input)
+def run(
+    *,
+    input: Annotated[
+        Path,
+        typer.Argument(parser=path, metavar="INPUT", help=".npy, .npz or .pt (B, C, H, W), or a folder of PNG files."),
+    ],
+    out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or a folder for PNG files.")],
+    chunk: Annotated[
+        int | None,
+        option(
+            FILES,
+            "Samples that are saved together.",
+            min=1,
+            show_default=f"{CHUNK_ON_CPU} on a CPU, {CHUNK_ON_GPU} on a GPU",
+        ),
+    ] = None,
+    resume: Annotated[bool, flag(FILES, "Continue an unfinished run, kept in OUT.partial.", "--resume")] = False,
+    refinement: RefinementOptions,
+    sampling: SamplingOptions,
+    model: Annotated[str | None, model_option(show_default="the bundled model of that sample shape")] = None,
+    dtype: DtypeOption = None,
+    run_options: RunOptions,
+) -> None:
+    """Refine samples that a model has made.
+
+    Example: ipr-fast refine boards.npy --iters 20 --out refined
+    """
+    device, samples = run_options.checked_device(), files.read_samples(input)
     images = samples.images
-    if arguments.out.exists() and arguments.out.samefile(arguments.input):
+    if out.exists() and out.samefile(input):
         raise ValueError(
-            "--out: is the input itself, and a run that ends while it writes could not go on; choose another"
+            "--out: is the input itself, and a run that ends while it writes could not be resumed; choose another"
         )
-    files.check_writable(arguments.out, tuple(images.shape), samples.names)
+    files.check_writable(out, images.shape, samples.names)
     with model_from("--model"):
-        default = arguments.model or bundled_model_for(tuple(images.shape[1:]))
-    model = load(arguments, default, device)
-    chunk = arguments.chunk or CHUNKS[device.type != "cpu"]
-    options = sampling_of(arguments, device, len(images))
-    work = Work(len(images), chunk, arguments.first_iteration, arguments.iters)
-    settings = _settings(arguments, images, model, options) | {"chunk": chunk}
-    partial = Path(f"{arguments.out}.partial")
-    with run_folder(partial, settings, work, resume=arguments.resume) as folder:
-        x = refine_in_chunks(
-            images,
-            random_patches(arguments.ratio, fixed=arguments.fixed_region),
-            folder=folder,
-            device=device,
-            model=model,
-            noise=arguments.noise,
-            **options,
-        )
-        files.write_samples(arguments.out, files.Samples(x, samples.names, samples.depth))
-    print(f"wrote {len(x)} refined samples to {arguments.out}")
-
-
-def _settings(arguments: argparse.Namespace, images: torch.Tensor, model: torch.nn.Module, options: dict) -> dict:
-    """What decides the result of `refine`, as JSON values: contents as their hashes."""
-    names = ("iters", "first_iteration", "ratio", "fixed_region", "noise", "stochasticity", "temperature", "seed")
-    known = options["known"]
-    return {
-        "input": content_hash(images),
-        "model": content_hash(str(model.config), *(part for pair in model.state_dict().items() for part in pair)),
-        "known": None if known is None else content_hash(known),
-        **{name.replace("_", "-"): getattr(arguments, name) for name in names},
-        "first-chain": arguments.first_chain,
-        "schedule": str(options["schedule"] or model.refine_schedule),
-        "dtype": arguments.dtype or "as stored",
-        "tf32": arguments.tf32,
+        source = bundled_model_for(tuple(images.shape[1:])) if model is None else model
+    denoiser = load(source, dtype, device)
+    chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
+    work = Work(len(images), chunk, refinement.first_iteration, refinement.iters)
+    arguments: RefineArguments = {
+        **sampling.arguments(run_options, device, len(images)),
+        "model": denoiser,
+        "noise": refinement.noise,
     }
+    settings = {
+        "input": content_hash(images),
+        "model": _model_hash(denoiser, source),
+        "known": None if arguments["known"] is None else content_hash(arguments["known"]),
+        **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items()},
+        "stochasticity": sampling.stochasticity,
+        "temperature": sampling.temperature,
+        "seed": run_options.seed,
+        "first-chain": sampling.first_chain,
+        "schedule": str(arguments["schedule"] or getattr(denoiser, "refine_schedule", None)),
+        "dtype": dtype or "as stored",
+        "tf32": sampling.tf32,
+        "chunk": work.chunk,
+    }
+    with run_folder(Path(f"{out}.partial"), settings, work, resume=resume) as folder:
+        policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
+        x = refine_in_chunks(images, policy, arguments, folder=folder, device=device)
+        files.write_samples(out, files.Samples(x, samples.names, samples.depth))
+    print(f"wrote {len(x)} refined samples to {out}")
+
+
+def _model_hash(model: Denoiser, source: str) -> str:
+    """A hash of a model's configuration and weights; of its `--model` text where it has no configuration."""
+    config = getattr(model, "config", None)
+    weights = model.state_dict() if isinstance(model, torch.nn.Module) else {}
+    tensors = [part for pair in weights.items() if isinstance(pair[1], torch.Tensor) for part in pair]
+    return content_hash(str(config) if dataclasses.is_dataclass(config) else source, *tensors)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from small_models import randomise
 
 import ipr_fast
@@ -128,12 +129,13 @@ def test_a_model_too_large_to_ship_is_refused(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", make_model.RECIPES)
 def test_recipes_are_options_of_the_command_line_and_fit(name):
-    from ipr_fast.cli.main import build_parser
+    from ipr_fast.cli.main import build_app
     from ipr_fast.tasks.catalog import make_task
     from ipr_fast.training.configs import config_of
 
+    command = typer.main.get_command(build_app()).commands["train"]
     for options in (make_model.RECIPES[name].gpu, make_model.RECIPES[name].cpu):
-        build_parser().parse_args(["train", "--task", name, "--out", "x", *options.split()])
+        command.make_context("train", ["--task", name, "--out", "x", *options.split()])
     config = config_of(make_task(name))
     with torch.device("meta"):
         largest = sum(p.numel() for p in PatchTransformer(config).parameters())
