@@ -229,6 +229,10 @@ def schedule_of(name: str, values: tuple[str, str] | None) -> Schedule | None:
     if values is None:
         return None
     try:
-        return Schedule(int(values[0]), float(values[1]))
+        steps, overlap = int(values[0]), float(values[1])
+    except ValueError as error:
+        raise ValueError(f"{name}: must be an integer and a number, got {' '.join(values)}") from error
+    try:
+        return Schedule(steps, overlap)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -96,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except typer.TyperException as error:
-        if error.format_message():
-            print(f"{program}: error: {printable(error.format_message())} See {program} --help", file=sys.stderr)
+        message = _usage_message(error)
+        if message:  # empty where the help is shown instead
+            print(f"{program}: error: {message}. See {program} --help", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         _drop_output()
@@ -115,6 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{program}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """What is wrong with the arguments, with the value that pydantic, which typer converts with, leaves out."""
+    message = error.format_message().rstrip(".")
+    if hasattr(error.__cause__, "errors"):
+        message += f", got {error.__cause__.errors()[0]['input']!r}"
+    return printable(message)
 
 
 @contextmanager
