@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
 from ipr_fast import checks
+from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, TableDenoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.prediction import Prediction
@@ -23,12 +25,12 @@ def denoiser(model: object) -> PatchGrid:
     return grid
 
 
-def tabulates(model: object) -> bool:
+def tabulates(model: Denoiser) -> TypeGuard[TableDenoiser]:
     """Whether a model has the protocol's `tabulate`: calls of it take a `table`."""
     return _takes(model, "table") and _has(model, "tabulate", "levels, out=None", (None,), {"out": None})
 
 
-def prepares(model: object) -> bool:
+def prepares(model: Denoiser) -> TypeGuard[ContextDenoiser]:
     """Whether a model has the protocol's `prepare`: calls of it take a `context`."""
     if not _takes(model, "context"):
         return False
@@ -51,14 +53,14 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
             raise ValueError(f"model must return a floating-point {name} of shape {wanted[name]}, got {came}")
 
 
-def _takes(model: object, name: str) -> bool:
+def _takes(model: Denoiser, name: str) -> bool:
     """Whether a model's call takes a keyword argument of that name."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
-    parameters = _parameters(model.forward if isinstance(model, nn.Module) else model)
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
+    parameters = _parameters(inner.forward if isinstance(inner, nn.Module) else inner)
     return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _has(model: object, name: str, wanted: str, arguments: tuple, options: dict) -> bool:
+def _has(model: Denoiser, name: str, wanted: str, arguments: tuple[None, ...], options: dict[str, None]) -> bool:
     """Whether a model has a method that can be called so. Raises ValueError for one of another signature."""
     method = getattr(model, name, None)
     if not callable(method):
@@ -75,7 +77,7 @@ def _has(model: object, name: str, wanted: str, arguments: tuple, options: dict)
     return True
 
 
-def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
+def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter] | None:
     try:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -85,7 +87,7 @@ def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
 # ------------------------------------------------------------------------------------------------- the variance mix
 
 
-def mix_complaint(model: object, found: Tensor | None) -> str | None:
+def mix_complaint(model: Denoiser, found: Tensor | None) -> str | None:
     """What is wrong with a mix in this range (2,), if anything; the one look at it from the host."""
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What the engine asks of a model."""
+"""The protocol of a model: `Denoiser`, and the optional methods that save work."""
 
 from __future__ import annotations
 
@@ -12,40 +12,77 @@ from ipr_fast.sampling.prediction import Prediction
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A model of a sequential diffusion process: any callable with a `grid`.
+    """A model of a sequential diffusion process: a callable with a `grid`. `ipr_fast.check_model` tests one.
 
-    **Rows are lanes, not chains.** Row b of a call is whichever chain is in lane b at that moment: chains are sorted by
-    length, leave as they finish, and pass through in turns (`max_chains`). A tensor that a model keeps for each chain,
-    such as labels, would meet the rows of other chains. A model must compute each row from that row's inputs alone.
+    The process is rectified flow: a patch x at level t in [0, 1] is `z_t = (1 - t) x + t eps` with eps ~ N(0, 1), and
+    the model predicts the velocity `u = eps - x`. Level 0 is clean, level 1 pure noise. Each patch has its own level.
 
-    `model(patches, levels, active=None)` gets patches (B, N, P) float32 and, without `active`, levels (B, N) in [0, 1];
-    it returns the Prediction of all N patches. With `active`, levels are those of the slots (B, A), every other patch
-    is clean context, and the Prediction is that of the slots; its values for padding slots are not used. A model that
-    writes into its inputs is refused, as is one in training mode that has dropout, batch norm or another layer that
-    differs there. The engine calls it in `torch.inference_mode`; a model that needs gradients, for guidance, opens
-    `torch.inference_mode(False)` and `torch.enable_grad()` and clones its inputs there.
+    `model(patches, levels)` gets patches (B, N, P) float32 and levels (B, N) float32, and returns the Prediction of all
+    N patches. `model(patches, levels, active)` gets the levels (B, A) of the active slots alone, and returns the
+    Prediction of the slots, (B, A, P): slot a of row b is patch `active.index[b, a]`, and every patch that is in no
+    slot is clean context, of level 0. A row may have fewer than A active patches, down to none: its last slots are
+    padding, with index -1 and level 0, whose predictions are ignored.
 
-    Optional methods. They are used only if the model's call takes what they return, `context` or `table`, and must then
-    have the signature below.
+    The engine relies on this:
 
-    - `prepare(patches, active, out=None) -> context`, called once per iteration: whatever depends on the clean context
-      alone. Calls are then `model(patches, levels, active, context=context)`. `out` is the context of an earlier
-      iteration, perhaps with another number of slots: to be overwritten and returned. A context may have
-      `first(chains)`, the context of the first chains; chains that have finished are then left out of later calls.
-    - `tabulate(levels, out=None) -> table`, called once a call with every level (R,) float32 that slots can have,
-      ascending, the last one perhaps repeated: whatever depends on the level alone. Calls are then
-      `model(patches, levels, active, table=table)`. `out` is an earlier table for as many levels: to be overwritten
-      and returned. A model that also has `prepare` gets it there too: `prepare(patches, active, out=out, table=table)`.
+    - **A row is computed from that row's inputs alone.** Rows are lanes, not rows of your x: chains are sorted by
+      length, leave as they finish, and take turns (`max_chains`). The engine passes nothing else by chain, so labels or
+      embeddings that differ by chain cannot be kept in the model; one condition for all chains can.
+    - **Inputs are read only**: patches, levels and active are the engine's own buffers. A write is a ValueError.
+    - **Evaluation mode**: call `model.eval()`. A module in training mode that has dropout, batch norm or another layer
+      that differs there is a ValueError.
+    - **No gradients**: calls run under `torch.inference_mode`. A model that needs gradients, for guidance, opens
+      `torch.inference_mode(False)` and `torch.enable_grad()` and clones its inputs there.
+    - **No waiting on the host**, on a GPU: calls are captured as CUDA graphs, so there is no `.item()`, no branch on
+      values and no shape that depends on data. `backend="torch"` runs models that need these.
 
-    Optional attributes.
+    Optional attributes:
 
-    - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`), its defaults.
-    - `value_range` (low, high) of the samples that it was trained on: others get a warning. Without it, none do.
-    - `mix_bounds` (low, high) of its variance mix, by default (0, 1): a first call outside of them gets a warning.
+    - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`): the defaults of the calls that take a schedule.
+    - `value_range` (low, high): the range of x in training, (-1, 1) for the bundled models. Samples that clearly lie
+      in another range get a warning. Without it none do.
+    - `mix_bounds` (low, high): the range of the variance mix, by default (0, 1). A call whose first step leaves it gets
+      a warning.
+
+    Optional methods: `prepare` (see `ContextDenoiser`) and `tabulate` (see `TableDenoiser`).
     """
 
-    grid: PatchGrid
+    @property
+    def grid(self) -> PatchGrid:
+        """How samples are divided into patches."""
+        ...
 
-    def __call__(
-        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **prepared: Any
-    ) -> Prediction: ...
+    def __call__(self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None) -> Prediction: ...
+
+
+class ContextDenoiser(Denoiser, Protocol):
+    """A Denoiser that computes what depends on the clean context alone once per iteration, not in every step.
+
+    Its calls take a keyword argument `context`. Otherwise a method named `prepare` is ignored.
+    """
+
+    def prepare(self, patches: Tensor, active: ActivePatches, out: Any = None, **table: Any) -> Any:
+        """Return the context; steps are then `model(patches, levels, active, context=context)`.
+
+        out: the context of an earlier iteration, perhaps with another number of slots, to be overwritten and returned.
+        table: passed as `table=` if the model has `tabulate` too.
+
+        A context may have a method `first(chains)`, the context of the first chains: the engine then drops chains that
+        have finished from later steps.
+        """
+        ...
+
+
+class TableDenoiser(Denoiser, Protocol):
+    """A Denoiser that computes what depends on levels alone once per call of the engine, not in every step.
+
+    Its calls take a keyword argument `table`. Otherwise a method named `tabulate` is ignored.
+    """
+
+    def tabulate(self, levels: Tensor, out: Any = None) -> Any:
+        """Return the table; steps are then `model(patches, levels, active, table=table)`.
+
+        levels: every level (R,) float32 that a slot can have, ascending from 0, the last one perhaps repeated.
+        out: an earlier table for as many levels, to be overwritten and returned.
+        """
+        ...
