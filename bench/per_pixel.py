@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ipr_fast.models import Prediction, SRMUNet
-from ipr_fast.models.srm_unet import LevelEmbedding
+from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.unet import Attention, Downsample, ResBlock, Upsample
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ipr_fast.models import PatchTransformer, Prediction
-from ipr_fast.models.patch_transformer import EPS
+from ipr_fast.models.transformer_layers import EPS
 
 
 class PlainTransformer(nn.Module):

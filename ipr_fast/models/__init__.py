@@ -1,7 +1,8 @@
 """Denoisers, and how their weights are stored."""
 
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
 from ipr_fast.models.srm_unet_config import PRESETS, SRMUNetConfig
 from ipr_fast.sampling.prediction import Prediction

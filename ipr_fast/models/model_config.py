@@ -1,41 +1,66 @@
-"""Checks that the models' configurations share; each raises a ValueError that names the field.
+"""The fields that every model's configuration has, and checks of fields; each raises a ValueError that names the field.
 
-A configuration may come from a file. The bounds are far above any network that is of use, and keep one that a file only
-claims to have from taking the machine's time and memory before its weights are looked at.
+A configuration may come from a file. The upper bounds are far above any useful network: they stop a damaged file from
+taking hours or all memory before its weights are checked.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.schedule import Schedule
 
-MOST = 1 << 20
-MOST_LAYERS = 1 << 10
+MAX_SIZE = 1 << 20
+MAX_LAYERS = 1 << 10
 
 
-def positive_int(name: str, value: object, most: int = MOST) -> int:
-    """An int in 1..most."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"{name} must be a positive int of at most {most}, got {value!r:.80}")
+@dataclass(frozen=True)
+class ModelConfig:
+    """Square samples (channels, image_size, image_size) in square patches, and the model's default schedules.
+
+    Schedules are (steps_per_patch, overlap).
+    """
+
+    channels: int
+    image_size: int
+    patch_size: int
+    generate_schedule: tuple[int, float] = field(default=(3, 0.0), kw_only=True)
+    refine_schedule: tuple[int, float] = field(default=(10, 0.8), kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "image_size", "patch_size"):
+            positive_int(name, getattr(self, name))
+        grid = self.grid
+        if grid.num_patches > MAX_PATCHES or grid.patch_numel > MAX_PATCH_NUMEL:
+            raise ValueError(
+                f"patch_size: must give at most {MAX_PATCHES} patches of at most {MAX_PATCH_NUMEL} numbers, which is "
+                f"what the random numbers' counters hold, got {grid.num_patches} of {grid.patch_numel}"
+            )
+        for name in ("generate_schedule", "refine_schedule"):
+            object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
+
+    @property
+    def grid(self) -> PatchGrid:
+        """The division of a sample into patches."""
+        return PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as JSON can store them."""
+        return asdict(self)
+
+
+def positive_int(name: str, value: object, high: int = MAX_SIZE) -> int:
+    """Return `value`, an int in 1..high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        raise ValueError(f"{name} must be a positive int of at most {high}, got {value!r:.80}")
     return value
 
 
-def square_grid(channels: object, image_size: object, patch_size: object) -> PatchGrid:
-    """The grid of square samples, with no more patches than the random numbers' counters hold."""
-    for name, value in (("channels", channels), ("image_size", image_size), ("patch_size", patch_size)):
-        positive_int(name, value)
-    grid = PatchGrid(channels, image_size, image_size, patch_size)
-    if grid.num_patches > MAX_PATCHES or grid.patch_numel > MAX_PATCH_NUMEL:
-        raise ValueError(
-            f"patch_size: at most {MAX_PATCHES} patches of at most {MAX_PATCH_NUMEL} numbers can be counted, got "
-            f"{grid.num_patches} of {grid.patch_numel}"
-        )
-    return grid
-
-
 def schedule_pair(name: str, value: object) -> tuple[int, float]:
-    """The two numbers of a Schedule; JSON brings a list."""
+    """Return (steps_per_patch, overlap) from a tuple, or from a list as JSON has it."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"{name} must be (steps_per_patch, overlap), got {value!r:.80}")
     schedule = Schedule(*value)

@@ -1,24 +1,29 @@
-"""Weights laid out as oneDNN reads them, for float32 on a CPU: once a call of the engine, not in each of the network's.
+"""Float32 weights packed into oneDNN's layout on a CPU, once per call of the engine instead of in every network call.
 
-A product then ends, in the same pass, in what follows it: a sum for a convolution, GELU for a linear layer. And a
-convolution of a map of twice the size, by the nearest pixel, is a transposed convolution of the map itself, of 4/9 of
-the operations. The numbers are those of the plain layers to float32 rounding.
+Packed operators also fuse the next operation: a sum after a convolution, GELU after a linear layer. A convolution after
+2x nearest-neighbour upsampling becomes one transposed convolution with 4/9 of the operations. Results equal the plain
+layers' to float32 rounding.
 
-The operators are those to which torch.compile lowers such layers on a CPU. Where a build of torch has none, and for
-layers that are more than they look (hooks, subclasses, another forward than torch's), nothing is packed, and the plain
-layer is called.
+The operators are those that torch.compile uses on a CPU. Layers with hooks, of subclasses or with a replaced forward
+are not packed, nor is any layer where torch was built without oneDNN: the plain layer is called instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d)}  # somebody may replace them
-FEWEST_ROWS = 128  # with fewer, a packed linear layer gains less than the operator's longer call costs
+Packable = nn.Linear | nn.Conv1d | nn.Conv2d
+FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {  # torch's own, which others may replace later
+    nn.Linear: nn.Linear.forward,
+    nn.Conv1d: nn.Conv1d.forward,
+    nn.Conv2d: nn.Conv2d.forward,
+}
+MIN_ROWS = 128  # with fewer, the packed operator's overhead outweighs its gain
 
 
 class PackedWeights:
@@ -26,19 +31,22 @@ class PackedWeights:
 
     def __init__(self) -> None:
         self._weights: dict[nn.Module, Tensor] = {}
-        self._doubling: dict[nn.Module, Tensor] = {}
+        self._upsampling: dict[nn.Module, Tensor] = {}
 
-    def pack(self, model: nn.Module, doubling: Iterable[nn.Conv2d] = ()) -> None:
-        """Pack the weights as they are now; `doubling` are the convolutions of maps of twice the size."""
-        layers = [layer for layer in model.modules() if _can_be_packed(layer)]
-        self._weights = {layer: _pack(layer) for layer in layers}
-        self._doubling = {conv: doubling_kernel(conv.weight.detach()) for conv in doubling if conv in self._weights}
+    def pack(self, model: nn.Module, upsampling: Iterable[nn.Conv2d] = ()) -> None:
+        """Pack the current weights. upsampling: the convolutions that follow 2x upsampling."""
+        self._weights = {layer: _pack(layer) for layer in model.modules() if _can_be_packed(layer)}
+        self._upsampling = {
+            conv: upsampling_kernel(conv.weight.detach()) for conv in upsampling if conv in self._weights
+        }
 
-    def of(self, layer: nn.Module) -> Tensor | None:
+    def weight(self, layer: nn.Module) -> Tensor | None:
+        """Return a layer's packed weight; None where it has none, and under autocast."""
         return None if torch.is_autocast_enabled("cpu") else self._weights.get(layer)
 
-    def of_doubling(self, conv: nn.Conv2d) -> Tensor | None:
-        return None if torch.is_autocast_enabled("cpu") else self._doubling.get(conv)
+    def upsampling_kernel(self, conv: nn.Conv2d) -> Tensor | None:
+        """Return the kernel of `upsampling_kernel`; None where there is none, and under autocast."""
+        return None if torch.is_autocast_enabled("cpu") else self._upsampling.get(conv)
 
 
 def convolution(
@@ -48,24 +56,24 @@ def convolution(
     plus: Tensor | None = None,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """conv(x), and another map added to it, if given: `plus` stays as it is, `onto` is the caller's to lose."""
-    weight = None if packed is None else packed.of(conv)
+    """Return conv(x), plus a map of its shape if given: `plus` is not written to, `onto` may be overwritten."""
+    weight = None if packed is None else packed.weight(conv)
     if weight is None:
         out = conv(x)
         return out if plus is None and onto is None else out.add_(plus if onto is None else onto)
     mkldnn, shape = torch.ops.mkldnn, (conv.padding, conv.stride, conv.dilation, conv.groups)
     if plus is None and onto is None:
         return mkldnn._convolution_pointwise.default(x, weight, conv.bias, *shape, "none", [], "")
-    ending = ("add", 1.0, None, [], None)
+    ending: tuple[str, float, None, list[float], None] = ("add", 1.0, None, [], None)
     if onto is not None:
         return mkldnn._convolution_pointwise_.binary(onto, x, weight, conv.bias, *shape, *ending)
     return mkldnn._convolution_pointwise.binary(x, plus, weight, conv.bias, *shape, *ending)
 
 
 def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor, packed: PackedWeights | None = None) -> Tensor:
-    """A convolution of kernel 1 as the matrix product that it is, on a channels-last map (B, C, H, W)."""
+    """Return conv(x) for a kernel of size 1 as a matrix product; x (B, C, H, W) is channels-last."""
     x = x.permute(0, 2, 3, 1)
-    weight = None if packed is None else packed.of(conv)
+    weight = None if packed is None else packed.weight(conv)
     if weight is None:
         out = F.linear(x, conv.weight.view(conv.out_channels, conv.in_channels), conv.bias)
     else:
@@ -73,31 +81,31 @@ def pointwise(conv: nn.Conv1d | nn.Conv2d, x: Tensor, packed: PackedWeights | No
     return out.permute(0, 3, 1, 2)
 
 
-def doubled_convolution(conv: nn.Conv2d, x: Tensor, size: torch.Size, packed: PackedWeights | None = None) -> Tensor:
-    """conv, of kernel 3 and padding 1, of x resampled to a size (H, W) by the nearest pixel."""
-    kernel = None if packed is None else packed.of_doubling(conv)
+def upsampled_convolution(conv: nn.Conv2d, x: Tensor, size: torch.Size, packed: PackedWeights | None = None) -> Tensor:
+    """Return conv(x resampled to `size` (H, W) by the nearest pixel), for a conv of kernel 3 and padding 1."""
+    kernel = None if packed is None else packed.upsampling_kernel(conv)
     if kernel is None or tuple(size) != (2 * x.shape[2], 2 * x.shape[3]):
         return convolution(conv, F.interpolate(x, size=size, mode="nearest"), packed)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, gelu: bool = False) -> Tensor:
-    """layer(x), then GELU, in its tanh form, if asked for."""
-    weight = None if packed is None or x.numel() < FEWEST_ROWS * x.shape[-1] else packed.of(layer)
+    """Return layer(x), or GELU(layer(x)) in its tanh form."""
+    weight = None if packed is None or x.numel() < MIN_ROWS * x.shape[-1] else packed.weight(layer)
     if weight is None:
         out = layer(x)
-        if gelu and not torch.is_grad_enabled() and _is_plain(layer):  # so the result is nobody else's
+        if gelu and not torch.is_grad_enabled() and _is_plain(layer):  # so `out` is a new tensor
             return torch.ops.aten.gelu_.default(out, approximate="tanh")
         return F.gelu(out, approximate="tanh") if gelu else out
-    ending = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    ending: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, layer.bias, *ending)
 
 
-def doubling_kernel(weight: Tensor) -> Tensor:
-    """The transposed convolution's kernel (C, D, 4, 4), of stride 2 and padding 1, for a convolution's (D, C, 3, 3).
+def upsampling_kernel(weight: Tensor) -> Tensor:
+    """Return the kernel (C, D, 4, 4) of the transposed convolution that equals 2x upsampling and conv (D, C, 3, 3).
 
-    Two neighbouring pixels of the doubled map have one value, so two of the three taps fall together: those of pixel
-    2 y + a read rows y - 1 and y of the map for a = 0, and rows y and y + 1 for a = 1.
+    Its stride is 2, its padding 1. Neighbouring pixels of the upsampled map are equal, so two of the three taps of
+    output row 2 y + a read the same input row: rows y - 1 and y are read for a = 0, rows y and y + 1 for a = 1.
     """
     for dim in (2, 3):
         before, centre, after = weight.unbind(dim)
@@ -106,14 +114,14 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a call of the layer does what torch's own does, and nothing else."""
+    """Return whether a layer is torch's own class, without hooks or a replaced forward."""
     if FORWARDS.get(type(layer)) is not type(layer).forward or "forward" in vars(layer):
         return False
-    return not (layer._forward_hooks or layer._forward_pre_hooks or _hooks_of_all())
+    return not (layer._forward_hooks or layer._forward_pre_hooks or _has_global_hooks())
 
 
-def _can_be_packed(layer: nn.Module) -> bool:
-    if not _is_plain(layer):
+def _can_be_packed(layer: nn.Module) -> TypeGuard[Packable]:
+    if not isinstance(layer, Packable) or not _is_plain(layer):
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -121,12 +129,12 @@ def _can_be_packed(layer: nn.Module) -> bool:
     return zeros and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
 
 
-def _hooks_of_all() -> bool:
-    """Whether there are hooks that every module has."""
+def _has_global_hooks() -> bool:
+    """Return whether hooks for all modules are registered."""
     return bool(torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
-def _pack(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> Tensor:
+def _pack(layer: Packable) -> Tensor:
     weight = layer.weight.detach()
     if isinstance(layer, nn.Linear) or set(layer.kernel_size) == {1}:
         return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))

@@ -1,58 +1,50 @@
-"""The shape of the published Spatial Reasoning Models' networks, and the published ones by name."""
+"""The configuration of an SRMUNet, and presets: the networks of the published Spatial Reasoning Models."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from ipr_fast.models.config_checks import positive_int, schedule_pair, square_grid
+from ipr_fast.models.model_config import ModelConfig, positive_int
 
 GROUPS = 32  # of every GroupNorm
-MOST_RESOLUTIONS, MOST_BLOCKS = 20, 64
+MAX_RESOLUTIONS, MAX_BLOCKS = 20, 64
 
 
 @dataclass(frozen=True)
-class SRMUNetConfig:
+class SRMUNetConfig(ModelConfig):
     """The shape of an SRMUNet.
 
-    channels, image_size, patch_size: of the samples, which are square; patch_size divides image_size.
-    hid_dims: channels of each resolution, multiples of 32, finest first; each next one has half the size, rounded up.
-    attention: for each resolution, whether its ResBlocks are followed by self-attention.
+    hid_dims: channels of each resolution, multiples of 32, finest first; each resolution has half the size of the one
+        before, rounded up.
+    attention: for each resolution, whether self-attention follows each of its ResBlocks.
     num_blocks: ResBlocks of a resolution in the encoder; the decoder has one more.
-    num_head_channels: channels of an attention head; divides the channels wherever there is attention, which the
-        bottleneck has always.
-    t_emb_dim, d_emb: width of the level embedding, and of the sinusoidal features that it is made of (even).
-    generate_schedule, refine_schedule: (steps_per_patch, overlap), the model's defaults.
+    num_head_channels: channels of an attention head; divides the channels of every resolution with attention, and of
+        the coarsest, whose bottleneck always has it.
+    t_emb_dim, d_emb: width of the level embedding, and of its sinusoidal features (even).
 
-    Raises ValueError, naming the field. Source: Wewer et al. 2025, and their code's configurations.
+    Raises ValueError, naming the field. Source: Wewer et al. 2025 and the configurations in their code.
     """
 
-    channels: int
-    image_size: int
-    patch_size: int
     hid_dims: tuple[int, ...]
     attention: tuple[bool, ...]
     num_blocks: int = 2
     num_head_channels: int = 64
     t_emb_dim: int = 512
     d_emb: int = 256
-    generate_schedule: tuple[int, float] = (3, 0.0)
-    refine_schedule: tuple[int, float] = (10, 0.8)
 
     def __post_init__(self) -> None:
-        square_grid(self.channels, self.image_size, self.patch_size)
+        super().__post_init__()
         for name in ("num_head_channels", "t_emb_dim", "d_emb"):
             positive_int(name, getattr(self, name))
-        for name in ("generate_schedule", "refine_schedule"):
-            object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
         for name in ("hid_dims", "attention"):  # JSON brings lists
             if not isinstance(getattr(self, name), (tuple, list)):
                 raise ValueError(f"{name} must be a tuple, got {getattr(self, name)!r:.80}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if not 1 <= len(getattr(self, name)) <= MOST_RESOLUTIONS:
+            if not 1 <= len(getattr(self, name)) <= MAX_RESOLUTIONS:
                 raise ValueError(
-                    f"{name} must be of 1 to {MOST_RESOLUTIONS} resolutions, got {len(getattr(self, name))}"
+                    f"{name} must be of 1 to {MAX_RESOLUTIONS} resolutions, got {len(getattr(self, name))}"
                 )
-        positive_int("num_blocks", self.num_blocks, MOST_BLOCKS)
+        positive_int("num_blocks", self.num_blocks, MAX_BLOCKS)
         if self.d_emb % 2:
             raise ValueError(f"d_emb must be even, got {self.d_emb}")
         if any(positive_int("hid_dims", dim) % GROUPS for dim in self.hid_dims):
@@ -65,7 +57,7 @@ class SRMUNetConfig:
 
     @property
     def map_sizes(self) -> list[int]:
-        """The side of the feature maps of each resolution."""
+        """The height and width of each resolution's feature maps."""
         sizes = [self.image_size]
         for _ in self.hid_dims[1:]:
             sizes.append(-(-sizes[-1] // 2))
@@ -73,7 +65,7 @@ class SRMUNetConfig:
 
     @property
     def map_numel(self) -> int:
-        """About how many numbers the feature maps of one sample have that are held at one time."""
+        """An estimate of the numbers in the feature maps of one sample that are in memory at the same time."""
         sizes = self.map_sizes
         skips = sum(dim * size**2 * (self.num_blocks + 1) for dim, size in zip(self.hid_dims, sizes, strict=True))
         widest = (self.hid_dims[0] + self.hid_dims[min(1, len(self.hid_dims) - 1)]) * sizes[0] ** 2
@@ -81,13 +73,10 @@ class SRMUNetConfig:
 
     @property
     def widest_numel(self) -> int:
-        """The numbers of one sample's largest feature map: a map of the decoder beside its skip."""
+        """The numbers in one sample's largest feature map: a map of the decoder concatenated with its skip."""
         dims = self.hid_dims
         below = (*dims[1:], dims[-1])
         return max((max(d, b) + d) * s**2 for d, b, s in zip(dims, below, self.map_sizes, strict=True))
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 # The networks of Wewer et al. 2025, with the schedules of Kang et al. 2026, table 1.

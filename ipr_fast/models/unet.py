@@ -1,45 +1,44 @@
-"""The network of an SRMUNet: encoder, bottleneck and decoder, their parameters named as in the published checkpoints.
+"""The network of an SRMUNet: encoder, bottleneck and decoder, with the published checkpoints' parameter names.
 
-A ResBlock is told the noise level of every cell of its feature map, by an embedding that it projects to its channels
-and adds: `h = GroupNorm(h + Linear(SiLU(e)))`. A cell is a square of pixels with one level. Feature maps (B, C, H, W)
-are channels-last: a pixel's channels are one row, so convolutions of kernel 1 are matrix products, and attention reads
-its tokens, with no copy of the map before them.
+A ResBlock adds the embedded noise level of each cell to its feature map: `h = GroupNorm(h + Linear(SiLU(e)))`. A cell
+is a square of pixels of equal level. Feature maps (B, C, H, W) are channels-last, so that 1x1 convolutions are matrix
+products and attention reads pixels as tokens, without copying the map.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ipr_fast.kernels.modulated_norm import group_norm
-from ipr_fast.models.packed import PackedWeights, convolution, doubled_convolution, pointwise
+from ipr_fast.models.packed import PackedWeights, convolution, pointwise, upsampled_convolution
 from ipr_fast.models.srm_unet_config import GROUPS, SRMUNetConfig
 from ipr_fast.trace import span
 
 
-class Condition(NamedTuple):
-    """What the ResBlocks of one size of feature map are told of the levels.
+class LevelMap(NamedTuple):
+    """The levels of a feature map, embedded.
 
-    rows   (R, t_emb_dim)  SiLU of the embedding of R levels
-    index  (B, h, w)       the row of each cell of the map
+    embeddings  (R, t_emb_dim)  SiLU of the embeddings of R levels
+    row         (B, h, w)       each cell's row of `embeddings`
     """
 
-    rows: Tensor
-    index: Tensor
+    embeddings: Tensor
+    row: Tensor
 
 
-class Given(NamedTuple):
-    """What a call brings for every layer: a Condition for each size of feature map, and packed weights."""
+class LayerInputs(NamedTuple):
+    """Inputs that all layers share: a LevelMap for each feature map's height, and packed weights."""
 
-    conditions: dict[int, Condition]
+    level_maps: dict[int, LevelMap]
     packed: PackedWeights | None = None
 
 
 class UNet(nn.Module):
-    """Images (B, C, H, W) to (B, 2 C + 1, H, W)."""
+    """The published UNet, from images (B, C, H, W) to (B, 2 C + 1, H, W)."""
 
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()
@@ -47,47 +46,61 @@ class UNet(nn.Module):
         self.bottleneck = Bottleneck(config)
         self.decoder = Decoder(config, self.encoder.dims)
 
-    def forward(self, images: Tensor, given: Given) -> Tensor:
-        skips = self.encoder(images, given)
-        return self.decoder(self.bottleneck(skips[-1], given), skips, given)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, images: Tensor, inputs: LayerInputs) -> Tensor:
+        skips = self.encoder(images, inputs)
+        return self.decoder(self.bottleneck(skips[-1], inputs), skips, inputs)
 
 
 class Encoder(nn.Module):
+    """A convolution, then for each resolution its ResBlocks, with a downsampling stage in between."""
+
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()
         dim = config.hid_dims[0]
-        self.blocks = nn.ModuleList([Stage(nn.Conv2d(config.channels, dim, 3, padding=1))])
+        self.blocks = nn.ModuleList([Stage([nn.Conv2d(config.channels, dim, 3, padding=1)])])
         self.dims = [dim]  # channels of each stage's output
         for level, hid_dim in enumerate(config.hid_dims):
             if level:
-                self.blocks.append(Stage(Downsample(dim)))
+                self.blocks.append(Stage([Downsample(dim)]))
                 self.dims.append(dim)
             for _ in range(config.num_blocks):
-                self.blocks.append(Stage(*_blocks(config, level, dim)))
+                self.blocks.append(Stage(_blocks(config, level, dim)))
                 self.dims.append(hid_dim)
                 dim = hid_dim
 
-    def forward(self, h: Tensor, given: Given) -> list[Tensor]:
-        """The output of every stage."""
+    def forward(self, h: Tensor, inputs: LayerInputs) -> list[Tensor]:
+        """Return the output of every stage."""
         skips = []
         for stage in self.blocks:
-            h = stage(h, given)
+            h = stage(h, inputs)
             skips.append(h)
         return skips
 
 
 class Bottleneck(nn.Module):
+    """ResBlock, attention, ResBlock at the coarsest resolution."""
+
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()
         dim, width = config.hid_dims[-1], config.t_emb_dim
         attention = Attention(dim, config.num_head_channels)
-        self.blocks = Stage(ResBlock(dim, dim, width), attention, ResBlock(dim, dim, width))
+        self.blocks = Stage([ResBlock(dim, dim, width), attention, ResBlock(dim, dim, width)])
 
-    def forward(self, h: Tensor, given: Given) -> Tensor:
-        return self.blocks(h, given)
+    def forward(self, h: Tensor, inputs: LayerInputs) -> Tensor:
+        return self.blocks(h, inputs)
 
 
 class Decoder(nn.Module):
+    """For each resolution, coarsest first, ResBlocks of the map beside a skip, then upsampling; then the output layers.
+
+    skip_dims: channels of the encoder's stages.
+    """
+
     def __init__(self, config: SRMUNetConfig, skip_dims: list[int]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
@@ -97,64 +110,78 @@ class Decoder(nn.Module):
                 layers = _blocks(config, level, dim + skip_dims.pop())
                 if level and i == config.num_blocks:
                     layers.append(Upsample(hid_dim))
-                self.blocks.append(Stage(*layers))
+                self.blocks.append(Stage(layers))
                 dim = hid_dim
-        self.out = norm_silu_conv(dim, 2 * config.channels + 1)
+        self.out = NormSiLUConv(dim, 2 * config.channels + 1)
 
-    def forward(self, h: Tensor, skips: list[Tensor], given: Given) -> Tensor:
+    def forward(self, h: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
+        """Return the output from the bottleneck's map and the encoder's, which are popped off `skips`."""
         for stage in self.blocks:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, given, size=skips[-1].shape[2:] if skips else None)
-        norm, _, conv = self.out
-        return convolution(conv, norm_silu(norm, h), given.packed)
+            h = stage(h, inputs, size=skips[-1].shape[2:] if skips else None)
+        return self.out(h, inputs.packed)
 
 
-class Stage(nn.Sequential):
-    """Layers in a row, each given what it needs."""
+class Stage(nn.ModuleList):
+    """Layers in sequence, each called with the inputs that it takes."""
 
-    def forward(self, h: Tensor, given: Given, size: torch.Size | None = None) -> Tensor:
+    def forward(self, h: Tensor, inputs: LayerInputs, size: torch.Size | None = None) -> Tensor:
+        """Return the last layer's map. size: (H, W) for an Upsample."""
         for layer in self:
             if isinstance(layer, ResBlock):
-                h = layer(h, given.conditions[h.shape[-1]], given.packed)
+                h = layer(h, inputs.level_maps[h.shape[-1]], inputs.packed)
             elif isinstance(layer, Upsample):
-                h = layer(h, size, given.packed)
+                h = layer(h, size, inputs.packed)
             elif isinstance(layer, nn.Conv2d):
-                h = convolution(layer, h, given.packed)
+                h = convolution(layer, h, inputs.packed)
             else:
-                h = layer(h, given.packed)
+                h = layer(h, inputs.packed)
         return h
 
 
+class NormSiLUConv(nn.ModuleList):
+    """GroupNorm, SiLU and a 3x3 convolution: numbers 0, 1 and 2 in checkpoints."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__([nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, out_dim, 3, padding=1)])
+
+    def forward(self, h: Tensor, packed: PackedWeights | None = None) -> Tensor:
+        norm, conv = cast(nn.GroupNorm, self[0]), cast(nn.Conv2d, self[2])  # torch types a container's items as Module
+        return convolution(conv, norm_silu(norm, h), packed)
+
+
 class ResBlock(nn.Module):
+    """x + conv(SiLU(GroupNorm(conv(SiLU(GroupNorm(x))) + Linear(e)))), for level embeddings e after SiLU."""
+
     def __init__(self, dim: int, out_dim: int, t_emb_dim: int) -> None:
         super().__init__()
-        self.conv_1 = norm_silu_conv(dim, out_dim)
+        self.conv_1 = NormSiLUConv(dim, out_dim)
         self.norm_with_embedding = NormWithEmbedding(out_dim, t_emb_dim)
-        # The published network has its dropout, which is for training only, in the place of the second.
+        # The Identity is in the place of the published network's dropout.
         self.conv_2 = nn.Sequential(nn.SiLU(), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
         self.shortcut = nn.Conv2d(dim, out_dim, 1) if dim != out_dim else None
 
-    def forward(self, x: Tensor, condition: Condition, packed: PackedWeights | None = None) -> Tensor:
-        (norm_1, _, conv_1), (_, _, conv_2) = self.conv_1, self.conv_2
-        projected = self.norm_with_embedding.embedding_layer[1](condition.rows)
-        h = convolution(conv_1, norm_silu(norm_1, x), packed)
-        h = norm_silu(self.norm_with_embedding.norm, h, projected, condition.index)
+    def forward(self, x: Tensor, levels: LevelMap, packed: PackedWeights | None = None) -> Tensor:
+        conv_2 = cast(nn.Conv2d, self.conv_2[2])
+        projected = self.norm_with_embedding.embedding_layer[1](levels.embeddings)
+        h = self.conv_1(x, packed)
+        h = norm_silu(self.norm_with_embedding.norm, h, projected, levels.row)
         if self.shortcut is None:
             return convolution(conv_2, h, packed, plus=x)
         return convolution(conv_2, h, packed, onto=pointwise(self.shortcut, x, packed))
 
 
 class NormWithEmbedding(nn.Module):
-    """The parameters of a GroupNorm, and of the projection of what is added before it."""
+    """The parameters of a GroupNorm, and of the projection of the level embedding that is added before it."""
 
     def __init__(self, dim: int, t_emb_dim: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, dim)
-        self.embedding_layer = nn.Sequential(nn.SiLU(), nn.Linear(t_emb_dim, dim))  # a Condition's rows are after SiLU
+        self.embedding_layer = nn.Sequential(nn.SiLU(), nn.Linear(t_emb_dim, dim))  # embeddings come after SiLU
 
 
 class Attention(nn.Module):
-    """Every pixel of the map attends to every other."""
+    """Self-attention over the pixels of a map."""
 
     def __init__(self, dim: int, num_head_channels: int) -> None:
         super().__init__()
@@ -175,7 +202,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, rounded up."""
+    """A convolution to half the size, rounded up."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -186,28 +213,26 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """To the given size, by the nearest pixel."""
+    """Nearest-neighbour upsampling to a given size (H, W), then a convolution."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size, packed: PackedWeights | None = None) -> Tensor:
-        return doubled_convolution(self.conv, x, size, packed)
-
-
-def norm_silu_conv(dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, out_dim, 3, padding=1))
+        return upsampled_convolution(self.conv, x, size, packed)
 
 
 def norm_silu(norm: nn.GroupNorm, h: Tensor, rows: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-    """GroupNorm and SiLU as one operation, after adding rows (R, C) to the cells of index (B, h, w), if given."""
+    """Return SiLU(GroupNorm(h)), after adding rows (R, C) to the cells by index (B, h, w), in one operation."""
     with span("group_norm"):
         return group_norm(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
 
 
 def _blocks(config: SRMUNetConfig, level: int, dim: int) -> list[nn.Module]:
-    """A ResBlock of one resolution and, where it has one, the attention that follows."""
+    """Return a ResBlock from `dim` channels to those of a resolution and, if that has it, attention."""
     hid_dim = config.hid_dims[level]
-    attention = [Attention(hid_dim, config.num_head_channels)] if config.attention[level] else []
-    return [ResBlock(dim, hid_dim, config.t_emb_dim), *attention]
+    blocks: list[nn.Module] = [ResBlock(dim, hid_dim, config.t_emb_dim)]
+    if config.attention[level]:
+        blocks.append(Attention(hid_dim, config.num_head_channels))
+    return blocks

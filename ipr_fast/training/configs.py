@@ -7,7 +7,8 @@ such attributes as well.
 
 from __future__ import annotations
 
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import box_side

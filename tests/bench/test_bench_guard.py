@@ -104,8 +104,8 @@ def test_packed_layers_by_hand():
     assert linear.operations == [("mkldnn::_linear_pointwise", 2 * 200 * 24 * 16, moved)]
 
 
-def test_packed_layers_have_the_flops_of_plain_ones_but_for_doubling(model, monkeypatch):
-    """A doubling convolution of C channels for D, of x pixels, takes 2 * 16 C D x in place of 2 * 36 C D x."""
+def test_packed_layers_have_the_flops_of_plain_ones_but_for_upsampling(model, monkeypatch):
+    """A convolution of C to D channels after 2x upsampling of x pixels takes 2 * 16 C D x, not 2 * 36 C D x."""
     unet = SRMUNet(PRESETS["even_pixels"]).eval().requires_grad_(False)
     convs = [layer.conv for layer in unet.modules() if isinstance(layer, Upsample)]
     saved = sum(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import ipr_fast
 from ipr_fast import ActivePatches, Schedule, random_patches
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig, packed
-from ipr_fast.models.packed import FEWEST_ROWS, PackedWeights
+from ipr_fast.models.packed import MIN_ROWS, PackedWeights
 
 ROUNDING = 2.0**-24  # of one float32 operation
 # Maps of 12, 6, 3 pixels, and of 14, 7, 4: of the latter one is doubled to its size, and one to a pixel less.
@@ -27,9 +27,9 @@ def _no_grad():
         yield
 
 
-def weights_of(model, doubling=()):
+def weights_of(model, upsampling=()):
     made = PackedWeights()
-    made.pack(model, doubling)
+    made.pack(model, upsampling)
     return made
 
 
@@ -106,7 +106,7 @@ def test_pointwise(make, size, generator):
 
 
 @needs_packing
-@pytest.mark.parametrize("shape", [(FEWEST_ROWS,), (2, FEWEST_ROWS), (FEWEST_ROWS - 1,), (1, 1)])
+@pytest.mark.parametrize("shape", [(MIN_ROWS,), (2, MIN_ROWS), (MIN_ROWS - 1,), (1, 1)])
 @pytest.mark.parametrize("gelu", [True, False])
 def test_linear(shape, gelu, generator):
     layer = randomise(nn.Linear(24, 40), seed=0)
@@ -116,28 +116,28 @@ def test_linear(shape, gelu, generator):
         value, allowed = F.gelu(value, approximate="tanh"), 1.13 * allowed + 8 * ROUNDING * value.abs()
     for given in (weights, None):
         assert_within(packed.linear(layer, x, given, gelu=gelu), value, allowed)
-    enough = x.numel() // 24 >= FEWEST_ROWS
+    enough = x.numel() // 24 >= MIN_ROWS
     assert runs_packed(lambda: packed.linear(layer, x, weights, gelu=gelu)) is enough
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (3, 5)])
 @pytest.mark.parametrize("less", [(0, 0), (1, 1), (0, 1)])
-def test_doubled_convolution(size, less, generator):
+def test_upsampled_convolution(size, less, generator):
     """Its taps are sums of up to four; a size that is not twice the map's takes the plain path."""
     conv = randomise(nn.Conv2d(6, 10, 3, padding=1), seed=0)
     x = torch.randn(2, 6, *size, generator=generator).contiguous(memory_format=torch.channels_last)
     target = torch.Size(2 * own - missing for own, missing in zip(size, less, strict=True))
     expected = exact(conv, F.interpolate(x, size=target, mode="nearest"))
-    weights = weights_of(conv, doubling=[conv])
+    weights = weights_of(conv, upsampling=[conv])
     for given in (weights, weights_of(conv), None):
-        assert_within(packed.doubled_convolution(conv, x, target, given), *expected)
-    found = count(lambda: packed.doubled_convolution(conv, x, target, weights), "cpu").by_name
-    if weights.of_doubling(conv) is not None:
+        assert_within(packed.upsampled_convolution(conv, x, target, given), *expected)
+    found = count(lambda: packed.upsampled_convolution(conv, x, target, weights), "cpu").by_name
+    if weights.upsampling_kernel(conv) is not None:
         assert ("upsample_nearest2d" in found) == any(less)
 
 
-def test_the_doubling_kernel_of_ones_counts_the_taps():
-    kernel = packed.doubling_kernel(torch.ones(2, 5, 3, 3))
+def test_the_upsampling_kernel_of_ones_counts_the_taps():
+    kernel = packed.upsampling_kernel(torch.ones(2, 5, 3, 3))
     assert kernel.shape == (5, 2, 4, 4)
     taps = torch.tensor([1.0, 2.0, 2.0, 1.0])
     assert torch.equal(kernel, (taps[:, None] * taps).expand(5, 2, 4, 4))
@@ -145,12 +145,12 @@ def test_the_doubling_kernel_of_ones_counts_the_taps():
 
 def test_empty_batches():
     conv, layer = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 6)
-    weights = weights_of(nn.ModuleList([conv, layer]), doubling=[conv])
+    weights = weights_of(nn.ModuleList([conv, layer]), upsampling=[conv])
     x = torch.zeros(0, 4, 6, 6).to(memory_format=torch.channels_last)
     assert packed.convolution(conv, x, weights).shape == x.shape
     assert packed.convolution(conv, x, weights, plus=x).shape == x.shape
     assert packed.convolution(conv, x, weights, onto=x).shape == x.shape
-    assert packed.doubled_convolution(conv, x, torch.Size((12, 12)), weights).shape == (0, 4, 12, 12)
+    assert packed.upsampled_convolution(conv, x, torch.Size((12, 12)), weights).shape == (0, 4, 12, 12)
     assert packed.linear(layer, torch.zeros(0, 4), weights, gelu=True).shape == (0, 6)
 
 
@@ -194,9 +194,9 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_layers_that_are_more_than_they_look_run_as_they_are(name, generator):
     layer = PLAIN[name]()
-    x = torch.randn(2 * FEWEST_ROWS, 8, generator=generator).to(layer.weight.dtype)
+    x = torch.randn(2 * MIN_ROWS, 8, generator=generator).to(layer.weight.dtype)
     weights = weights_of(nn.Sequential(layer))
-    assert weights.of(layer) is None
+    assert weights.weight(layer) is None
     assert torch.equal(packed.linear(layer, x, weights), layer(x))
     expected = F.gelu(layer(x), approximate="tanh")
     assert torch.equal(packed.linear(layer, x, weights, gelu=True), expected)
@@ -218,11 +218,11 @@ def test_what_another_layer_returns_is_left_alone():
 def test_hooks_of_all_modules_and_replaced_forwards_are_heard(monkeypatch):
     layer = nn.Linear(8, 8)
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, out: 2 * out)
-    assert weights_of(nn.Sequential(layer)).of(layer) is None
+    assert weights_of(nn.Sequential(layer)).weight(layer) is None
     handle.remove()
-    assert weights_of(nn.Sequential(layer)).of(layer) is not None
+    assert weights_of(nn.Sequential(layer)).weight(layer) is not None
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
-    assert weights_of(nn.Sequential(layer)).of(layer) is None
+    assert weights_of(nn.Sequential(layer)).weight(layer) is None
 
 
 @pytest.mark.parametrize("options", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}], ids=str)
@@ -230,7 +230,7 @@ def test_other_paddings_run_as_they_are(options, generator):
     conv = nn.Conv2d(4, 4, 3, **options)
     x, map_ = torch.randn(2, 2, 4, 6, 7, generator=generator)
     weights = weights_of(conv)
-    assert weights.of(conv) is None
+    assert weights.weight(conv) is None
     assert torch.equal(packed.convolution(conv, x, weights), conv(x))
     assert torch.equal(packed.convolution(conv, x, weights, plus=map_), conv(x) + map_)
     assert torch.equal(packed.convolution(conv, x, weights, onto=map_), conv(x) + map_)
@@ -238,12 +238,12 @@ def test_other_paddings_run_as_they_are(options, generator):
 
 def test_under_autocast_the_plain_layers_run(generator):
     layer, conv = nn.Linear(4, 8), nn.Conv2d(4, 4, 3, padding=1)
-    weights = weights_of(nn.ModuleList([layer, conv]), doubling=[conv])
-    rows, x = torch.randn(2 * FEWEST_ROWS, 4, generator=generator), torch.randn(2, 4, 6, 6, generator=generator)
+    weights = weights_of(nn.ModuleList([layer, conv]), upsampling=[conv])
+    rows, x = torch.randn(2 * MIN_ROWS, 4, generator=generator), torch.randn(2, 4, 6, 6, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(packed.linear(layer, rows, weights), layer(rows))
         assert torch.equal(packed.convolution(conv, x, weights), conv(x))
-        found = packed.doubled_convolution(conv, x, torch.Size((12, 12)), weights)
+        found = packed.upsampled_convolution(conv, x, torch.Size((12, 12)), weights)
         assert torch.equal(found, conv(F.interpolate(x, size=(12, 12), mode="nearest")))
         assert found.dtype == torch.bfloat16
 
@@ -300,7 +300,7 @@ def test_a_build_without_the_operators_gives_the_same(name, missing, generator, 
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = MODELS[name]()
     table = model.tabulate(LEVELS)
-    assert all(table.packed.of(layer) is None for layer in model.modules())
+    assert all(table.packed.weight(layer) is None for layer in model.modules())
     assert_same(*with_a_table_and_without(model, generator, table))
 
 

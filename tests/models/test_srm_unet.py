@@ -214,7 +214,7 @@ def test_it_is_a_denoiser_with_the_papers_schedules(unet):
         ({"num_blocks": 10**9}, "num_blocks must be a positive int of at most 64"),
         ({"t_emb_dim": 2**62}, "t_emb_dim must be a positive int of at most 1048576"),
         ({"image_size": 0}, "image_size must be a positive int"),
-        ({"image_size": 2**20, "patch_size": 1}, "patch_size: at most 65536 patches"),
+        ({"image_size": 2**20, "patch_size": 1}, "patch_size: must give at most 65536 patches"),
         ({"hid_dims": 32}, "hid_dims must be a tuple"),
         ({"attention": (True,)}, "attention must be 4 bools"),
         ({"attention": (0, 1, 0, 1)}, "attention must be 4 bools"),
@@ -247,4 +247,4 @@ def test_a_table_of_levels_gives_what_the_levels_give(unet, generator, schedule,
                 assert_same(ours[used], theirs[used])
     unet.tabulate(torch.zeros(len(table.levels)), out=table)
     assert unet.tabulate(torch.cat([levels, levels[-1:].expand(3)]), out=table) is table
-    torch.testing.assert_close(table.rows[: len(levels)], unet.time_embedding(levels))
+    torch.testing.assert_close(table.embeddings[: len(levels)], unet.time_embedding(levels))

@@ -5,7 +5,7 @@ import torch
 from small_models import TINY
 
 from ipr_fast.models import PatchTransformer
-from ipr_fast.models.patch_transformer import Layer
+from ipr_fast.models.transformer_layers import Layer
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.training.configs import config_of
 from ipr_fast.training.initialise import look_along_lines

@@ -1,4 +1,4 @@
-"""Models on disk: loading them, saving them as safetensors with their configuration, and what a file says of itself."""
+"""Load models, save them as safetensors with their configuration, and describe a weights file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.files import replacing
@@ -22,18 +24,23 @@ from ipr_fast.models.files.weight_files import (
     read_weights,
     safetensors_bytes,
 )
-from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
 from ipr_fast.models.srm_unet_config import SRMUNetConfig
 
-ARCHITECTURES = {
-    "PatchTransformer": (PatchTransformer, PatchTransformerConfig),
-    "SRMUNet": (SRMUNet, SRMUNetConfig),
-}
+StoredModel = PatchTransformer | SRMUNet  # the Denoisers that files hold
+StoredConfig = PatchTransformerConfig | SRMUNetConfig
+
+ARCHITECTURES: dict[str, type[StoredConfig]] = {"PatchTransformer": PatchTransformerConfig, "SRMUNet": SRMUNetConfig}
+
+
+def _build(config: StoredConfig) -> StoredModel:
+    return PatchTransformer(config) if isinstance(config, PatchTransformerConfig) else SRMUNet(config)
 
 
 def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
-    """The bundled model whose samples have the shape (C, H, W). Raises ValueError with the list when there is none."""
+    """Return the name of the bundled model for samples (C, H, W). Raises NoSuchModel, listing all, if there is none."""
     shapes = {name: model_info(name)["sample_shape"] for name in bundled_models()}
     for name, shape in shapes.items():
         if shape == tuple(sample_shape):
@@ -43,23 +50,22 @@ def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
     raise NoSuchModel("model", f"must be given: none is bundled for samples (C, H, W) = {shape}; bundled: {listed}")
 
 
-def model_info(source: str | os.PathLike) -> dict:
-    """What a weights file says of itself, without building the model.
+def model_info(source: str | os.PathLike) -> dict[str, Any]:
+    """Describe a weights file without building its model.
 
-    path, architecture, sample_shape (None where the file does not tell), parameters, dtype (of the weights, as stored),
-    metadata (for a published checkpoint, what its shapes tell).
+    Returns path, architecture, sample_shape (None where the file does not have it), parameters (their number), dtype
+    (as stored) and metadata (for a published checkpoint, the fields that follow from its shapes).
     """
     path = find(source)
     weights = read_weights(path)
     if "architecture" not in weights.metadata:
         published = from_published(path, weights.tensors)
-        told = {name: str(value) for name, value in published.fields.items()}
-        told["weights"] = published.layout.prefix.rstrip(".") or "plain"
-        architecture, tensors, metadata, shape = SRMUNet.__name__, published.tensors, told, None
+        metadata = {name: str(value) for name, value in published.fields.items()}
+        metadata["weights"] = published.layout.prefix.rstrip(".") or "plain"
+        architecture, tensors, shape = SRMUNet.__name__, published.tensors, None
     else:
         tensors, metadata = weights
-        model_type, config = _described(path, metadata)
-        architecture, shape = model_type.__name__, (config.channels, config.image_size, config.image_size)
+        architecture, shape = metadata["architecture"], _stored_config(path, metadata).grid.sample_shape
     return {
         "path": str(path),
         "architecture": architecture,
@@ -76,21 +82,21 @@ def load_model(
     config: object | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> torch.nn.Module:
-    """Load a model for inference: in eval mode, its parameters without gradients.
+) -> StoredModel:
+    """Load a Denoiser for inference: in eval mode, its parameters without gradients.
 
     source: the name of a bundled model; a .safetensors file that `save_model` wrote; a checkpoint of the published
         Spatial Reasoning Models (.ckpt of Lightning, .pt of spatialreasoners); or a Hugging Face hub id `owner/name`
-        (its model.safetensors) or `owner/name/file`, with `@revision` if need be. A checkpoint's moving average is
-        taken where it has one, else its plain weights. No code in a file is ever run.
-    config: where the file does not carry one, the model's configuration: an SRMUNetConfig or PatchTransformerConfig,
-        the name of a preset ("even_pixels", "counting_polygons", "mnist_sudoku"), or a dict of what the weights' shapes
-        do not tell: image_size, patch_size, num_head_channels and, unless the defaults will do, the schedules.
-    device, dtype: where and in what precision the weights go (default: the CPU; float32 for the bundled models, which
-        may be stored in half of that, else as stored).
+        (its model.safetensors) or `owner/name/file`, optionally with `@revision`. Of a checkpoint the moving average is
+        loaded, if it has one, else the plain weights. No code in a file is ever run.
+    config: the model's configuration, where the file has none: an SRMUNetConfig or PatchTransformerConfig, the name of
+        a preset ("even_pixels", "counting_polygons", "mnist_sudoku"), or a dict of the fields that do not follow from
+        the weights' shapes: image_size, patch_size, num_head_channels and, if not the defaults, the schedules.
+    device, dtype: of the weights. By default the CPU, and float32 for bundled models, which may be stored in half
+        precision, else the stored dtype.
 
-    Raises ValueError, naming the file and what is wrong with it: an unknown name, no such file, truncated or foreign
-    contents, no configuration, or weights whose names or shapes are not the configuration's.
+    Raises ValueError, naming the file and the problem: an unknown name, no such file, truncated or foreign contents, no
+    configuration, or weights whose names or shapes do not fit the configuration.
     """
     device = checks.usable_device("device", "cpu" if device is None else device)
     path = find(source)
@@ -98,43 +104,29 @@ def load_model(
         dtype = torch.float32
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
-    tensors, metadata = read_weights(path)
-    described, key = "architecture" in metadata, str
-    if described and config is None:
-        model_type, config = _described(path, metadata)
-    elif isinstance(config, PatchTransformerConfig):
-        model_type = PatchTransformer
-    elif described and not isinstance(config, SRMUNetConfig):
-        known = sorted(config_type.__name__ for _, config_type in ARCHITECTURES.values())
-        raise ValueError(
-            f"config must be one of {known}, or better none, since {path} carries its own; got {config!r:.80}"
-        )
-    else:
-        model_type = SRMUNet
-        published = from_published(path, tensors)
-        tensors, key = published.tensors, published.key
-        config = complete_config(path, published.fields, config)
-    with torch.device("meta"):  # no memory for what a file only claims to hold, no time for random weights
-        model = model_type(config)
-    check_weights(path, tensors, model.state_dict(), key)
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    contents = _read(path, config)
+    with torch.device("meta"):  # allocates nothing, and draws no random weights
+        model = _build(contents.config)
+    check_weights(path, contents.tensors, model.state_dict(), contents.key)
+    dtypes = {tensor.dtype for tensor in contents.tensors.values()}
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"{path}: its weights are of several types, {', '.join(map(str, dtypes))}: pass dtype=")
-    # Copies: weights may share memory with each other, or with a file that somebody writes to.
-    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    # Copies: weights may share memory with each other, or with a file that another process writes to.
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.tensors.items()}
     model.load_state_dict(own, assign=True)
     if dtype is not None:
-        _check_range(path, model, dtype, key)
-    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        _check_range(path, model, dtype, contents.key)
+    # torch's stub lacks memory_format.
+    model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 
-def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **metadata: str) -> None:
-    """Write a model's weights, its configuration and further metadata as one .safetensors file, atomically.
+def save_model(model: StoredModel, path: str | os.PathLike, **metadata: str) -> None:
+    """Write a model's weights, configuration and metadata to one .safetensors file, atomically.
 
-    model: may be compiled by torch.compile; the weights keep their names. metadata: further strings; "format",
-    "architecture" and "config" are the file's own. Equal weights and metadata give equal bytes. Raises ValueError for
-    another model or metadata, OSError where the file cannot be written; an earlier one is then left whole.
+    model: may be compiled by torch.compile; the weights keep their names. metadata: strings, under other names than
+    "format", "architecture" and "config". Equal weights and metadata give equal bytes. Raises ValueError for another
+    kind of model or metadata, OSError where the file cannot be written; an existing file is then left as it was.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if type(model).__name__ not in ARCHITECTURES:
@@ -152,20 +144,45 @@ def save_model(model: PatchTransformer | SRMUNet, path: str | os.PathLike, **met
         file.write(safetensors_bytes(tensors, {**own, **metadata}))
 
 
-def _check_range(path: Path, model: torch.nn.Module, dtype: torch.dtype, key: Callable[[str], str]) -> None:
-    """Raise ValueError for a weight that `dtype` cannot hold."""
-    for name, tensor in model.state_dict().items():
-        largest = tensor.abs().max().item() if tensor.numel() else 0.0
-        if math.isfinite(largest) and largest > torch.finfo(dtype).max:
-            raise ValueError(f"{path}: weight {key(name)!r} is up to {largest:g}, more than {dtype} can hold")
+class _Contents(NamedTuple):
+    """A file's configuration and weights, and the file's name for a weight, for messages."""
+
+    config: StoredConfig
+    tensors: dict[str, Tensor]
+    key: Callable[[str], str]
 
 
-def _described(path: Path, metadata: dict[str, str]) -> tuple[type[torch.nn.Module], object]:
-    """The model's class and configuration, as the metadata that `save_model` wrote say."""
+def _read(path: Path, config: object | None) -> _Contents:
+    """Read a file that `save_model` wrote, or a published one; `config` as for `load_model`."""
+    tensors, metadata = read_weights(path)
+    has_config = "architecture" in metadata
+    if has_config and config is None:
+        return _Contents(_stored_config(path, metadata), tensors, str)
+    if isinstance(config, PatchTransformerConfig):
+        return _Contents(config, tensors, str)
+    if has_config and not isinstance(config, SRMUNetConfig):
+        known = sorted(config_type.__name__ for config_type in ARCHITECTURES.values())
+        raise ValueError(
+            f"config must be one of {known}, or left out, as {path} has a configuration of its own; got {config!r:.80}"
+        )
+    published = from_published(path, tensors)
+    return _Contents(complete_config(path, published.fields, config), published.tensors, published.key)
+
+
+def _stored_config(path: Path, metadata: dict[str, str]) -> StoredConfig:
+    """Return the configuration in the metadata that `save_model` wrote."""
     name = metadata["architecture"]
     if name not in ARCHITECTURES or "config" not in metadata:
         raise ValueError(f"{path}: its metadata hold no configuration of one of {sorted(ARCHITECTURES)}; pass config=")
     try:
-        return ARCHITECTURES[name][0], ARCHITECTURES[name][1](**json.loads(metadata["config"]))
+        return ARCHITECTURES[name](**json.loads(metadata["config"]))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its configuration is not one of {name} ({error})") from error
+
+
+def _check_range(path: Path, model: StoredModel, dtype: torch.dtype, key: Callable[[str], str]) -> None:
+    """Raise ValueError for a weight beyond the range of `dtype`."""
+    for name, tensor in model.state_dict().items():
+        largest = tensor.abs().max().item() if tensor.numel() else 0.0
+        if math.isfinite(largest) and largest > torch.finfo(dtype).max:
+            raise ValueError(f"{path}: weight {key(name)!r} is up to {largest:g}, more than {dtype} can hold")

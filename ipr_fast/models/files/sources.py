@@ -1,4 +1,4 @@
-"""Where a model's file is: among the bundled ones, on this machine, or on the Hugging Face hub."""
+"""Find a model's file: bundled with the package, on this machine, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ipr_fast.errors import import_extra
 from ipr_fast.models.files.weight_files import SUFFIXES
 
 WEIGHTS = resources.files("ipr_fast.models") / "weights"
-HUB_FILE = "model.safetensors"  # of a hub id that names no file
+HUB_FILE = "model.safetensors"  # for a hub id without a file
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
 
 
 class NoSuchModel(ValueError):
-    """An argument names no model; `problem` is the message without the argument's name."""
+    """No model has this name; `problem` is the message without the argument's name."""
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"{argument} {problem}")
@@ -24,16 +24,16 @@ class NoSuchModel(ValueError):
 
 
 def bundled_models() -> list[str]:
-    """The names of the models that come with the package."""
+    """Return the names of the models that come with the package."""
     return sorted(f.name.removesuffix(".safetensors") for f in WEIGHTS.iterdir() if f.name.endswith(".safetensors"))
 
 
 def find(source: str | os.PathLike) -> Path:
-    """The file of a bundled model, a path, or a hub id `owner/name[/file][@revision]`, downloaded or from its cache.
+    """Return the file of a bundled model, a path, or a hub id `owner/name[/file][@revision]` (downloaded or cached).
 
-    A bundled name comes before a path, a path before a hub id; an id whose owner is a folder here is taken as a path.
-    Raises ValueError when there is none, NoSuchModel where the name cannot be that of one, MissingExtra or BrokenExtra
-    where a hub id needs huggingface_hub.
+    A bundled name is tried before a path, a path before a hub id; an id whose owner is an existing folder is a path.
+    Raises ValueError when there is no such file, NoSuchModel for a name that cannot be a model's, MissingExtra or
+    BrokenExtra where a hub id needs huggingface_hub.
     """
     bundled = bundled_models()
     if isinstance(source, str) and source in bundled:
@@ -48,14 +48,14 @@ def find(source: str | os.PathLike) -> Path:
     except (OSError, TypeError, ValueError) as error:  # a name too long, a folder that may not be entered, bytes
         raise NoSuchModel("source", f"{str(source)[:80]!r} cannot be a file here ({error})"[:400]) from error
     hub_id = HUB_ID.fullmatch(source) if isinstance(source, str) else None
-    # What ends like a file or begins with a folder that exists was meant as a path.
+    # A name with a file's suffix or that begins with an existing folder is meant as a path.
     if hub_id is None or (hub_id["file"] is None and path.suffix in SUFFIXES) or owner_is_folder:
         raise NoSuchModel(
             "source",
             f"must be a bundled model ({', '.join(bundled)}), an existing file or a Hugging Face hub id "
             f"(owner/name or owner/name/file), got {str(source)!r}",
         )
-    return _download(source, hub_id["repo"], hub_id["file"] or HUB_FILE, hub_id["revision"])
+    return _download(hub_id.string, hub_id["repo"], hub_id["file"] or HUB_FILE, hub_id["revision"])
 
 
 def _download(source: str, repo: str, file: str, revision: str | None) -> Path:

@@ -1,0 +1,41 @@
+"""Embeddings of noise levels: sinusoidal features, then Linear, SiLU, Linear."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LevelEmbedding(nn.Module):
+    """Embedding (..., width) of levels (...) in [0, 1]."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, levels: Tensor) -> Tensor:
+        return self.embed(levels.float()[..., None] * (1000.0 * self.frequencies(levels.device)))
+
+    def embed(self, angles: Tensor) -> Tensor:
+        """Apply the MLP to the cosines and sines of angles (..., features / 2)."""
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype))
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Frequencies (features / 2,) from 1 down to nearly 1/10000, geometrically."""
+        half = self.features // 2
+        return torch.exp(torch.arange(half, dtype=torch.float32, device=device) * (-math.log(10000.0) / half))
+
+
+class PublishedLevelEmbedding(LevelEmbedding):
+    """The embedding of the published SRM UNet, with the SiLU that every layer applies to it.
+
+    Its angles are of `max(1000 t - 1, 0)`: a level as one of the 1000 steps, counted from 0, of older diffusion models.
+    """
+
+    def forward(self, levels: Tensor) -> Tensor:
+        steps = (1000 * levels.float() - 1).clamp(min=0)
+        return F.silu(self.embed(steps[..., None] * self.frequencies(levels.device)))

@@ -1,0 +1,40 @@
+"""The configuration of a PatchTransformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipr_fast.models.model_config import MAX_LAYERS, ModelConfig, positive_int
+
+
+@dataclass(frozen=True)
+class PatchTransformerConfig(ModelConfig):
+    """The shape of a PatchTransformer.
+
+    width, depth: numbers of a token, and layers. num_heads divides width; mlp_ratio: hidden width of the MLP / width.
+    box_size: if > 0, tokens also get an embedding of their box of box_size x box_size patches (Sudoku).
+    level_features: sinusoidal features of a level (even).
+
+    Raises ValueError, naming the field.
+    """
+
+    width: int = 96
+    depth: int = 5
+    num_heads: int = 6
+    mlp_ratio: int = 4
+    box_size: int = 0
+    level_features: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("width", "num_heads", "mlp_ratio", "level_features"):
+            positive_int(name, getattr(self, name))
+        positive_int("depth", self.depth, MAX_LAYERS)
+        if self.width % self.num_heads or self.level_features % 2:
+            raise ValueError(
+                f"num_heads must divide width and level_features be even, got {self.num_heads}, {self.width} and "
+                f"{self.level_features}"
+            )
+        size, side = self.box_size, self.grid.grid_h
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size and side % size):
+            raise ValueError(f"box_size must be 0 or divide the grid's {side} patches, got {size!r}")

@@ -1,0 +1,137 @@
+"""The parts of a PatchTransformer: its layers, the embedding of positions, and the modulation of tokens by level.
+
+Modulation is adaLN: a scale and a shift after each LayerNorm and a gate on each residual (Peebles & Xie 2023), from one
+projection that all layers share plus a learned table for each layer (Chen et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ipr_fast.kernels.gated_sum import gated_sum
+from ipr_fast.kernels.modulated_norm import modulated_layer_norm
+from ipr_fast.kernels.partial_attention import partial_attention
+from ipr_fast.models.packed import PackedWeights, linear
+from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.trace import span
+
+EPS = 1e-6  # of every LayerNorm
+
+
+class LayerModulation(NamedTuple):
+    """The modulation of tokens (B, n) in one layer.
+
+    Without `row` each field is (B, n, width), or (1, 1, width) for all tokens. With `row` (B, n), the tokens' rows,
+    each field is a table (R, width).
+    """
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+    mlp_scale: Tensor
+    mlp_shift: Tensor
+    mlp_gate: Tensor
+    row: Tensor | None
+
+
+class Modulation(NamedTuple):
+    """The modulation of tokens in all layers.
+
+    layers: for each layer (..., 6 width). out: of the output's LayerNorm (..., 2 width).
+    row: the tokens' rows (B, n), where `layers` and `out` are tables (R, ...).
+    """
+
+    layers: Iterable[Tensor]
+    out: Tensor
+    row: Tensor | None = None
+
+    def by_layer(self) -> Iterator[LayerModulation]:
+        """Yield each layer's modulation; `layers` may be a generator, so that one layer's is in memory at a time."""
+        for modulation in self.layers:
+            scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, dim=-1)
+            yield LayerModulation(scale, shift, gate, mlp_scale, mlp_shift, mlp_gate, self.row)
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each with modulated norm and gate; in three parts, so that keys and values can be cached.
+
+    Shapes: tokens h (B, n, width); keys beside values (B, m, 2 width).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_in = nn.Linear(width, mlp_ratio * width)
+        self.mlp_out = nn.Linear(mlp_ratio * width, width)
+        self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
+
+    def project(
+        self, h: Tensor, modulation: LayerModulation, packed: PackedWeights | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries (B, n, width), and keys beside values (B, n, 2 width)."""
+        width = h.shape[-1]
+        qkv = linear(self.qkv, norm(h, modulation.scale, modulation.shift, modulation.row), packed)
+        return qkv[..., :width], qkv[..., width:]
+
+    def attend(self, q: Tensor, keys_values: Tensor, may_attend: Tensor | None = None) -> Tensor:
+        """Return the attention (B, n, width) of queries to all keys, or to those of a mask like (B, 1, n, m)."""
+        k, v = keys_values.chunk(2, dim=-1)
+        if may_attend is None:
+            with span("partial_attention"):
+                return partial_attention(q, k, v, heads=self.num_heads)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if q.is_cuda or q.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
+        with torch.autocast(q.device.type, enabled=False):  # on a CPU the gradient in bfloat16 takes six times as long
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=may_attend)
+        return out.transpose(1, 2).flatten(2)
+
+    def finish(
+        self, h: Tensor, modulation: LayerModulation, attended: Tensor, packed: PackedWeights | None = None
+    ) -> Tensor:
+        """Return the layer's output (B, n, width) from its input and the result of `attend`."""
+        row = modulation.row
+        h = _add(h, modulation.gate, linear(self.attention_out, attended, packed), row)
+        normed = norm(h, modulation.mlp_scale, modulation.mlp_shift, row)
+        hidden = linear(self.mlp_in, normed, packed, gelu=True)
+        return _add(h, modulation.mlp_gate, linear(self.mlp_out, hidden, packed), row)
+
+
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of a patch's row, column and, where there are boxes, its box."""
+
+    def __init__(self, grid: PatchGrid, width: int, box_size: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(grid.grid_h, width) * 0.5)
+        self.columns = nn.Parameter(torch.randn(grid.grid_w, width) * 0.5)
+        self.box_size = box_size
+        self.boxes: nn.Parameter | None = None
+        if box_size:
+            self.boxes = nn.Parameter(torch.randn(grid.num_patches // box_size**2, width) * 0.5)
+
+    def forward(self, position: Tensor) -> Tensor:
+        """Return the embeddings (..., width) of patch ids (...)."""
+        table = self.rows[:, None] + self.columns
+        if self.boxes is not None:
+            size = self.box_size
+            boxes = self.boxes.view(len(self.rows) // size, 1, len(self.columns) // size, 1, -1)
+            table = table + boxes.expand(-1, size, -1, size, -1).reshape(table.shape)
+        return F.embedding(position, table.flatten(0, 1))
+
+
+def norm(h: Tensor, scale: Tensor, shift: Tensor, row: Tensor | None) -> Tensor:
+    """Return LayerNorm(h) (1 + scale) + shift."""
+    with span("layer_norm"):
+        return modulated_layer_norm(h, scale, shift, eps=EPS, row=row)
+
+
+def _add(h: Tensor, gate: Tensor, x: Tensor, row: Tensor | None) -> Tensor:
+    with span("gated_sum"):
+        return gated_sum(h, gate, x, row=row)
