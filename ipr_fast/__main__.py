@@ -1,4 +1,4 @@
-"""`python -m ipr_fast` is the command `ipr-fast`."""
+"""Run the command `ipr-fast` as `python -m ipr_fast`."""
 
 import sys
 

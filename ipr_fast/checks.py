@@ -1,9 +1,8 @@
-"""Checks of what a user passes in: each raises a ValueError that names the argument, what came and what was wanted."""
+"""Checks of arguments: each raises a ValueError that names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Integral, Real
 
 import torch
@@ -13,34 +12,36 @@ IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """An int in low..high."""
-    fits = (
-        isinstance(value, Integral) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
-    )
-    if not fits:
-        wanted = f"an int >= {low}" if high is None else f"an int in {low}..{high}"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return int(value)
+    """Return an integer in low..high as an int; bool is refused."""
+    is_bool = isinstance(value, bool)
+    if isinstance(value, Integral) and not is_bool:
+        number = int(value)
+        if low <= number and (high is None or number <= high):
+            return number
+    expected = f"an int >= {low}" if high is None else f"an int in {low}..{high}"
+    raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def number(name: str, value: object, low: float, high: float | None = None) -> float:
-    """A finite number in [low, high]."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < low or (high is not None and value > high):
-        wanted = f">= {low:g}" if high is None else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number {wanted}, got {value!r}")
-    return float(value)
+    """Return a finite number in [low, high] as a float; bool is refused."""
+    is_bool = isinstance(value, bool)
+    if isinstance(value, Real) and not is_bool:
+        number = float(value)
+        if math.isfinite(number) and low <= number and (high is None or number <= high):
+            return number
+    expected = f">= {low:g}" if high is None else f"in [{low:g}, {high:g}]"
+    raise ValueError(f"{name} must be a finite number {expected}, got {value!r}")
 
 
 def boolean(name: str, value: object) -> bool:
-    """True or False."""
+    """Return True or False as it is."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be a bool, got {value!r}")
     return value
 
 
 def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
-    """Float images (B, C, H, W), of the sample shape (C, H, W) if one is given; `extremes` looks at their values."""
+    """Check that images are float (B, C, H, W), of sample shape (C, H, W) if given; `extremes` checks the values."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor of images (B, C, H, W), got {type(value).__name__}")
     if value.ndim != 4:
@@ -48,37 +49,37 @@ def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None
     if value.dtype not in IMAGE_DTYPES or value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense tensor of {_names(IMAGE_DTYPES)}, got {value.layout} {value.dtype}")
     if sample_shape is not None and tuple(value.shape[1:]) != tuple(sample_shape):
-        wanted = ", ".join(map(str, sample_shape))
-        raise ValueError(f"{name} must have shape (B, {wanted}) to fit the model, got {tuple(value.shape)}")
+        expected = ", ".join(map(str, sample_shape))
+        raise ValueError(f"{name} must have shape (B, {expected}) to fit the model, got {tuple(value.shape)}")
     if value.device.type == "meta":
         raise ValueError(f"{name} must hold data, got a tensor on the meta device")
     return value
 
 
 def extremes(name: str, value: Tensor) -> tuple[float, float] | None:
-    """The smallest and largest number of finite samples (B, ...), in float32; None where there is none."""
+    """Return the extremes of samples (B, ...), which must be finite in float32; None without numbers."""
     if not value.numel():
         return None
-    low, high = torch.stack(torch.aminmax(value.float())).tolist()  # NaN is both, where there is one
+    low, high = torch.stack(torch.aminmax(value.float())).tolist()  # both NaN if any number is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = count_not_finite(value)
         raise ValueError(f"{name} must be finite in float32, got NaN or inf in {bad} of its samples")
     return low, high
 
 
-FAR = 4.0  # samples of a poor model may well lie outside of its range, by as much as it is wide
+FAR = 4.0  # widths of a model's range; samples of a poor model may lie outside by one width
 
 
 def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
-    """What is wrong with samples from `found[0]` to `found[1]` for a model that was trained on another range.
+    """Describe samples in [low, high] = `found` whose range cannot be that of the model's training data, else None.
 
-    Only what can hardly be chance: nothing below the middle of the model's `value_range`, or numbers that lie farther
-    outside than FAR times its width.
+    Complains only of what is hardly chance: no number below the middle of the model's `value_range`, or numbers outside
+    it by more than FAR times its width.
     """
-    wanted = getattr(model, "value_range", None)
-    if found is None or wanted is None:
+    trained = getattr(model, "value_range", None)
+    if found is None or trained is None:
         return None
-    (low, high), (least, most) = found, wanted
+    (low, high), (least, most) = found, trained
     middle, width = (least + most) / 2, most - least
     if (low >= middle and high > middle) or low < least - FAR * width or high > most + FAR * width:
         return (
@@ -89,12 +90,13 @@ def range_complaint(name: str, found: tuple[float, float] | None, model: object)
 
 
 def same_device(name: str, value: Tensor, device: torch.device) -> None:
+    """Check that a tensor is on the device."""
     if value.device != device:
         raise ValueError(f"{name} must be on {device}, got {value.device}")
 
 
-def usable_device(name: str, value: object) -> torch.device:
-    """A device on which tensors can be made, with its index: "cuda" as cuda:0."""
+def usable_device(name: str, value: torch.device | str) -> torch.device:
+    """Return the device, on which tensors can be made, with its index: "cuda" as cuda:0."""
     try:
         device = torch.empty(0, device=value).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
@@ -106,14 +108,14 @@ def usable_device(name: str, value: object) -> torch.device:
 
 
 def model_device(model: object, device: torch.device) -> None:
-    """An explicit model must be where the samples are."""
+    """Check that a model is on the device of the samples."""
     found = device_of(model)
     if found is not None and found != device:
         raise ValueError(f"model must be on {device}, where the samples are, got {found}")
 
 
 def device_of(model: object) -> torch.device | None:
-    """Where a model's parameters are; None for a model without any."""
+    """Return the device of a model's parameters; None for a model without any."""
     if not isinstance(model, torch.nn.Module):
         return None
     first = next(model.parameters(), None)
@@ -124,12 +126,12 @@ def device_of(model: object) -> torch.device | None:
 
 
 def count_not_finite(value: Tensor) -> int:
-    """How many samples of (B, ...) hold a NaN or inf, as float32."""
+    """Count the samples of (B, ...) with a NaN or inf in float32."""
     return int((~torch.isfinite(value.float())).flatten(1).any(1).sum())
 
 
-def name_of(function: Callable) -> str:
-    """The name of a user's function, or of a model's class, for a message."""
+def name_of(function: object) -> str:
+    """Return the name of a user's function, or of a model's class, for a message."""
     return getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
 
 

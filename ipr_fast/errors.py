@@ -1,23 +1,23 @@
-"""Errors that tell the user what to do, and the import of optional dependencies."""
+"""Import of optional dependencies, with errors that say what to install."""
 
 import importlib
 from types import ModuleType
 
 
 class MissingExtra(ImportError):
-    """A part of the package was used whose optional dependency is not installed."""
+    """An optional dependency that is needed is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} need {package}: pip install 'ipr-fast[{extra}]' (or pip install {package})")
 
 
 class BrokenExtra(ImportError):
-    """A part of the package was used whose optional dependency is installed, but cannot be imported."""
+    """An optional dependency that is needed is installed, but cannot be imported."""
 
     def __init__(self, package: str, purpose: str, reason: Exception) -> None:
-        line = next((line for line in str(reason).splitlines() if line.strip()), "")
+        first_line = str(reason).strip().partition("\n")[0]
         super().__init__(
-            f"{purpose} need {package}, which is installed but broken ({type(reason).__name__}: {line.strip()})"
+            f"{purpose} need {package}, which is installed but broken ({type(reason).__name__}: {first_line})"
         )
 
 

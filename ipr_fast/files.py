@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from ipr_fast.errors import import_extra
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 SUFFIXES = (".npy", ".npz", ".pt")
 WRITING = ".writing"  # ends the name of a file until it is whole
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (B, C, H, W); of those from a folder also the names of its files and their depth, 8 or 16 bits."""
+    """Images (B, C, H, W); from a folder, also the names of its PNG files and their depth, 8 or 16 bits."""
 
     images: Tensor
     names: tuple[str, ...] | None = None
@@ -35,7 +38,7 @@ def read_samples(path: str | os.PathLike) -> Samples:
     """Read images as (B, C, H, W) floats in [-1, 1].
 
     An array may be (B, C, H, W), or (B, H, W) for one channel; bytes 0..255 become [-1, 1], floats stay as they are. An
-    .npz file must hold an array `x` or only one. Raises ValueError, naming the file and what is wrong with it.
+    .npz file must hold an array `x` or a single one. Raises ValueError that names the file and what is wrong with it.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,7 +49,7 @@ def read_samples(path: str | os.PathLike) -> Samples:
 
 
 def read_array(path: str | os.PathLike, key: str) -> Tensor:
-    """One tensor from an .npy, .npz (under `key`, or the only one) or .pt file."""
+    """Read one tensor from an .npy, .npz (under `key`, or the only one) or .pt file."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder of PNG files")
@@ -59,7 +62,7 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
 
 
 def _load_array(path: Path, key: str) -> np.ndarray:
-    """The array of an .npy file, or that of an .npz file under `key`, or its only one."""
+    """Load the array of an .npy file, or of an .npz file the one under `key`, or its only one."""
     with path.open("rb") as file:  # np.load would leave a broken .npz file open
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
@@ -72,11 +75,11 @@ def _load_array(path: Path, key: str) -> np.ndarray:
 
 
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
-    """Write images in the form that the path's ending names; a path without one is a folder of PNG files.
+    """Write images in the format of the path's suffix; a path without a suffix is a folder of PNG files.
 
-    An ending begins with a letter: a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey of 16
-    bits as 0..65535, and cut what lies outside. Raises ValueError as `check_writable` does, OSError where a file cannot
-    be written; an earlier one is then left whole.
+    A suffix begins with a letter, so that a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey
+    of 16 bits as 0..65535; numbers outside are clamped. Raises ValueError as `check_writable` does, and OSError when a
+    file cannot be written; the file that it would have replaced stays whole.
     """
     path, images = Path(path), samples.images.detach().cpu()
     check_writable(path, tuple(images.shape), samples.names)
@@ -93,19 +96,17 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
             np.save(file, _as_array(images))
 
 
-def check_writable(
-    path: str | os.PathLike, shape: tuple[int, int, int, int], names: tuple[str, ...] | None = None
-) -> None:
-    """Raise ValueError when `write_samples` could not write images of `shape` there: better before the work than after.
+def check_writable(path: str | os.PathLike, shape: tuple[int, ...], names: tuple[str, ...] | None = None) -> None:
+    """Raise ValueError, before any work, if `write_samples` could not write images of shape (B, C, H, W) there.
 
-    A folder may hold PNG files only if all of them will be overwritten, so that none of another run is left among them.
+    A folder may hold PNG files only if all of them will be overwritten: none of another run may stay among them.
     """
     path = Path(path)
-    standing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not os.access(standing, os.W_OK):
-        raise ValueError(f"{path}: no permission to write in {standing}")
-    if standing.is_file() and standing != path.absolute():
-        raise ValueError(f"{path}: {standing} is a file, not a folder")
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{path}: no permission to write in {existing}")
+    if existing.is_file() and existing != path.absolute():
+        raise ValueError(f"{path}: {existing} is a file, not a folder")
     if path.suffix in SUFFIXES:
         check_no_folders([path])
         return
@@ -115,56 +116,56 @@ def check_writable(
     if shape[1] not in (1, 3):
         raise ValueError(f"{path}: PNG files hold 1 or 3 channels, not {shape[1]}; choose {', '.join(SUFFIXES)}")
     check_no_folders(_png_files(path))
-    left = {p.name for p in _png_files(path)} - set(names or _png_names(shape[0]))
-    if left:
-        raise ValueError(f"{path}: holds other PNG files ({min(left)}); choose an empty folder")
+    others = {p.name for p in _png_files(path)} - set(names or _png_names(shape[0]))
+    if others:
+        raise ValueError(f"{path}: holds other PNG files ({min(others)}); choose an empty folder")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write into, which takes the place of `path` when the block ends.
+    """Open a temporary binary file that replaces `path` atomically when the block ends.
 
-    It stands beside `path` until then, and is synced before it is renamed: after a crash either the old file or the new
-    one is there, whole. Whatever is raised in the block, the old file stays and the unfinished one goes. An OSError,
-    and what torch's writer raises in its stead, comes out as an OSError that names `path` and the reason.
+    The file is synced before it is renamed: after a crash either the old or the new file is there, whole. If the block
+    raises, the old file stays and the temporary one is removed. An OSError, or the RuntimeError that torch's writer
+    raises instead, becomes an OSError that names `path` and the reason.
     """
     path = Path(path)
-    beside = path.with_name(path.name + WRITING)
+    temporary = path.with_name(path.name + WRITING)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with beside.open("w+b") as file:  # after "wb" numpy goes past Python, and loses the reason of an error
+        with temporary.open("w+b") as file:  # with "wb" numpy writes in C, and loses the reason of an error
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        reason = _reason_of_writing(error)
-        if reason is None:
+            temporary.unlink(missing_ok=True)
+        cause = _os_error(error)
+        if cause is None:
             raise
-        raise type(reason)(reason.errno, reason.strerror, str(path)) from error
+        raise type(cause)(cause.errno, cause.strerror, str(path)) from error
 
 
-def _reason_of_writing(error: BaseException) -> OSError | None:
-    """The OSError that stopped a writer; torch's own raises a RuntimeError, with the OSError behind it or not."""
+def _os_error(error: BaseException) -> OSError | None:
+    """Return the OSError that stopped a writer, if any; torch's raises a RuntimeError, which may be chained to it."""
     if isinstance(error, OSError):
         return error if error.strerror else OSError(errno.EIO, str(error))
     if not isinstance(error, RuntimeError) or "inline_container" not in str(error):
         return None
-    behind = error.__cause__ or error.__context__
-    return behind if isinstance(behind, OSError) else OSError(errno.EIO, str(error).splitlines()[0])
+    cause = error.__cause__ or error.__context__
+    return cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error).splitlines()[0])
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write a value as indented JSON, in the place of an earlier file."""
+    """Write a value as indented JSON, atomically."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def prepare_folder(path: Path) -> None:
-    """Make a folder to write into. Raises ValueError where that cannot be done."""
+    """Create a folder to write into, with its parents. Raises ValueError if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,7 +175,7 @@ def prepare_folder(path: Path) -> None:
 
 
 def check_no_folders(paths: Iterable[Path]) -> None:
-    """Raise ValueError where a folder stands in the place of a file that is to be written."""
+    """Raise ValueError if one of the files to be written is a folder."""
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path}: is a folder, in the place of a file to be written")
@@ -232,19 +233,19 @@ def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None, dep
 
 
 def _refuse_deep_colours(file: Path) -> None:
-    """Raise ValueError for 16 bits a channel of anything but grey: pillow would drop eight of them."""
+    """Raise ValueError for colours of 16 bits per channel, of which pillow would drop eight."""
     with file.open("rb") as opened:
         header = opened.read(26)
-    depth, colour = header[24:25], header[25:26]  # of PNG's first chunk, IHDR
+    depth, colour = header[24:25], header[25:26]  # in IHDR, the first chunk of a PNG
     if header.startswith(b"\x89PNG") and depth == b"\x10" and colour != b"\x00":
         raise ValueError(
-            f"{file}: has 16 bits a channel, which are read of grey pictures only; save it with 8 bits a channel, or "
-            "the samples as .npy"
+            f"{file}: has 16 bits a channel, which only grey pictures may have; save it with 8 bits a channel, or the "
+            "samples as .npy"
         )
 
 
-def _pixels(image) -> tuple[np.ndarray, int]:
-    """A picture's pixels in [0, 1], float32, (H, W) where it is grey, else (H, W, 3); and their bits, 8 or 16."""
+def _pixels(image: PIL.Image.Image) -> tuple[np.ndarray, int]:
+    """Return a picture's pixels in [0, 1], float32, (H, W) if it is grey, else (H, W, 3); and their bits, 8 or 16."""
     if image.mode.startswith("I"):  # 16 bits of grey
         return np.array(image).astype(np.float32) / 65535, 16
     return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")).astype(np.float32) / 255, 8
@@ -265,7 +266,7 @@ def _pillow() -> ModuleType:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within, another process that wants the same folder gets a ValueError; not so where the system has no locks."""
+    """Lock a folder: another process that wants it gets a ValueError. Does nothing on systems without file locks."""
     try:
         import fcntl
     except ImportError:  # Windows

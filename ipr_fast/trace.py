@@ -1,7 +1,6 @@
-"""Named ranges around the engine's work: for Nsight Systems (NVTX), or for torch's profiler.
+"""Named ranges around the engine's work, for Nsight Systems (NVTX) or torch's profiler.
 
-Off, which they are unless `tracing` is entered, a range costs a tenth of a microsecond. A graph's replay is one range:
-what is in it shows as kernels only, by their names.
+Outside `tracing` a range costs a tenth of a microsecond. A graph's replay is one range, in which only kernels show.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ _makers: list[Callable[[str], AbstractContextManager]] = []
 
 
 def span(name: str) -> AbstractContextManager:
-    """A named range around a block of host code."""
+    """Return a named range to enter around a block of host code."""
     return _makers[-1](name) if _makers else _OFF
 
 
 @contextmanager
 def tracing(kind: str = "nvtx") -> Iterator[None]:
-    """Ranges are on within this block, of all threads.
+    """Turn ranges on within this block, in all threads.
 
     kind: "nvtx" for Nsight Systems and Nsight Compute, in the domain ipr_fast; "torch" for torch.profiler. Raises
-    ValueError for another kind, ImportError where the package nvtx is not installed.
+    ValueError for another kind, ImportError if the package nvtx is not installed.
     """
     if kind not in ("nvtx", "torch"):
         raise ValueError(f'kind must be "nvtx" or "torch", got {kind!r}')
     if kind == "nvtx" and nvtx is None:
-        raise ImportError('ranges of NVTX need the package nvtx; tracing("torch") does without')
+        raise ImportError('ranges of NVTX need the package nvtx; tracing("torch") does not')
     make = _nvtx_range if kind == "nvtx" else _torch_range
     _makers.append(make)
     try:

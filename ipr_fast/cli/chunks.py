@@ -1,7 +1,7 @@
-"""Refinement in chunks that can be resumed: a folder keeps each chunk's samples in float32 until the output is written.
+"""Refinement in resumable chunks: a folder keeps each chunk's samples in float32 until the output is written.
 
-A chain's random numbers depend on its id and iteration alone, so a chunk goes on from any iteration as if it had never
-stopped: bit for bit, since its batch is the same.
+A chain's random numbers depend on its id and iteration alone, and a resumed chunk is the same batch, so it ends with
+bit-identical samples whatever iteration it continues from.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.policies import MaskPolicy
 
 SETTINGS = "run.json"
-SAVE_EVERY = 60.0  # seconds between two saves of a chunk that is not done
+SAVE_EVERY = 60.0  # seconds between saves of an unfinished chunk
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came; the message says what is kept."""
+    """Ctrl-C during a run; the message describes the saved chunks."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to refine: `count` samples in chunks of `chunk`, `iters` iterations from `first_iteration`."""
+    """Size of a run: `count` samples in chunks of `chunk`, `iters` iterations from `first_iteration`."""
 
     count: int
     chunk: int
@@ -47,16 +47,16 @@ class Work:
 
     @property
     def last(self) -> int:
-        """The number of the last iteration."""
+        """Number of the last iteration."""
         return self.first_iteration + self.iters - 1
 
     @property
     def rows(self) -> list[slice]:
-        """The samples of each chunk: one chunk, an empty one, where there are no samples."""
+        """Rows of each chunk; a single empty chunk without samples."""
         return [slice(first, first + self.chunk) for first in range(0, max(1, self.count), self.chunk)]
 
 
-class Kept(NamedTuple):
+class Snapshot(NamedTuple):
     """A chunk's samples (b, C, H, W) after an iteration."""
 
     iteration: int
@@ -64,36 +64,36 @@ class Kept(NamedTuple):
 
 
 class RunFolder:
-    """The folder of an unfinished run: what decides its result (JSON values), and a file for each saved chunk."""
+    """Folder of an unfinished run: the settings that decide its result (JSON values), and one file per saved chunk."""
 
     def __init__(self, path: Path, settings: dict, work: Work) -> None:
         self.path, self.settings, self.work = path, settings, work
-        self.saved: dict[int, int] = {}  # the iteration that each chunk's file has reached
+        self.saved: dict[int, int] = {}  # chunk: its saved iteration
         self._run = content_hash(json.dumps(settings, sort_keys=True))
 
-    def save(self, chunk: int, kept: Kept) -> None:
-        """Write a chunk's samples in the place of its earlier ones."""
-        samples = kept.samples.detach().float().cpu().numpy()
+    def save(self, chunk: int, snapshot: Snapshot) -> None:
+        """Save a chunk, in place of its earlier snapshot."""
+        samples = snapshot.samples.detach().float().cpu().numpy()
         with replacing(self._file(chunk)) as file:
-            np.savez(file, run=self._run, chunk=chunk, iteration=kept.iteration, samples=samples)
-        self.saved[chunk] = kept.iteration
+            np.savez(file, run=self._run, chunk=chunk, iteration=snapshot.iteration, samples=samples)
+        self.saved[chunk] = snapshot.iteration
 
-    def load(self, chunk: int, shape: tuple[int, ...]) -> Kept | None:
-        """A chunk's samples of this shape; None where its file is missing, damaged or of another run."""
+    def load(self, chunk: int, shape: tuple[int, ...]) -> Snapshot | None:
+        """Load a chunk of this shape; None if its file is missing, damaged or from another run."""
         try:
-            with self._file(chunk).open("rb") as file, np.load(file, allow_pickle=False) as held:
-                found = str(held["run"]), int(held["chunk"]), held["samples"].shape, held["samples"].dtype
-                kept = Kept(int(held["iteration"]), torch.from_numpy(held["samples"]))
+            with self._file(chunk).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                found = str(stored["run"]), int(stored["chunk"]), stored["samples"].shape, stored["samples"].dtype
+                snapshot = Snapshot(int(stored["iteration"]), torch.from_numpy(stored["samples"]))
         except Exception:  # a damaged file makes numpy raise almost anything
             return None
-        is_usable = kept.iteration == self.work.last or bool(torch.isfinite(kept.samples).all())
+        is_usable = snapshot.iteration == self.work.last or bool(torch.isfinite(snapshot.samples).all())
         if found != (self._run, chunk, tuple(shape), np.float32) or not is_usable:
             return None
-        self.saved[chunk] = kept.iteration
-        return kept
+        self.saved[chunk] = snapshot.iteration
+        return snapshot
 
     def check(self) -> None:
-        """Raise ValueError unless the folder is of a run with the same settings, or empty."""
+        """Raise ValueError unless the folder is empty or of a run with the same settings."""
         path = self.path / SETTINGS
         if not path.exists() and not any(self.path.iterdir()):
             return
@@ -107,14 +107,14 @@ class RunFolder:
             raise ValueError(f"{self.path}: a run of other settings: {described}")
 
     def describe(self) -> str:
-        """What is kept, for the user."""
+        """Describe the saved chunks in words."""
         last = self.work.last
         done = sum(iteration == last for iteration in self.saved.values())
-        begun = [f", another up to iteration {i} of {last}" for i in self.saved.values() if i < last]
-        return f"{done} of {len(self.work.rows)} chunks done{''.join(begun[:1])}"
+        unfinished = [f", another up to iteration {i} of {last}" for i in self.saved.values() if i < last]
+        return f"{done} of {len(self.work.rows)} chunks done{''.join(unfinished[:1])}"
 
     def remove(self) -> None:
-        """Remove the files of the run, and the folder unless it holds others."""
+        """Remove the run's files, and the folder unless it holds other files."""
         for name in (SETTINGS, "chunk-*.npz"):
             for file in (*self.path.glob(name), *self.path.glob(name + WRITING)):
                 file.unlink()
@@ -127,10 +127,10 @@ class RunFolder:
 
 @contextmanager
 def run_folder(path: Path, settings: dict, work: Work, *, resume: bool) -> Iterator[RunFolder]:
-    """The folder of a run, new or gone on with. It is removed when the block ends well, or with no chunk saved.
+    """Create or resume the folder of a run. It is removed when the block succeeds or no chunk was saved.
 
     Raises ValueError when the folder exists and `resume` is false, when it holds a run of other settings, and when
-    another process is at work there. Ctrl-C in the block comes out as Interrupted.
+    another process uses it. Ctrl-C in the block is raised as Interrupted.
     """
     folder, existed = RunFolder(path, settings, work), path.is_dir()
     prepare_folder(path)
@@ -143,13 +143,13 @@ def run_folder(path: Path, settings: dict, work: Work, *, resume: bool) -> Itera
             write_json(path / SETTINGS, settings)
             yield folder
         except BaseException as error:
-            is_kept = any(path.glob("chunk-*.npz"))
-            if not is_kept:
+            has_chunks = any(path.glob("chunk-*.npz"))
+            if not has_chunks:
                 folder.remove()
             if not isinstance(error, KeyboardInterrupt):
                 raise
-            kept = f"{folder.describe()}; kept in {path}, --resume goes on" if is_kept else "no iteration was done"
-            raise Interrupted(kept) from None
+            hint = f"{folder.describe()}; kept in {path}, --resume goes on" if has_chunks else "no iteration was done"
+            raise Interrupted(hint) from None
         folder.remove()
 
 
@@ -185,22 +185,27 @@ def refine_in_chunks(
             refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
         hidden = not arguments["progress"] or len(chunks) == 1
         for index, rows in enumerate(tqdm(work.rows, desc="chunks", unit="chunk", disable=hidden)):
-            kept = folder.load(index, before[rows].shape) or Kept(work.first_iteration - 1, before[rows])
-            if kept.iteration < work.last:
-                kept = _refine_chunk(folder, index, kept, mask_fn, device, chunks[index])
-            after[rows] = kept.samples
+            snapshot = folder.load(index, before[rows].shape) or Snapshot(work.first_iteration - 1, before[rows])
+            if snapshot.iteration < work.last:
+                snapshot = _refine_chunk(folder, index, snapshot, mask_fn, device, chunks[index])
+            after[rows] = snapshot.samples
     return torch.where(after == before, x, after.to(x.dtype))
 
 
 def _refine_chunk(
-    folder: RunFolder, index: int, kept: Kept, mask_fn: MaskPolicy, device: torch.device, arguments: RefineArguments
-) -> Kept:
+    folder: RunFolder,
+    index: int,
+    snapshot: Snapshot,
+    mask_fn: MaskPolicy,
+    device: torch.device,
+    arguments: RefineArguments,
+) -> Snapshot:
     """Refine a chunk from the iteration that it has reached to the last one, and save it."""
-    x, first, last = kept.samples.to(device), kept.iteration + 1, folder.work.last
+    x, first, last = snapshot.samples.to(device), snapshot.iteration + 1, folder.work.last
     saver = _Saver(folder, index)
     try:
         x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=saver, **arguments)
-        done = Kept(last, x.cpu())
+        done = Snapshot(last, x.cpu())
         folder.save(index, done)
     except KeyboardInterrupt:
         if saver.last is not None:
@@ -214,27 +219,27 @@ def _refine_chunk(
 
 
 class _Saver:
-    """The callback of a chunk: keeps the last iteration, and saves it once a minute."""
+    """Callback of a chunk: keeps its last iteration, and saves it once a minute."""
 
     def __init__(self, folder: RunFolder, index: int) -> None:
-        self.last: Kept | None = None
+        self.last: Snapshot | None = None
         self._folder, self._index = folder, index
         self._saved = time.monotonic()
 
     def __call__(self, iteration: int, x: Tensor) -> None:
-        self.last = Kept(iteration, x)
+        self.last = Snapshot(iteration, x)
         if time.monotonic() - self._saved >= SAVE_EVERY:
             self._folder.save(self._index, self.last)
             self._saved = time.monotonic()
 
 
 def content_hash(*contents: Tensor | str) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of tensors (their dtypes, shapes and bytes) and strings."""
-    found = hashlib.sha256()
+    """Hash tensors (dtype, shape and bytes) and strings to sixteen hexadecimal digits of SHA-256."""
+    digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, Tensor):
-            found.update(f"{content.dtype} {tuple(content.shape)} ".encode())
-            found.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(f"{content.dtype} {tuple(content.shape)} ".encode())
+            digest.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
-            found.update(f"{len(content)} {content}".encode())
-    return found.hexdigest()[:16]
+            digest.update(f"{len(content)} {content}".encode())
+    return digest.hexdigest()[:16]

@@ -32,7 +32,7 @@ STEPS_AND_OVERLAP = "STEPS OVERLAP"
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each dataclass parameter of a command into one option per field, for typer, which knows no dataclasses."""
+    """Replace each dataclass parameter of a command by its fields, which typer then takes as options."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     bundles: dict[str, tuple[type, list[str]]] = {}
@@ -60,24 +60,24 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def option(panel: str, help: str, *names: str, **settings: Any) -> Any:
-    """An option in a panel of `--help`. names: where they are not the parameter's; settings: as for typer.Option."""
+    """Declare an option in a panel of `--help`. names: if not the parameter's; settings: as for typer.Option."""
     if "min" in settings:
         settings.setdefault("metavar", "<int>")  # typer's own is twice as wide
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
 def flag(panel: str, help: str, name: str) -> Any:
-    """An option without a value, false unless given."""
+    """Declare an option without a value, false unless given."""
     return option(panel, help, name, metavar="")
 
 
 def path_option(panel: str, help: str, **settings: Any) -> Any:
-    """An option whose value is a path."""
+    """Declare an option whose value is a path."""
     return option(panel, help, parser=path, metavar="PATH", **settings)
 
 
 def one_of(panel: str, metavar: str, help: str, choices: Iterable[str], *names: str, **settings: Any) -> Any:
-    """An option whose value is one of these words, which follow its help."""
+    """Declare an option whose value is one of these words; they are appended to its help."""
     words = ", ".join(choices)
 
     def parse(text: str) -> str:
@@ -89,14 +89,14 @@ def one_of(panel: str, metavar: str, help: str, choices: Iterable[str], *names: 
 
 
 def path(text: str) -> Path:
-    """A path; not "", which Path takes for the working directory."""
+    """Convert to a path; refuse "", which Path takes for the working directory."""
     if not text:
         raise typer.BadParameter("must be a path, got ''")
     return Path(text)
 
 
 def printable(value: object) -> str:
-    """The value on one line, control characters escaped: names and notes in foreign files may hold anything."""
+    """Format a value on one line, control characters escaped: names and notes in files may hold anything."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
@@ -105,7 +105,7 @@ def printable(value: object) -> str:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Seed, device and progress bars: every command that computes has these."""
+    """Seed, device and progress bars, for every command that computes."""
 
     seed: Annotated[int, option(RUN, "Seed of all random numbers, in [0, 2**64).")] = 0
     device: Annotated[
@@ -118,7 +118,7 @@ class RunOptions:
         return not self.quiet
 
     def checked_device(self) -> torch.device:
-        """The device to run on. Raises ValueError for a bad `--device` or `--seed`."""
+        """Return the device to run on. Raises ValueError for a bad `--device` or `--seed`."""
         checks.integer("--seed", self.seed, 0, 2**64 - 1)
         default = "cuda" if torch.cuda.is_available() else "cpu"
         return checks.usable_device("--device", default if self.device is None else self.device)
@@ -128,7 +128,7 @@ class RunOptions:
 
 
 def model_option(**settings: Any) -> Any:
-    """The option `--model`."""
+    """Declare the option `--model`."""
     return option(MODEL, f"{MODEL_SOURCE}; or module:factory of your own.", metavar="MODEL", **settings)
 
 
@@ -207,7 +207,7 @@ class SamplingOptions:
     tf32: Annotated[bool, flag(SAMPLING, "Let a GPU multiply float32 in TF32.", "--tf32")] = False
 
     def arguments(self, run: RunOptions, device: torch.device, count: int) -> SamplingArguments:
-        """The arguments of a call for `count` samples. Raises ValueError for chain ids out of range and bad files."""
+        """Return the arguments of a call for `count` samples. Raises ValueError for bad values and files."""
         checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
         first = checks.integer("--first-chain", self.first_chain, 0, MAX_CHAIN_ID + 1 - count)
         return {
@@ -225,7 +225,7 @@ class SamplingOptions:
 
 
 def schedule_of(name: str, values: tuple[str, str] | None) -> Schedule | None:
-    """The schedule from the two values of the option `name`."""
+    """Make a schedule of the two values of the option `name`."""
     if values is None:
         return None
     try:

@@ -41,7 +41,7 @@ EXPECTED = (
 
 
 def build_app() -> typer.Typer:
-    """The app with all commands. No completion of the shell: each TAB would take seconds to import torch."""
+    """Build the app with all commands; no shell completion, since each TAB would take seconds to import torch."""
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed, as by a daemon
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     arguments = list(sys.argv[1:] if argv is None else argv)
-    app = typer.main.get_command(build_app())
+    app = typer.main.get_group(build_app())
     command = arguments[0] if arguments and arguments[0] in app.commands else ""
     program = f"ipr-fast {command}".rstrip()
     try:
@@ -119,10 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """What is wrong with the arguments, with the value that pydantic, which typer converts with, leaves out."""
+    """Describe a usage error on one line, with the value that came, which messages of typer's pydantic leave out."""
     message = error.format_message().rstrip(".")
-    if hasattr(error.__cause__, "errors"):
-        message += f", got {error.__cause__.errors()[0]['input']!r}"
+    cause: object = error.__cause__
+    if hasattr(cause, "errors"):
+        message += f", got {cause.errors()[0]['input']!r}"
     return printable(message)
 
 

@@ -82,7 +82,7 @@ def run(
         raise ValueError(
             "--out: is the input itself, and a run that ends while it writes could not be resumed; choose another"
         )
-    files.check_writable(out, images.shape, samples.names)
+    files.check_writable(out, tuple(images.shape), samples.names)
     with model_from("--model"):
         source = bundled_model_for(tuple(images.shape[1:])) if model is None else model
     denoiser = load(source, dtype, device)
@@ -115,7 +115,7 @@ def run(
 
 
 def _model_hash(model: Denoiser, source: str) -> str:
-    """A hash of a model's configuration and weights; of its `--model` text where it has no configuration."""
+    """Hash a model's configuration and weights; without a dataclass `config`, its `--model` text and weights."""
     config = getattr(model, "config", None)
     weights = model.state_dict() if isinstance(model, torch.nn.Module) else {}
     tensors = [part for pair in weights.items() if isinstance(pair[1], torch.Tensor) for part in pair]

@@ -98,7 +98,7 @@ def run(
 
 
 def _end(training: TrainingOptions, out: Path, resume: bool) -> dict[str, float | None]:
-    """When the training ends if no option says so: as the resumed run does, or after the default steps."""
+    """Return the end of the training if no option gives it: that of the resumed run, or the default steps."""
     if training.steps is not None or training.minutes is not None:
         return {}
     checkpoint = out / CHECKPOINT

@@ -288,7 +288,7 @@ def test_samples_that_are_not_finite_are_not_gone_on_from(tmp_path, model):
     folder = chunks.RunFolder(tmp_path, run, work)
     bad = torch.full((2, 1, 4, 4), float("nan"))
     for iteration, is_usable in ((3, False), (5, True)):
-        folder.save(0, chunks.Kept(iteration, bad))
+        folder.save(0, chunks.Snapshot(iteration, bad))
         assert (folder.load(0, (2, 1, 4, 4)) is not None) == is_usable
 
 
