@@ -66,7 +66,7 @@ def cases() -> list[Case]:
         found.append(Case("gated sum", name, partial(network_operations.add_gated, shape), small))
     for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
         name = "{0} x {1} x {1}".format(*shape)
-        found.append(Case("group norm", name, partial(network_operations.group_norm, shape), 8))
+        found.append(Case("group norm", name, partial(network_operations.group_norm_silu, shape), 8))
     for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
         name = "{} of {} tokens, {} heads of {}".format(*shape)
         found.append(Case("partial attention", name, partial(network_operations.attention, shape), small, "flop"))

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.kernels import advance, denoise, gated_sum, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import triton
 
 Report = Callable[[str, int, int, list[Tensor]], None]  # a kernel's name, its FLOPs and bytes, the tensors it was given
 
-FILES = (advance, denoise, gated_sum, modulated_norm, partial_attention, renoise)
+FILES = (advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise)
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
     "gated_sum_kernel": lambda given: _of_tokens(given, gated_sum.bytes_moved),
-    "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.layer_norm_bytes),
+    "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
 }  # as if every slot moved and tables stayed in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone

@@ -7,7 +7,7 @@ import torch
 from operations import Inputs, Operation
 from torch.nn import functional as F
 
-from ipr_fast.kernels import gated_sum, modulated_norm, partial_attention
+from ipr_fast.kernels import gated_sum, group_norm, modulated_norm, partial_attention
 
 GROUPS = 32
 LEVELS = 16  # rows of the tables that modulate tokens
@@ -22,7 +22,7 @@ def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: i
         lambda: (modulated_norm.modulated_layer_norm(h, scale, shift, eps=eps, row=row),),
         lambda: (modulated_norm._modulated_layer_norm(h, scale, shift, eps, row),),
         lambda: (definitions.layer_norm(h, scale[row], shift[row], eps),),
-        modulated_norm.layer_norm_bytes(batch, tokens, width, h.element_size(), tables=True),
+        modulated_norm.bytes_moved(batch, tokens, width, h.element_size(), table=True),
         8 * h.numel(),
     )
 
@@ -41,7 +41,7 @@ def add_gated(shape: tuple[int, int], batch: int, device: torch.device, seed: in
     )
 
 
-def group_norm(shape: tuple[int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+def group_norm_silu(shape: tuple[int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
     """Of maps with so many channels and pixels across, after a row for each cell has been added, and before SiLU."""
     inputs, (channels, size, cells), eps = Inputs(device, seed), shape, 1e-5
     original = inputs.normals(batch, channels, size, size).to(memory_format=torch.channels_last)
@@ -49,10 +49,10 @@ def group_norm(shape: tuple[int, int, int], batch: int, device: torch.device, se
     weight, bias = inputs.normals(2, channels)
     index = inputs.integers(len(rows), batch, cells, cells)
     return Operation(
-        lambda: (modulated_norm.group_norm(h, weight, bias, groups=GROUPS, eps=eps, rows=rows, index=index),),
-        lambda: (modulated_norm._group_norm(h, weight, bias, GROUPS, eps, rows, index),),
+        lambda: (group_norm.group_norm(h, weight, bias, groups=GROUPS, eps=eps, rows=rows, index=index),),
+        lambda: (group_norm._group_norm(h, weight, bias, GROUPS, eps, rows, index),),
         lambda: (definitions.group_norm(original, weight, bias, GROUPS, eps, rows, index),),
-        modulated_norm.group_norm_bytes(batch, channels, size, size, h.element_size()),
+        group_norm.bytes_moved(batch, channels, size, size, h.element_size()),
         11 * h.numel(),
         lambda: h.copy_(original),  # the twin adds the rows in place
     )

@@ -106,11 +106,11 @@ def _renoise(
 
     def run() -> Iterable[Tensor]:
         renoise.renoise(z, mask, into, stream=stream, choice=choice, **counters)
-        return z, mask, *into
+        return z, mask, index, count, level, start
 
     def twin() -> Iterable[Tensor]:
         renoise._renoise(z, mask, into, counters["seed"], stream, counters["iteration"], ids, choice, None)
-        return z, mask, *into
+        return z, mask, index, count, level, start
 
     def definition() -> Iterable[Tensor]:
         if choice is None:

@@ -1,5 +1,5 @@
-"""The operations of the engine and its models, one file each: the formula, the shapes, the kernel, its torch twin.
+"""The operations of the engine and its models, one file each: formula, shapes, Triton kernel, launcher, torch twin.
 
-They know tensors only, nothing of models or policies, and write into the buffers that they are given. `launch.py` says
-when an operation runs as its Triton kernel and when as its twin, the version that the kernel is tested against.
+They take tensors, not models or policies. `launch.py` decides whether an operation runs as its kernel or as its twin,
+which the kernel is tested against.
 """

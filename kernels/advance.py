@@ -1,4 +1,4 @@
-"""The schedule's part of a tick: start the next patches, and give every slot its next level.
+"""Advance the schedule by one step: start the next patches and compute every slot's next level.
 
 At step s of a chain with n active patches, T steps, block length L and starts S_k:
 
@@ -8,8 +8,9 @@ At step s of a chain with n active patches, T steps, block length L and starts S
 
 Shapes: level, next_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step ()
 int64. The tables are those of `ScheduleTables`: steps, block (N + 1,), starts (N + 1, N), int32.
-Bytes that must move: 16 B A (start read and written, log-variance read, next level written), and 4 N of the tables for
-each chain, which stay in cache.
+Bytes that must move: 16 B A (start read and written, log-variance read, next level written); the tables, 4 N for each
+chain, stay in cache.
+Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def advance_kernel(
         b_order = tl.load(p_log_variance + o_order, mask=waiting, other=0.0).to(tl.float32)
         b_order = tl.where(b_order != b_order, 3.4028234663852886e38, b_order)
         b_order = tl.minimum(tl.maximum(b_order, -3.4028234663852886e38), 3.4028234663852886e38)
-    for _ in range(to_start):  # mostly none or one: starts are spread over the steps
+    for _ in range(to_start):  # mostly 0 or 1: starts are spread over the steps
         b_waiting = tl.where(waiting, b_order, float("inf"))
         lowest = tl.min(b_waiting, axis=0)
         slot = tl.min(tl.where(waiting & (b_waiting == lowest), o_slot, A_BLOCK), axis=0)
@@ -89,7 +90,7 @@ def advance(
     block: Tensor,
     starts: Tensor,
 ) -> None:
-    """Update `start` and write `next_level`; padding slots get level 0. Without log-variances slots start in order."""
+    """Update `start` and write `next_level`; padding slots get level 0. Without log_variance, slots start in order."""
     if not runs_kernel(advance_kernel, start, log_variance):
         _advance(start, next_level, count, step, log_variance, steps, block, starts)
         return
@@ -121,7 +122,7 @@ def advance(
 
 
 def bytes_moved(batch: int, slots: int) -> int:
-    """What must move at the least; the tables stay in cache."""
+    """Return the bytes that must move; the tables stay in cache."""
     return 16 * batch * slots
 
 
@@ -144,7 +145,7 @@ def _advance(
     if log_variance is None:
         rank = waiting.cumsum(1) - 1
     else:
-        # A waiting slot of infinite or undefined uncertainty still comes before those that do not wait.
+        # A waiting slot with an infinite or NaN log-variance still comes before slots that do not wait.
         largest = torch.finfo(torch.float32).max
         order = log_variance.float().nan_to_num(nan=largest).masked_fill(~waiting, torch.inf)
         rank = order.argsort(dim=1, stable=True).argsort(dim=1)

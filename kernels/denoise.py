@@ -1,4 +1,4 @@
-"""The posterior step of the moving slots, from level t to t' < t, in place.
+"""The posterior step of the slots whose level falls, from t to t', in place.
 
 With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + tau sigma xi is linear in z and u:
 
@@ -7,12 +7,13 @@ With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + t
     z'    = (1 - t' + gamma) z + (gamma (1-t) - (1-t') t) u + tau sigma xi
     sigma = eta sqrt(1-r) t' (t/t')**v                      (v = 0 without a variance head)
 
-so a slot needs three numbers of its own, and an element two products, one power and one normal. Where t' = 0 all of
-gamma, sigma and r vanish and z' = x0.
+so a slot has three coefficients, and an element takes two products, one power and one normal. At t' = 0: z' = x0, as
+gamma, sigma and r are 0.
 
 Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P); seed, step,
 iteration () int64; chain_ids (B,) int64.
-Bytes that must move, for each slot that moves: 4 P read and 4 P written of z, the predictions read once.
+Bytes that must move, for each moving slot: z read and written, 8 P, and the predictions read once.
+Source: Kang, Yoon, Ahn 2026, in rectified flow's notation; the variance mix is of Nichol & Dhariwal 2021.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def denoise_kernel(
     S_BLOCK: tl.constexpr,
     Q_BLOCK: tl.constexpr,
 ):
-    """One program for S_BLOCK slots, of one chain or of several, and 4 * Q_BLOCK elements of their patches."""
+    """One program for S_BLOCK slots, of one or several chains, and 4 * Q_BLOCK elements of their patches."""
     i_slot = tl.program_id(0).to(tl.int64) * S_BLOCK + tl.arange(0, S_BLOCK)
     m_slot = i_slot < SLOTS
     t = tl.load(p_level + i_slot, mask=m_slot, other=0.0)
     s = tl.load(p_next_level + i_slot, mask=m_slot, other=0.0)
     patch = tl.load(p_index + i_slot, mask=m_slot, other=-1)
     moves = (t != s) & (patch >= 0)
-    t = tl.where(moves, t, 1.0)  # what does not move is not stored; keep its arithmetic finite
+    t = tl.where(moves, t, 1.0)  # idle slots are not stored; keep their arithmetic finite
     s = tl.where(moves, s, 0.0)
 
     root = tl.div_rn((1.0 - t) * s, (1.0 - s) * t)
@@ -102,7 +103,7 @@ def denoise_kernel(
             o_mix = i_slot[:, None] * MIX_STRIDE + o_element[None, :]
             v = tl.load(p_mix + o_mix, mask=m_element, other=0.0).to(tl.float32)
             sigma = sigma * tl.exp(v * log_ratio[:, None])
-        z += tl.where((s > 0)[:, None], sigma, 0.0) * xi  # not 0 * inf where an extreme mix has made sigma infinite
+        z += tl.where((s > 0)[:, None], sigma, 0.0) * xi  # an extreme mix may make sigma infinite: no 0 * inf
     tl.store(p_patches + o_patch, z, mask=m_element)
 
 
@@ -122,9 +123,9 @@ def denoise(
     chain_ids: Tensor,
     noise: Tensor | None = None,
 ) -> None:
-    """Step the slots whose level changes; every other patch keeps its bits.
+    """Update the slots whose level changes; every other patch keeps its bits.
 
-    noise: (B, N, P), to be used in place of the normals that seed and counters define.
+    noise: (B, N, P), replaces the normals that seed and counters define.
     """
     if not runs_kernel(denoise_kernel, patches, velocity, variance_mix, noise):
         counters = (seed, STREAM_POSTERIOR, step, iteration, chain_ids)
@@ -173,7 +174,7 @@ def denoise(
 
 
 def bytes_moved(moving: int, numel: int, size: int, mix: bool) -> int:
-    """What must move at the least for slots that move, with predictions of `size` bytes a number."""
+    """Return the bytes that must move for `moving` slots, with predictions of `size` bytes a number."""
     return moving * numel * (8 + size * (2 if mix else 1))
 
 
@@ -186,7 +187,7 @@ def _denoise(
     variance_mix: Tensor | None,
     stochasticity: float,
     temperature: float,
-    counters: tuple,
+    counters: tuple[Tensor, int, Tensor, Tensor, Tensor],
     noise: Tensor | None,
 ) -> None:
     """The torch twin."""
@@ -196,7 +197,7 @@ def _denoise(
 
     t, s = level[..., None], next_level[..., None]
     moves = t != s
-    t = torch.where(moves, t, 1.0)  # an idle slot's result is dropped; keep its arithmetic finite
+    t = torch.where(moves, t, 1.0)  # idle slots' results are dropped; keep their arithmetic finite
     s = torch.where(moves, s, 0.0)
     r = ((1 - t) * s / ((1 - s) * t)).square()
     gamma = s * torch.sqrt(1 - stochasticity**2 * (1 - r))
@@ -207,6 +208,6 @@ def _denoise(
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)
             scale = scale * torch.exp(variance_mix.float() * log_ratio)
-        # Not 0 * inf, where an extreme mix or temperature has made the scale infinite.
+        # An extreme mix or temperature may make the scale infinite: no 0 * inf.
         new = torch.addcmul(new, torch.where(s > 0, scale, 0.0), xi)
     write_rows(patches, rows, torch.where(moves, new, z), index >= 0)

@@ -1,9 +1,10 @@
-"""A gated residual: what a layer has computed is scaled, for each token, and added to what it was given.
+"""Gated residual: a layer's output, scaled by a gate for each token, is added to the layer's input.
 
     out(r, c) = h(r, c) + gate(r, c) x(r, c)
 
-Shapes: h, x (B, n, W); gate (B, n, W) or (1, 1, W), or a table (R, W) of which `row` (B, n) int64 names each token's
-row. Bytes that must move, for numbers of s bytes: 4 s B n W, or with a table, which stays in cache, 3 s B n W + 8 B n.
+Shapes: h, x (B, n, W); gate (B, n, W) or (1, 1, W), or a table (R, W) with each token's row in `row` (B, n) int64.
+Bytes that must move, for numbers of s bytes: 4 s B n W; with a table, which stays in cache, 3 s B n W + 8 B n.
+Source: Peebles & Xie 2023 (adaLN-Zero).
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ def gated_sum_kernel(
     """One program for R_BLOCK tokens."""
     i_row = (tl.program_id(0) * R_BLOCK + tl.arange(0, R_BLOCK)).to(tl.int64)
     o_column = tl.arange(0, W_BLOCK)[None, :]
-    mask = (i_row < ROWS)[:, None] & (o_column < W)
-    i_gate = tl.load(p_row + i_row, mask=i_row < ROWS, other=0) if HAS_TABLE else i_row
-    h = tl.load(p_h + i_row[:, None] * H_STRIDE + o_column, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(p_gate + i_gate[:, None] * GATE_STRIDE + o_column, mask=mask, other=0.0).to(tl.float32)
-    x = tl.load(p_x + i_row[:, None] * X_STRIDE + o_column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(p_out + i_row[:, None] * W + o_column, h + gate * x, mask=mask)
+    m_row = i_row < ROWS
+    m_block = m_row[:, None] & (o_column < W)
+    i_gate = tl.load(p_row + i_row, mask=m_row, other=0) if HAS_TABLE else i_row
+    b_h = tl.load(p_h + i_row[:, None] * H_STRIDE + o_column, mask=m_block, other=0.0).to(tl.float32)
+    b_gate = tl.load(p_gate + i_gate[:, None] * GATE_STRIDE + o_column, mask=m_block, other=0.0).to(tl.float32)
+    b_x = tl.load(p_x + i_row[:, None] * X_STRIDE + o_column, mask=m_block, other=0.0).to(tl.float32)
+    tl.store(p_out + i_row[:, None] * W + o_column, b_h + b_gate * b_x, mask=m_block)
 
 
 def gated_sum(h: Tensor, gate: Tensor, x: Tensor, *, row: Tensor | None = None) -> Tensor:
-    """Tokens (B, n, W) of the type of h."""
+    """Return the sum (B, n, W), in the dtype of h."""
     if not runs_kernel(gated_sum_kernel, h, gate, x):
         return _gated_sum(h, gate, x, row)
     batch, tokens, width = h.shape
@@ -81,7 +83,7 @@ def gated_sum(h: Tensor, gate: Tensor, x: Tensor, *, row: Tensor | None = None) 
 
 
 def bytes_moved(batch: int, tokens: int, width: int, size: int, table: bool) -> int:
-    """What must move at the least, for numbers of `size` bytes."""
+    """Return the bytes that must move, for numbers of `size` bytes."""
     return batch * tokens * (3 * size * width + 8 if table else 4 * size * width)
 
 

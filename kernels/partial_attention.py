@@ -2,11 +2,10 @@
 
     out(b, a, h) = sum_n softmax_n(q(b, a, h) . k(b, n, h) / sqrt(D)) v(b, n, h)
 
-The active tokens' own keys and values stand in the cache already, at their places. Queries of padding slots are treated
-like others; what comes out for them means nothing.
+The cache already holds the active tokens' own keys and values, at their positions. Queries of padding slots are
+computed too; their results are meaningless.
 
-Shapes: q (B, A, W), keys and values (B, N, W), W = heads * D; a token's row is contiguous. Softmax and sums are
-float32.
+Shapes: q (B, A, W), keys and values (B, N, W), W = heads * D; rows are contiguous. Softmax and sums are float32.
 Bytes that must move: s (2 B A W + 2 B N W) for numbers of s bytes; 4 B A N W operations.
 Source: Dao 2023, FlashAttention-2 (the online softmax over blocks of keys).
 """
@@ -24,7 +23,7 @@ try:
 except ImportError:  # macOS and Windows
     tl = None
 
-MOST_HEAD_SIZE = 128
+MAX_HEAD_SIZE = 128
 
 
 @jit
@@ -59,7 +58,7 @@ def partial_attention_kernel(
         mask=m_query[:, None] & m_dim[None, :],
         other=0.0,
     )
-    # exp2 of logits in units of ln 2: one multiplication less for each.
+    # exp2 of logits / ln 2 saves a multiplication for each.
     to_log2 = scale * 1.4426950408889634
     largest = tl.full([A_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([A_BLOCK], tl.float32)
@@ -85,23 +84,23 @@ def partial_attention_kernel(
 
 
 def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) -> Tensor:
-    """(B, A, W), of the type of q."""
+    """Return the attention (B, A, W), in the dtype of q."""
     head_size = q.shape[-1] // heads
-    if not runs_kernel(partial_attention_kernel, q, keys, values) or head_size > MOST_HEAD_SIZE:
+    if not runs_kernel(partial_attention_kernel, q, keys, values) or head_size > MAX_HEAD_SIZE:
         return _partial_attention(q, keys, values, heads)
     (batch, slots, width), num_tokens = q.shape, keys.shape[1]
-    keys, values = keys.to(q.dtype), values.to(q.dtype)  # under autocast a cache has the weights' type
+    keys, values = keys.to(q.dtype), values.to(q.dtype)  # under autocast the cache has the weights' dtype
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name} must have contiguous rows, got strides {tensor.stride()}")
     out = torch.empty(batch, slots, width, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    # Float32 is multiplied without tensor cores, from registers: larger blocks spill.
-    most_queries, most_keys = (16, 32) if q.dtype == torch.float32 else (64, 64)
+    # Float32 products do not use tensor cores and keep their operands in registers: larger blocks spill.
+    max_queries, max_keys = (16, 32) if q.dtype == torch.float32 else (64, 64)
     if head_size > 64:
-        most_keys //= 2
-    a_block = min(most_queries, power_of_2(slots, 16))
+        max_keys //= 2
+    a_block = min(max_queries, power_of_2(slots, 16))
     launch(
         partial_attention_kernel,
         (batch * heads, -(-slots // a_block)),
@@ -119,7 +118,7 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
         D=head_size,
         D_BLOCK=power_of_2(head_size, 16),
         A_BLOCK=a_block,
-        N_BLOCK=min(most_keys, power_of_2(num_tokens, 16)),
+        N_BLOCK=min(max_keys, power_of_2(num_tokens, 16)),
         num_warps=4,
         num_stages=2,
     )
@@ -127,7 +126,7 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, width: int, size: int) -> int:
-    """What must move at the least, for numbers of `size` bytes."""
+    """Return the bytes that must move, for numbers of `size` bytes."""
     return size * batch * (2 * slots + 2 * tokens) * width
 
 

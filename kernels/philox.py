@@ -3,8 +3,8 @@
     key     = the 64-bit seed
     counter = (stream << 28 | quad, step << 16 | patch, iteration, chain id)
 
-`quad` is element // 4 within the patch: one counter gives four 32-bit words, and those give four normals. So a number
-depends on the seed and on what it is for, never on the batch, slot, device or order in which it is drawn.
+`quad` is element // 4 within the patch: one counter gives four 32-bit words, and these give four normals. A number
+depends on the seed and its counter alone, never on the batch, slot, device or order of drawing.
 
 The conversions are Triton's: a word w, read as a signed int32, gives u = (w if w >= 0 else -w - 1) * 4.6566127342e-10
 in [0, 1); two uniforms give sqrt(-2 ln max(u1, 1e-7)) * (cos, sin)(2 pi u2).
@@ -51,7 +51,7 @@ def normals_4(c0, c1, c2, c3, seed):
 @jit
 def words_4(c0, c1, c2, c3, seed):
     """Philox4x32-10 of counter words of any integer type, as uint32; seed is an int64 of the seed's 64 bits."""
-    zero = c0 * 0 + c1 * 0 + c2 * 0 + c3 * 0  # of the shape that all have
+    zero = c0 * 0 + c1 * 0 + c2 * 0 + c3 * 0  # of the broadcast shape
     c0, c1, c2, c3 = (
         (c0 + zero).to(tl.uint32),
         (c1 + zero).to(tl.uint32),
@@ -63,17 +63,18 @@ def words_4(c0, c1, c2, c3, seed):
 
 @jit
 def uniform(word):
+    """A uniform in [0, 1) from a word."""
     word = word.to(tl.int32, bitcast=True)
     return tl.where(word < 0, ~word, word) * 4.6566127342e-10
 
 
 @jit
 def box_muller(u1, u2):
-    """Two normals of two uniforms.
+    """Two normals from two uniforms.
 
-    Logarithm, sine and cosine are polynomials (Moshier's, in Cephes) after an exact reduction of the argument. The
-    hardware's logarithm is off by 2e-7 where it is near 0, and Triton's sine and cosine keep a slow path for arguments
-    that do not occur here: four normals take 22 registers so and 28 with Triton's (3.9, sm_90; neither has a stack).
+    Logarithm, sine and cosine are Moshier's polynomials (Cephes) after an exact reduction of the argument. The
+    hardware's logarithm is off by 2e-7 near 0, and Triton's sine and cosine have a slow path for large arguments, which
+    do not occur: four normals take 22 registers, 28 with Triton's functions (3.9, sm_90; no stack in either case).
     """
     radius = tl.sqrt_rn(-2.0 * log(tl.maximum(u1, 1.0e-7)))
     turns = 4.0 * u2
@@ -112,20 +113,20 @@ def log(u):
 
 
 def seed_tensor(seed: int, device: torch.device | str) -> Tensor:
-    """The 64 bits of a seed as a scalar int64 on the device, which is how the operations take it."""
+    """Return the 64 bits of a seed as a scalar int64 on the device, as the operations take it."""
     return torch.full((), seed - (seed >> 63 << 64), dtype=torch.int64, device=device)
 
 
 def philox_4x32(
     c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor | int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds on counter words held in int64 tensors (broadcastable); returns four words in [0, 2**32)."""
+    """Return four words in [0, 2**32) from counter words in broadcastable int64 tensors: Philox of ten rounds."""
     c0, c1, c2, c3 = (c.clone() for c in torch.broadcast_tensors(c0, c1, c2, c3))
     words, rounds = (seed & _WORD, seed >> 32 & _WORD), torch.arange(10, device=c0.device)
     keys = ((word + rounds * step & _WORD).unbind() for word, step in zip(words, _KEY_STEPS, strict=True))
     for k0, k1 in zip(*keys, strict=True):
         # int64 products wrap, which leaves their 64 bits right. c1 and c3 may keep garbage above bit 31: they are only
-        # added in by xor, and the mask comes after that.
+        # used in xor, before the mask.
         low0, low1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = (low1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
         c2 = (low0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
@@ -142,7 +143,7 @@ def patch_normals(
     patches: Tensor,
     numel: int,
 ) -> Tensor:
-    """Standard normals (B, A, numel) float32 for the patches (B, A) of chains (B,); step and iteration are scalars."""
+    """Return normals (B, A, numel) float32 for patches (B, A) of chains (B,); step and iteration are scalars."""
     quad = torch.arange(-(-numel // 4), device=patches.device)
     words = philox_4x32(
         quad + (stream << 28),
@@ -157,11 +158,14 @@ def patch_normals(
 
 
 def patch_keys(seed: Tensor | int, stream: int, iteration: Tensor | int, chain_ids: Tensor, num_patches: int) -> Tensor:
-    """The 32-bit keys (B, N) int64 by which patches are chosen."""
-    patches = torch.arange(num_patches, device=chain_ids.device)
-    stream = _as_tensor(stream << 28, chain_ids.device)
-    iteration = _as_tensor(iteration, chain_ids.device)
-    return philox_4x32(stream, patches, iteration, chain_ids[:, None], seed)[0]
+    """Return the 32-bit keys (B, N) int64 by which patches are chosen."""
+    device = chain_ids.device
+    c0, c1, c2 = (
+        _as_tensor(stream << 28, device),
+        torch.arange(num_patches, device=device),
+        _as_tensor(iteration, device),
+    )
+    return philox_4x32(c0, c1, c2, chain_ids[:, None], seed)[0]
 
 
 def _to_uniform(word: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
-"""Choosing the patches of an iteration, making them the active ones, and replacing them by noise: one launch.
+"""Begin an iteration in one launch: choose the patches, list them as active slots, replace them by noise.
 
     key(b, n)   = word 0 of Philox(stream 3, patch n, iteration, chain b)
-    mask(b, n)  = free(b, n) and fewer than size(b) free patches have a smaller (key, id)          where chosen here
+    mask(b, n)  = free(b, n) and fewer than size(b) free patches have a smaller (key, id)          (with a `choice`)
     index(b, a) = the a-th patch of the mask, or -1; count(b) the patches of the mask
-    level(b, a) = 1 for those slots, 0 for padding; start(b, a) = -1, waiting
+    level(b, a) = 1, or 0 for padding; start(b, a) = -1, waiting
     z(b, n)     = normals(stream, step 0, patch n, iteration, chain b)                             for active patches
 
 Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size,
 chain_ids (B,) int64; iterations, seed () int64.
-Bytes that must move: 4 B A P written for A active patches a chain, 12 B A of slots, B N of masks.
+Bytes that must move: 4 B A P of noise for A active patches per chain, 12 B A of slots, B N of masks.
+Source: Kang, Yoon, Ahn 2026; random numbers as in philox.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,27 +30,35 @@ except ImportError:  # macOS and Windows
     tl = None
 
 
-MOST_PATCHES = 4096  # that a program holds at once; above, the twin
+MAX_PROGRAM_PATCHES = 4096  # with more, the twin runs
 
 
 class PatchChoice(NamedTuple):
-    """A random choice that is still to be made: `size` (B,) of each chain's `free` patches (B, N).
+    """A random choice to be made: `size` (B,) of each chain's `free` patches (B, N), by the keys of an iteration ().
 
     The mask that it is written to must not be `free` itself.
     """
 
     free: Tensor
     size: Tensor
-    iteration: Tensor  # () int64, of which the keys are
+    iteration: Tensor
 
 
-class Slots(NamedTuple):
-    """Where the active patches are written: index, start (B, A) int32, count (B,) int32, level (B, A) float32."""
+@dataclass(frozen=True)
+class Slots:
+    """Buffers for the active patches: index, start (B, A) int32, count (B,) int32, level (B, A) float32."""
 
     index: Tensor
     count: Tensor
     level: Tensor
     start: Tensor
+
+
+@jit
+def choice_key(patch, iteration, chain_id, seed):
+    """A patch's key: word 0 of STREAM_CHOICE, 3."""
+    key, _, _, _ = words_4(3 << 28, patch, iteration, chain_id, seed)
+    return key
 
 
 @jit
@@ -127,12 +137,6 @@ def renoise_kernel(
             tl.store(p_patches + row[:, None] + o_element[None, :], noise, mask=m_element)
 
 
-@jit
-def choice_key(patch, iteration, chain_id, seed):
-    key, _, _, _ = words_4(3 << 28, patch, iteration, chain_id, seed)
-    return key
-
-
 def renoise(
     patches: Tensor,
     mask: Tensor,
@@ -147,16 +151,17 @@ def renoise(
 ) -> None:
     """Make the patches of `mask` active and replace them by standard normals; every other patch keeps its bits.
 
-    choice: choose the patches here, and write them into `mask`. noise: (B, N, P), to be used in place of the normals
-    that seed and counters define.
+    choice: choose the patches, and write them to `mask`. noise: (B, N, P), replaces the normals that seed and counters
+    define.
     """
-    if not runs_kernel(renoise_kernel, patches, noise) or patches.shape[1] > MOST_PATCHES:
+    if not runs_kernel(renoise_kernel, patches, noise) or patches.shape[1] > MAX_PROGRAM_PATCHES:
         _renoise(patches, mask, slots, seed, stream, iteration, chain_ids, choice, noise)
         return
     batch, num_patches, numel = patches.shape
     if batch == 0:
         return
-    contiguous(patches=patches, mask=mask, **slots._asdict(), chain_ids=chain_ids, noise=noise)
+    contiguous(patches=patches, mask=mask, chain_ids=chain_ids, noise=noise)
+    contiguous(index=slots.index, count=slots.count, level=slots.level, start=slots.start)
     if choice is not None:
         contiguous(free=choice.free, size=choice.size)
     num_slots = slots.index.shape[1]
@@ -169,7 +174,10 @@ def renoise(
         mask.view(torch.int8),
         None if choice is None else choice.free.view(torch.int8),
         None if choice is None else choice.size,
-        *slots,
+        slots.index,
+        slots.count,
+        slots.level,
+        slots.start,
         iteration,
         None if choice is None else choice.iteration,
         chain_ids,
@@ -190,12 +198,12 @@ def renoise(
 
 
 def bytes_moved(batch: int, num_patches: int, slots: int, numel: int) -> int:
-    """What must move at the least: the new noise, the slots, the masks."""
+    """Return the bytes that must move: noise, slots, masks."""
     return batch * (4 * slots * numel + 12 * slots + num_patches)
 
 
 def choose_patches(choice: PatchChoice, *, seed: Tensor | int, chain_ids: Tensor) -> Tensor:
-    """The chosen patches as a mask (B, N): uniformly random, the smallest keys of the free ones."""
+    """Return a uniformly random choice as a mask (B, N): the free patches with the smallest keys."""
     num_patches = choice.free.shape[1]
     ids = torch.arange(num_patches, device=choice.free.device)
     keys = patch_keys(seed, STREAM_CHOICE, choice.iteration, chain_ids, num_patches) * MAX_PATCHES + ids  # ties by id

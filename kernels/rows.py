@@ -1,4 +1,4 @@
-"""Slots and their patches as rows of a buffer: what the torch twins share.
+"""Slots and their patches as rows of a buffer: helpers that the torch twins share.
 
 Shapes: patches (B, N, P), seen as (B * N, P); index (B, A) int32, padded with -1; rows (B, A) int64.
 """
@@ -21,13 +21,13 @@ def compact(mask: Tensor, index: Tensor, count: Tensor) -> None:
 
 
 def patch_rows(index: Tensor, num_patches: int) -> Tensor:
-    """The row of each slot's patch; padding has that of its chain's patch 0."""
+    """Return the row (B, A) of each slot's patch; padding slots get the row of their chain's patch 0."""
     chain = torch.arange(len(index), device=index.device)[:, None]
     return index.clamp(min=0) + chain * num_patches
 
 
 def read_rows(patches: Tensor, rows: Tensor) -> Tensor:
-    """The rows (B, A) of patches (B, N, P), seen as (B * N, P): (B, A, P)."""
+    """Return the values (B, A, P) of rows (B, A) of patches (B, N, P), seen as (B * N, P)."""
     numel = patches.shape[-1]
     return patches.reshape(-1, numel).index_select(0, rows.flatten()).view(*rows.shape, numel)
 
@@ -35,8 +35,8 @@ def read_rows(patches: Tensor, rows: Tensor) -> Tensor:
 def write_rows(patches: Tensor, rows: Tensor, values: Tensor, occupied: Tensor) -> None:
     """Write values (B, A, P) to rows (B, A) of patches (B, N, P), seen as (B * N, P); padding slots change nothing.
 
-    There is no row to spare for padding. It repeats its chain's slot 0 instead, row and values, so that whichever write
-    comes last writes the same bits; in a chain with no active patch that is patch 0 as it was.
+    The buffer has no spare row for padding. Padding slots repeat their chain's slot 0, row and values, so the order of
+    writes does not matter; in a chain without active patches they rewrite patch 0 unchanged.
     """
     if rows.shape[1] == 0:
         return

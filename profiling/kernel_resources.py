@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, gated_sum, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import DTYPES
 from ipr_fast.kernels.philox import seed_tensor
 
@@ -111,7 +111,7 @@ def launches() -> Iterator[Launch]:
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
                 yield from record(case, gated_sum, partial(add, dtype, tables, *sizes))
         for name, sizes in maps.items():
-            yield from record(f"{name}, {kind}", modulated_norm, partial(group_norm, dtype, *sizes))
+            yield from record(f"{name}, {kind}", group_norm, partial(norm_map, dtype, *sizes))
 
 
 def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
@@ -155,10 +155,10 @@ def modulated(dtype: torch.dtype, tables: bool, slots: int, width: int) -> tuple
     return h, list(torch.zeros(*of, 6 * width, dtype=dtype).chunk(6, dim=-1)[:3]), row
 
 
-def group_norm(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
+def norm_map(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
     h = torch.zeros(1, channels, size, size, dtype=dtype)
     rows, index = torch.zeros(4, channels, dtype=dtype), torch.zeros(1, cells, cells, dtype=torch.int64)
-    modulated_norm.group_norm(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
+    group_norm.group_norm(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
 
 
 def compile_for(launch: Launch, target: str) -> Resources:

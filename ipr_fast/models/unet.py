@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipr_fast.kernels.modulated_norm import group_norm
+from ipr_fast.kernels.group_norm import group_norm
 from ipr_fast.models.packed import PackedWeights, convolution, pointwise, upsampled_convolution
 from ipr_fast.models.srm_unet_config import GROUPS, SRMUNetConfig
 from ipr_fast.trace import span

@@ -61,7 +61,7 @@ def test_renoise(batch, num_patches, numel, stream, how, device, generator):
         runs.append((z, mask, slots))
     (z, mask, slots), (expected, expected_mask, expected_slots) = runs
     assert torch.equal(mask, expected_mask)
-    for found, wanted in zip(slots, expected_slots, strict=True):
+    for found, wanted in zip(vars(slots).values(), vars(expected_slots).values(), strict=True):
         assert torch.equal(found, wanted)
     assert torch.equal(z[~mask], patches[~mask])
     torch.testing.assert_close(z, expected, atol=0 if how == "given" else NOISE, rtol=0)

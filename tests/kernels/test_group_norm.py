@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ipr_fast.kernels.modulated_norm import group_norm
+from ipr_fast.kernels.group_norm import group_norm
 
 GROUPS, EPS = 4, 1e-5
 
