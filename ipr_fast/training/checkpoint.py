@@ -1,4 +1,4 @@
-"""Reading the checkpoint of a training run."""
+"""Read the checkpoint of a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """The state that a trainer saved; raises ValueError for another file. Reads everything, weights included."""
+    """Return the state that `Trainer.save` wrote, weights included; raise ValueError for any other file."""
     try:
         state = dict(torch.load(path, map_location=device, weights_only=True))
         state["step"], state["seconds"] = int(state["step"]), float(state["seconds"])

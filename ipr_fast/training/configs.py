@@ -1,11 +1,12 @@
-"""The network that a task's model is, and the weights that its training begins with.
+"""The network of each task, and its initialisation.
 
-A task of your own brings `config`, a PatchTransformerConfig, and if it likes `initialise(model)`, which changes a new
-model's weights to those that training should begin with. Those of the package's tasks stand here; they may be given
-such attributes as well.
+A task of your own has an attribute `config`, a PatchTransformerConfig, and optionally a method `initialise(model)` that
+sets the weights of a new model. For the package's tasks both are here, and such attributes override them.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
@@ -15,13 +16,13 @@ from ipr_fast.tasks.grids import box_side
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.training.initialise import look_along_lines
 
-LARGE = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
-EVEN_PIXELS_SCHEDULE = (30, 0.9)  # that of Kang et al. 2026
+LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
+EVEN_PIXELS_SCHEDULE = (30, 0.9)  # Kang et al. 2026
 
 
 def config_of(task: Task) -> PatchTransformerConfig:
-    """The network of a task: its own `config` where it has one. Raises ValueError where it needs one."""
-    own = getattr(task, "config", None)
+    """Return the network's configuration for a task; raise ValueError for a task that has none."""
+    own: PatchTransformerConfig | None = getattr(task, "config", None)
     if own is not None:
         return own
     if isinstance(task, DigitSudoku):
@@ -32,9 +33,9 @@ def config_of(task: Task) -> PatchTransformerConfig:
 
 
 def initialise(task: Task, model: PatchTransformer) -> None:
-    """Change a new model's weights to those that training should begin with: by the task's `initialise`, if any.
+    """Set the weights of a new model, by the task's `initialise` if it has one.
 
-    Heads of 9x9 boards begin by looking along rows, columns and boxes; 4x4 boards find these without help.
+    Heads for 9x9 boards are biased toward rows, columns and boxes; models of 4x4 boards find these without help.
     """
     own = getattr(task, "initialise", None)
     if own is not None:

@@ -1,36 +1,36 @@
-"""Beginnings of a PatchTransformer that already look where a task's rules are.
+"""Initialisation that biases attention heads toward rows, columns and boxes.
 
-From random weights, a model of 9x9 boards learns first how digits look, and only later the rules: to find out that
-rows, columns and boxes matter, its heads have to stumble over them. Heads that begin by looking there need half as
-many boards (`bench/rules.py`). They are an initial value, not a constraint: training may move them.
+From random weights, a model of 9x9 boards first learns how digits look, and the rules only once its heads have found
+rows, columns and boxes by chance. Heads biased toward these learn the rules from half as many boards
+(`ipr-fast evaluate initialisation` measures it). It is an initial value, not a constraint: training may move it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.patch_transformer import Layer, PatchTransformer
 
 
 @torch.no_grad()
 def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
-    """Let the heads of each layer look along rows, columns and boxes in turn; `strength` scales queries and keys.
+    """Bias the heads of each layer toward rows, columns and boxes in turn; `strength` scales queries and keys.
 
-    The embeddings of rows, columns and boxes become orthogonal to each other, of the norm that they have anyway, and a
-    head's first channels the row's (column's, box's) coordinates of a token. So a query and a key of one row have a
-    product, others none. At strength 1 nine tenths of a head's attention then lie on the row's nine cells.
+    The embeddings of all rows, columns and boxes become orthogonal, with their usual norm, and a head's first channels
+    read the row (column, box) of a token. So a query and a key have a product only within one row. At strength 1, nine
+    tenths of a head's attention lie on the nine cells of the row.
 
     Draws from torch's global generator. Raises ValueError for a model without boxes, or too narrow.
     """
     position, heads = model.position, model.config.num_heads
     if position.boxes is None:
-        raise ValueError("model: it has no boxes, so there are no lines to look along")
+        raise ValueError("model must have position embeddings of boxes (box_size), got none")
     tables, width = (position.rows, position.columns, position.boxes), model.config.width
     size = width // heads
     if sum(len(table) for table in tables) > width or max(len(table) for table in tables) > size:
         lines = max(len(table) for table in tables)
         raise ValueError(
-            f"model: a head must have a channel for each of {lines} rows, and the model {3 * lines} of them, "
+            f"model must have at least {lines} channels a head and {3 * lines} in all, "
             f"got width {width} in {heads} heads"
         )
     basis = torch.linalg.qr(torch.randn(width, width))[0].to(position.rows)
@@ -38,6 +38,7 @@ def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
     for table, direction in zip(tables, directions, strict=True):
         table.copy_(0.5 * width**0.5 * direction)
     for layer in model.layers:
+        assert isinstance(layer, Layer)
         queries, keys, _ = layer.qkv.weight.view(3, heads, size, width)
         for head in range(heads):
             direction = directions[head % 3]

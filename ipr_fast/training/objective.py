@@ -1,6 +1,6 @@
-"""The training objective: which roles and levels are drawn, and the losses of a batch.
+"""The training objective: roles, levels and noise of a batch, and its losses.
 
-Everything is drawn on the generator's device, without a look at it from the host.
+Everything is drawn on the generator's device, with no host synchronisation.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ipr_fast.sampling.prediction import Prediction
 
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
 
-ETA = 0.5  # the stochasticity whose posterior the variance mix is fitted to
+ETA = 0.5  # stochasticity of the posterior that the variance mix is fitted to
 
 
-# ------------------------------------------------------------------------------------------------ what is drawn
+# --------------------------------------------------------------------------------------------------------- draws
 
 
 class Draw(NamedTuple):
-    """What is random in the losses of a batch of clean patches (B, N, P).
+    """Random numbers of a batch of patches (B, N, P).
 
     is_active (B, N) bool; levels (B, N), 0 where not active; noise (B, N, P); step (B, N) in [0, 1): see `best_mix`.
     """
@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 def draw(shape: torch.Size, generator: torch.Generator) -> Draw:
-    """For a batch of clean patches of that shape."""
+    """Draw the random numbers for patches of shape (B, N, P)."""
     batch, num_patches, _ = shape
     is_active = sample_roles(batch, num_patches, generator)
     levels = sample_levels(is_active, generator)
@@ -44,18 +44,18 @@ def draw(shape: torch.Size, generator: torch.Generator) -> Draw:
 
 
 def sample_roles(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    """Roles (B, N) bool, True = active: a third of the samples wholly active, in the others uniformly 1..N patches."""
+    """Draw roles (B, N) bool, True = active: all N in a third of the samples, else a uniform number in 1..N."""
     count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator, device=generator.device)
     count = torch.where(_uniform(batch, 1, generator) < 1 / 3, num_patches, count)
     return _uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
 
 
 def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
-    """Levels (B, N) in [0, 1], 0 for the context.
+    """Draw levels (B, N) in [0, 1], 0 for the context.
 
-    Half of the samples stand somewhere on a staircase as schedules make them (a random order, overlap and progress);
-    the others have independent levels (logit-normal) around a centre that is uniform in [0, 1], from nearly equal
-    ones to nearly only 0 and 1. Both contain patches that are exactly clean and exactly noise.
+    Half of the samples have the levels of a schedule in progress, with a random order, overlap and progress. The others
+    have independent logit-normal levels around a centre uniform in [0, 1], with a spread from nearly equal levels to
+    nearly only 0 and 1. Both contain levels of exactly 0 and 1.
     """
     batch, num_patches = is_active.shape
     levels = torch.where(
@@ -81,7 +81,7 @@ def _scattered_levels(batch: int, num_patches: int, generator: torch.Generator) 
     centre = _uniform(batch, 1, generator).clamp(1e-3, 1 - 1e-3).logit()
     spread = torch.exp(math.log(0.2) + _uniform(batch, 1, generator) * math.log(8.0 / 0.2))
     normal = torch.randn(batch, num_patches, generator=generator, device=generator.device)
-    return (1.1 * (centre + spread * normal).sigmoid() - 0.05).clamp(0, 1)  # stretched, so that both ends are reached
+    return (1.1 * (centre + spread * normal).sigmoid() - 0.05).clamp(0, 1)  # stretched to reach both ends
 
 
 def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
@@ -92,7 +92,7 @@ def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 class Losses(NamedTuple):
-    """velocity: mean squared error. log_variance: Gaussian log-likelihood. mix: squared distance from the best mix."""
+    """Scalars. velocity: mean squared error. log_variance: Gaussian likelihood. mix: squared error of `best_mix`."""
 
     velocity: Tensor
     log_variance: Tensor
@@ -104,12 +104,14 @@ class Losses(NamedTuple):
 
 
 def compute_losses(predict: Predict, clean: Tensor, drawn: Draw) -> Losses:
-    """The losses of a batch of clean patches (B, N, P); `predict` is that of a PatchTransformer."""
+    """Return the losses of clean patches (B, N, P); `predict` is `PatchTransformer.predict`."""
     t = drawn.levels[..., None]
     prediction = predict((1 - t) * clean + t * drawn.noise, drawn.levels, drawn.is_active)
+    assert prediction.variance_mix is not None
+    assert prediction.log_variance is not None
     log_variance = prediction.log_variance.float()
     square = (prediction.velocity - (drawn.noise - clean)).square()
-    noisy = (drawn.levels > 0).float()  # nothing can be learned of the noise of a clean patch
+    noisy = (drawn.levels > 0).float()  # a clean patch says nothing about its noise
     patch_error = square.mean(-1).detach()
     log_likelihood = 0.5 * (patch_error * torch.exp(-log_variance) + log_variance)
     target, weight = best_mix(drawn.levels, patch_error, drawn.step)
@@ -122,10 +124,10 @@ def compute_losses(predict: Predict, clean: Tensor, drawn: Draw) -> Losses:
 
 
 def best_mix(t: Tensor, velocity_error: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance mix that fits a step from level t to a random t' (u in [0, 1) chooses it), and its weight 0 or 1.
+    """Return the best variance mix for a step from t to a random t' (chosen by u in [0, 1)), and its weight 0 or 1.
 
-    A step's mean errs by `(gamma (1-t) - (1-t') t)` times the velocity's error. The variance that makes up for it is
-    small**2 plus the square of that, and the mix v is its place between log small and log large, cut to [0, 1].
+    The step's mean is off by `(gamma (1-t) - (1-t') t)` times the velocity's error. The variance that accounts for that
+    is small**2 plus its square; the mix is its position between log small and log large, clamped to [0, 1].
     """
     step = 0.05 + 0.35 * u
     s = t - step  # t'

@@ -1,4 +1,4 @@
-"""Training a PatchTransformer to the end: checkpoints, a log, a progress bar, and the weights."""
+"""A training run in a folder: checkpoints, log, progress bar, final weights, Ctrl-C and resumption."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.files import alone_in, prepare_folder, replacing
 from ipr_fast.models.files.checkpoints import save_model
+from ipr_fast.models.patch_transformer import PatchTransformerConfig
 from ipr_fast.tasks.base import Task
 from ipr_fast.training.throughput import product_rate, training_flops
 from ipr_fast.training.trainer import Trainer, TrainSettings
@@ -23,7 +24,7 @@ CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
 EVALUATION = "evaluation.json"
-LOG_EVERY = 50, 10.0  # steps, or seconds; only then the host waits for the device
+LOG_EVERY = 50, 10.0  # steps or seconds; only then does the host synchronise
 SAVE_EVERY = 60.0  # seconds at most
 
 
@@ -34,17 +35,20 @@ def train(
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
+    config: PatchTransformerConfig | None = None,
     progress: bool = True,
 ) -> Path:
     """Train a model of `task` in the folder `out` and return the path of its weights (the moving average).
 
-    `out` gets checkpoint.pt every `save_every` steps and once a minute, log.jsonl and, in the end, model.safetensors. A
-    folder that holds a checkpoint is gone on with when `resume` is true. ValueError when it is not, when the folder
-    holds the weights of a run whose checkpoint has gone, and when another process trains there. KeyboardInterrupt after
-    a Ctrl-C: the last finished step is saved first, unless a second Ctrl-C comes.
+    Writes checkpoint.pt every `save_every` steps and once a minute, log.jsonl, and model.safetensors at the end.
+    resume: continue from the checkpoint in `out`, if there is one. config: of the network (default: the task's).
+
+    Raises ValueError if `out` holds a checkpoint and `resume` is false, if it holds weights without a checkpoint, and
+    if another process trains there. After a Ctrl-C it saves the last finished step, unless a second Ctrl-C comes, and
+    raises KeyboardInterrupt.
     """
     out = Path(out)
-    trainer = Trainer(task, settings, device)
+    trainer = Trainer(task, settings, device, config=config)
     checkpoint, model = out / CHECKPOINT, out / MODEL
     prepare_folder(out)
     with alone_in(out):
@@ -54,7 +58,7 @@ def train(
             trainer.restore(checkpoint)
         elif model.exists():
             raise ValueError(f"out: {model} exists, without a checkpoint to go on from; choose another folder")
-        (out / EVALUATION).unlink(missing_ok=True)  # it tells of other weights
+        (out / EVALUATION).unlink(missing_ok=True)  # of other weights
         _cut_log(out / LOG, trainer.step)
         products = float32_products(trainer.device, settings.dtype == "tf32")
         with products, _Bar(trainer, progress) as bar:
@@ -70,7 +74,7 @@ def train(
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Keep what the log says of steps up to the one that the run goes on from; drop what cannot be read."""
+    """Keep the log's entries up to a step; drop later and unreadable lines."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() and step else []
     kept = "".join(f"{line}\n" for line in lines if 0 < _step_of(line) <= step)
     with replacing(path) as file:
@@ -78,7 +82,7 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def _append(path: Path, entry: dict) -> None:
-    """Add a line to the log; an OSError names the path, which that of a full disk would not."""
+    """Append a line to the log; an OSError names the path, which Python's own on a full disk does not."""
     try:
         with path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -94,26 +98,27 @@ def _step_of(line: str) -> int:
 
 
 def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
-    """Train to the end, saving on the way; yields the mean losses since the last entry, as often as LOG_EVERY says."""
-    speed, recent = Speed(trainer), []
+    """Train to the end and save checkpoints; yield an entry for the log, with mean losses, every LOG_EVERY."""
+    speed = Speed(trainer)
+    recent: list[torch.Tensor] = []  # losses since the last entry
     begun, compiles = time.monotonic() - trainer.seconds, trainer.settings.compile
-    told = saved = trainer.seconds
+    logged = saved = trainer.seconds
     while not trainer.is_done:
         losses = trainer.train_step()
-        if compiles:  # in the first step only, whose time does not count
+        if compiles:  # the first step does not count
             begun, compiles = time.monotonic() - trainer.seconds, False
         recent.append(torch.stack([losses.velocity, losses.log_variance, losses.mix]).detach())
         trainer.seconds = time.monotonic() - begun
         bar.update()
-        if trainer.step % LOG_EVERY[0] == 0 or trainer.seconds - told > LOG_EVERY[1] or trainer.is_done:
-            velocity, log_variance, mix = torch.stack(recent).mean(0).tolist()  # waits for the device
+        if trainer.step % LOG_EVERY[0] == 0 or trainer.seconds - logged > LOG_EVERY[1] or trainer.is_done:
+            velocity, log_variance, mix = torch.stack(recent).mean(0).tolist()  # synchronises
             if not math.isfinite(velocity + log_variance + mix):
                 raise FloatingPointError(f"the loss is not finite at step {trainer.step}")
-            told = trainer.seconds = time.monotonic() - begun
+            logged = trainer.seconds = time.monotonic() - begun
             entry = {"step": trainer.step, "velocity": velocity, "log_variance": log_variance, "mix": mix}
             entry |= {"seconds": round(trainer.seconds, 1)} | speed.since_last(len(recent))
             recent.clear()
-            bar.tell(entry)
+            bar.show(entry)
             yield entry
         is_due = trainer.step % trainer.settings.save_every == 0 or trainer.seconds - saved > SAVE_EVERY
         if is_due or trainer.is_done:
@@ -122,34 +127,33 @@ def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
 
 
 class Speed:
-    """Samples a second of a run, and its share of the rate at which its device multiplies matrices."""
+    """Samples per second of a run, and its share of the device's peak rate of matrix products."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._batch = trainer.settings.batch_size
         grid = trainer.model.grid
         self._flops = training_flops(trainer.model, (grid.num_patches, grid.patch_numel))
         dtype = torch.bfloat16 if trainer.settings.dtype == "bfloat16" else torch.float32
-        self._most = product_rate(trainer.device, dtype)
+        self._peak = product_rate(trainer.device, dtype)
         self._last = time.monotonic()
 
     def since_last(self, steps: int) -> dict[str, float]:
-        """Over the steps since the last call, saving included."""
+        """Return the speed over the steps since the last call, saving included."""
         now = time.monotonic()
         rate = steps * self._batch / (now - self._last)
         self._last = now
-        return {"samples_per_second": round(rate, 1), "share_of_peak": round(rate * self._flops / self._most, 3)}
+        return {"samples_per_second": round(rate, 1), "share_of_peak": round(rate * self._flops / self._peak, 3)}
 
 
 class _Bar:
-    """The progress of a run, in steps or, where minutes end it, in seconds."""
+    """Progress bar of a run, in steps, or in seconds where only minutes end it."""
 
     def __init__(self, trainer: Trainer, shown: bool) -> None:
-        self._trainer, settings = trainer, trainer.settings
-        self._by_time = settings.steps is None
-        total = round(60 * settings.minutes) if self._by_time else settings.steps
-        self._bar = tqdm(
-            total=total, initial=self._now(), disable=not shown, unit="s" if self._by_time else "step", smoothing=0.05
-        )
+        self._trainer, steps, minutes = trainer, trainer.settings.steps, trainer.settings.minutes
+        self._by_time = steps is None
+        self._total = round(60 * (minutes or 0)) if steps is None else steps
+        unit = "s" if self._by_time else "step"
+        self._bar = tqdm(total=self._total, initial=self._now(), disable=not shown, unit=unit, smoothing=0.05)
 
     def __enter__(self) -> _Bar:
         return self
@@ -158,9 +162,9 @@ class _Bar:
         self._bar.close()
 
     def update(self) -> None:
-        self._bar.update(min(self._now(), self._bar.total) - self._bar.n)
+        self._bar.update(min(self._now(), self._total) - self._bar.n)
 
-    def tell(self, entry: dict) -> None:
+    def show(self, entry: dict) -> None:
         self._bar.set_postfix_str(
             f"step {entry['step']}, velocity {entry['velocity']:.4f}, log-variance {entry['log_variance']:.3f}, "
             f"mix {entry['mix']:.3f}, {entry['samples_per_second']:,.0f} samples/s, "

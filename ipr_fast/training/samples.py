@@ -1,4 +1,4 @@
-"""Checks of the samples that a task draws for its training."""
+"""Checks of the samples that a task draws for training."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
 
 
 def check_form(task: Task, shape: tuple[int, ...], device: torch.device, samples: object) -> None:
-    """Raise ValueError unless samples are float32 of this shape (B, C, H, W), on the device."""
-    wanted = torch.float32, shape, device
-    is_tensor = isinstance(samples, Tensor)
-    found = (samples.dtype, tuple(samples.shape), samples.device) if is_tensor else None
-    if found != wanted:
-        came = _described(*found) if is_tensor else type(samples).__name__
-        raise ValueError(f"task {task.name}: sample() must return {_described(*wanted)}, got {came}")
+    """Raise ValueError unless samples are a float32 tensor of this shape (B, C, H, W) on the device."""
+    wanted = _form(torch.float32, shape, device)
+    came = type(samples).__name__
+    if isinstance(samples, Tensor):
+        came = _form(samples.dtype, tuple(samples.shape), samples.device)
+    if came != wanted:
+        raise ValueError(f"task {task.name}: sample() must return {wanted}, got {came}")
 
 
-def _described(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
+def _form(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
     return f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape} on {device}"
 
 
 def check_values(task: Task, samples: Tensor) -> None:
-    """Raise ValueError unless all values are finite and in [-1, 1]; the host waits for the device."""
+    """Raise ValueError unless all values are finite and in [-1, 1]; synchronises with the device."""
     bad = checks.count_not_finite(samples)
     low, high = samples.min().item(), samples.max().item()
     if bad or max(-low, high) > 1 + ROUNDING:

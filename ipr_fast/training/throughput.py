@@ -1,4 +1,4 @@
-"""How fast a network trains, beside how fast the machine could multiply matrices at best."""
+"""Operations of a training step, and the peak rate of matrix products on the device."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import copy
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = {"cuda": 8192, "cpu": 768}  # of the matrices whose product is timed
+from ipr_fast.models.patch_transformer import PatchTransformer
+
+SIDE = {"cuda": 8192, "cpu": 768}  # of the timed square matrices
 ROUNDS = 5
 
 
-def training_flops(model: nn.Module, patches: tuple[int, int]) -> int:
-    """Operations of a forward and a backward pass through a PatchTransformer for one sample of patches (N, P).
+def training_flops(model: PatchTransformer, patches: tuple[int, int]) -> int:
+    """Count the FLOPs of a forward and backward pass of a PatchTransformer for one sample of patches (N, P).
 
-    Those of products and attention, a multiplication and an addition being two; counted without data.
+    Matrix products and attention only, on meta tensors; a multiply-add is two operations.
     """
     empty = copy.deepcopy(model).to("meta").train()
     x = torch.empty(1, *patches, device="meta")
     levels, is_active = x[..., 0], torch.empty(1, patches[0], dtype=torch.bool, device="meta")
     with FlopCounterMode(display=False) as counter:
         prediction = empty.predict(x, levels, is_active)
-        (prediction.velocity.sum() + prediction.variance_mix.sum() + prediction.log_variance.sum()).backward()
+        torch.stack([field.sum() for field in prediction if field is not None]).sum().backward()
     return counter.get_total_flops()
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product, of random numbers: the best of a few."""
+    """Return the FLOP/s of a large matrix product: the best of ROUNDS runs."""
     side = SIDE.get(device.type, SIDE["cpu"])
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
@@ -37,13 +39,13 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _timed(a: Tensor, b: Tensor) -> float:
-    _wait(a.device)
+    _synchronize(a.device)
     begun = time.perf_counter()
     torch.mm(a, b)
-    _wait(a.device)
+    _synchronize(a.device)
     return time.perf_counter() - begun
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

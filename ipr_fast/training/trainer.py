@@ -1,9 +1,9 @@
-"""What a training run is: its settings, and the model, optimiser and moving average that a step changes.
+"""The state of a training run (model, optimiser, moving average), its settings and its step.
 
-Everything happens on one device: data, noise, network, optimiser, moving average. The first step checks the samples'
-values; no later one looks at its data from the host. Everything random in step k comes from a generator seeded by
-(seed, k). So a run of so many steps that was killed and resumed on a CPU ends with the weights of one that was not;
-where minutes end it, the clock has a say.
+Data, noise, network, optimiser and moving average are on one device. The first step checks the samples' values; later
+steps never read data on the host. All randomness of step k comes from a generator seeded by (seed, k). So a run with a
+fixed number of steps, killed and resumed on a CPU, ends with the weights of an uninterrupted one; not so a run with a
+time limit.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.files import replacing
-from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.patch_transformer import PatchTransformer, PatchTransformerConfig
 from ipr_fast.tasks.base import Task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of, initialise
@@ -32,25 +33,28 @@ from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.training.samples import check_form, check_values
 
 DTYPES = ("float32", "tf32", "bfloat16")
-LONGEST_WARMUP = 0.05  # of a run
+LONGEST_WARMUP = 0.05  # share of the run
 END = ("steps", "minutes")
-MAY_CHANGE = ("save_every", "compile", *END)  # between a run and its resumption
+MAY_CHANGE = ("save_every", "compile", *END)  # when a run is resumed
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train, and when to end: after `steps`, or `minutes` of training, whichever comes first.
+    """Settings of a training run, which ends after `steps` or `minutes`, whichever comes first.
 
-    steps, batch_size, save_every >= 1; a killed run loses at most `save_every` steps, and no more than a minute.
-    minutes > 0. One of steps and minutes may be None, for no such end. learning_rate > 0, reached after `warmup` >= 0
-    steps or a twentieth of the run, falls to 0 as a cosine over its last half. weight_decay >= 0; clip_norm > 0, the
-    gradient's largest norm; ema_decay in [0, 1). dtype: of products and attention: "float32", "tf32" (that of a GPU,
-    with ten bits of mantissa; elsewhere float32) or "bfloat16" (seven); weights, losses and optimiser are float32.
-    compile: let torch.compile fuse the network and its losses; the first step, which compiles, takes no minutes.
-    seed in 0..2**64-1. Anything else is a ValueError.
+    steps >= 1, minutes > 0: either may be None for no limit, not both.
+    batch_size >= 1.
+    learning_rate > 0: reached after `warmup` >= 0 steps or a twentieth of the run, whichever is earlier; falls to 0 as
+        a cosine over the last half of the run.
+    weight_decay >= 0, ema_decay in [0, 1), clip_norm > 0 (the largest gradient norm).
+    save_every >= 1: steps between checkpoints; a killed run loses at most these, and at most a minute.
+    dtype: of matrix products and attention: "float32", "tf32" (10 mantissa bits, on a GPU only; elsewhere float32) or
+        "bfloat16" (7 bits). Weights, losses and optimiser are float32.
+    compile: fuse network and losses with torch.compile; the first step, which compiles, does not count as minutes.
+    seed in 0..2**64-1.
 
-    A run that is resumed may be given another end. From then on it has the learning rate of a run with that end: after
-    a finished run, where it was 0, it rises at once, to its full height where the run becomes twice as long or more.
+    Other values are a ValueError. A resumed run may get another end, and from then on has the learning rate of a run
+    with that end: after a finished run it rises from 0 at once, to its full value if the run becomes twice as long.
     """
 
     steps: int | None = 8_000
@@ -87,13 +91,13 @@ class TrainSettings:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
 
     def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is over: at least 1 when it has ended."""
+        """Return the share of the run that is done, >= 1 at its end."""
         by_steps = 0.0 if self.steps is None else step / self.steps
         by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
         return max(by_steps, by_time)
 
     def rate(self, step: int, seconds: float) -> float:
-        """The learning rate: a linear warm-up, constant, then a cosine to 0 over the last half of the run."""
+        """Return the learning rate: linear warm-up, constant, then a cosine to 0 over the last half of the run."""
         progress = self.progress(step, seconds)
         warm = min(1.0, max((step + 1) / max(1, self.warmup), progress / LONGEST_WARMUP))
         late = min(max(0.0, 2 * progress - 1), 1.0)
@@ -101,13 +105,23 @@ class TrainSettings:
 
 
 class Trainer:
-    """Model, optimiser and moving average of one run after `step` steps, in `seconds`; saved and restored whole."""
+    """Model, optimiser and moving average of a run after `step` steps and `seconds` of training.
 
-    def __init__(self, task: Task, settings: TrainSettings, device: torch.device | str = "cpu") -> None:
+    config: of the network (default: the task's).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: TrainSettings,
+        device: torch.device | str = "cpu",
+        *,
+        config: PatchTransformerConfig | None = None,
+    ) -> None:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            model = PatchTransformer(config_of(task))
+            model = PatchTransformer(config_of(task) if config is None else config)
             initialise(task, model)
         self.model = model.to(self.device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -124,7 +138,7 @@ class Trainer:
         self._generator = torch.Generator(self.device)
 
     def train_step(self) -> Losses:
-        """One step: draw a batch, descend, update the moving average; returns the batch's losses."""
+        """Draw a batch, step the optimiser, update the moving average; return the batch's losses."""
         self._generator.manual_seed(self._seed())
         clean = self.model.grid.to_patches(self._sample())
         losses = self._losses(clean, draw(clean.shape, self._generator))
@@ -133,14 +147,14 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
-        with interrupts_held():  # so that an interrupted trainer can be saved
+        with interrupts_held():  # an interrupted trainer must be fit to be saved
             self.optimizer.step()
             self.step += 1
             self._update_ema()
         return losses
 
     def _sample(self) -> Tensor:
-        """A batch of the task's samples: their form is checked in every step, their values in the first one only."""
+        """Draw a batch from the task; check its shape and dtype in every step, its values in the first step only."""
         samples = self.task.sample(self.settings.batch_size, self._generator)
         check_form(self.task, (self.settings.batch_size, *self.model.grid.sample_shape), self.device, samples)
         if not self._has_seen_values:
@@ -153,9 +167,9 @@ class Trainer:
         return self.settings.progress(self.step, self.seconds) >= 1
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; a crash at any moment leaves the previous one or this one, whole.
+        """Write a checkpoint atomically: a crash leaves the previous one or this one.
 
-        Raises FloatingPointError, and writes nothing, when the weights are not finite; OSError when it cannot write.
+        Raises FloatingPointError for weights that are not finite, OSError when the file cannot be written.
         """
         state = {
             "step": self.step,
@@ -173,10 +187,10 @@ class Trainer:
             torch.save(state, file)
 
     def restore(self, path: Path) -> None:
-        """Go on where the checkpoint stands, until the end that the settings name.
+        """Load a checkpoint, to continue until the end that the settings name.
 
-        Raises ValueError when it is of another task, network or settings, when its weights are not finite, and when
-        the settings name another end than the checkpoint's that lies not after the steps or minutes that are done.
+        Raises ValueError for a checkpoint of another task, network or settings, for weights that are not finite, and
+        for a new end that is not after the steps and minutes already done.
         """
         state = read_checkpoint(path, self.device)
         self._check_same_run(path, state)
@@ -229,18 +243,19 @@ class Trainer:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Delay a Ctrl-C that comes within the block to its end; for short blocks that must not be left half done.
+    """Delay a Ctrl-C to the end of the block, for short blocks that must not be left half done.
 
-    Other threads than the main one never get a Ctrl-C, and a handler that is not Python's stays as it is.
+    Only the main thread gets a Ctrl-C; a handler that is not Python's stays as it is.
     """
-    before, held = signal.getsignal(signal.SIGINT), []
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    signal.signal(signal.SIGINT, lambda *call: held.append(call))
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
     if held:
-        before(*held[0])
+        handler(*held[0])

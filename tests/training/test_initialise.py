@@ -117,9 +117,9 @@ def test_the_global_generator_is_followed():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"box_size": 0}, "model: it has no boxes, so there are no lines to look along"),
-        ({"width": 24, "num_heads": 8}, "each of 4 rows, and the model 12 of them, got width 24 in 8 heads"),
-        ({"width": 8, "num_heads": 1}, "each of 4 rows, and the model 12 of them, got width 8 in 1 heads"),
+        ({"box_size": 0}, r"model must have position embeddings of boxes \(box_size\), got none"),
+        ({"width": 24, "num_heads": 8}, "at least 4 channels a head and 12 in all, got width 24 in 8 heads"),
+        ({"width": 8, "num_heads": 1}, "at least 4 channels a head and 12 in all, got width 8 in 1 heads"),
     ],
 )
 def test_models_without_lines_or_room_are_refused_and_left_alone(changes, said):

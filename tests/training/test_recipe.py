@@ -1,0 +1,59 @@
+"""Recipes of the bundled models."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from ipr_fast.models import PatchTransformer
+from ipr_fast.tasks.catalog import make_task
+from ipr_fast.training import recipe as recipe_module
+from ipr_fast.training.configs import config_of
+from ipr_fast.training.recipe import LARGEST, NETWORK_SIZES, read_recipe, recipe_names
+from ipr_fast.training.trainer import TrainSettings
+
+
+def test_the_recipes():
+    assert recipe_names() == ["digit-sudoku-9x9", "even-pixels"]
+
+
+@pytest.mark.parametrize("device_type", ["cuda", "cpu"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_trains_a_model_that_fits(name, device_type):
+    recipe = read_recipe(name)
+    options = recipe.options(device_type)
+    sizes = {name: options.pop(name) for name in NETWORK_SIZES if name in options}
+    assert TrainSettings(steps=None, **options).minutes == recipe.minutes == 25
+    with torch.device("meta"):
+        model = PatchTransformer(replace(config_of(make_task(recipe.task)), **sizes))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert weights < LARGEST / 2 - 10_000  # two bytes a weight, and the header
+    assert (weights > 7e6) == (device_type == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("task = ", "recipe bad: "),
+        ("task = 'even-pixels'", "recipe bad: .*missing"),
+        ("task = 'chess'\nminutes = 1\ngpu = {}\ncpu = {}", "task must be one of digit-sudoku-4x4, .*, got 'chess'"),
+        ("task = 'even-pixels'\nminutes = 1\ngpu = {}\ncpu = {size = 1}", "no options of training: size"),
+    ],
+)
+def test_a_bad_recipe_is_refused(tmp_path, monkeypatch, text, problem):
+    monkeypatch.setattr(recipe_module, "FOLDER", tmp_path)
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(ValueError, match=problem):
+        read_recipe("bad")
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match=r"recipe must be one of digit-sudoku-9x9, even-pixels, got '\.\./x'"):
+        read_recipe("../x")
+
+
+def test_the_settings_of_the_experiment_exist():
+    from ipr_fast.evaluation.experiments import ExperimentSettings
+
+    for name in recipe_names():
+        assert set(read_recipe(name).evaluate) <= {each.name for each in fields(ExperimentSettings)}
