@@ -1,4 +1,4 @@
-"""The demo: generate samples of a task, refine them, and count and picture what became of them."""
+"""The demo: generate samples of a task, refine them, count the good ones and draw pictures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from ipr_fast.evaluation import plots
-from ipr_fast.evaluation.evaluate import Trajectory, describe, follow, many, summarise
+from ipr_fast.evaluation.evaluate import Trajectory, describe, draw_clues, follow, many, summarise
 from ipr_fast.files import check_no_folders, prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.tasks.catalog import KnownTask
-from ipr_fast.tasks.grids import random_grids
-from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept, draw_boards, random_clues
+from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, clues_kept
+
+PICTURED_ITERATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
+PICTURED_SAMPLES = 6
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo runs. clues: held-out digits at random cells of a board, clues[0] to clues[1] of them."""
+    """Settings of the demo. clues: held-out digits at random cells of a board, clues[0] to clues[1] of them."""
 
     count: int = 512
     iters: int = 20
@@ -30,33 +32,19 @@ class DemoSettings:
     seed: int = 0
 
 
-def draw_clues(
-    task: KnownTask, boards: int, clues: tuple[int, int], seed: int
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Clues (known (B, N), known_values (B, 1, H, W)) of random valid boards in held-out digits; None for none.
-
-    Raises ValueError for clues of a task that has none.
-    """
-    if clues == (0, 0):
-        return None, None
-    if not isinstance(task, DigitSudoku):
-        raise ValueError(f"clues: {task.name} has none")
-    generator = torch.Generator().manual_seed(seed)
-    values = draw_boards(random_grids(boards, task.side, generator), task.test, generator)
-    return random_clues(boards, task.side, *clues, generator), values
-
-
 def run_demo(
     task: KnownTask, model: Denoiser, settings: DemoSettings, out: Path, *, say: Callable[[str], None], progress: bool
 ) -> dict:
-    """Run it, tell the user through `say`, and write two pictures and results.json into `out`."""
+    """Run the demo, tell the user through `say`, and write two pictures and results.json into `out`."""
     judge = task.judge()
-    known, values = draw_clues(task, settings.count, settings.clues, settings.seed)
+    clues = draw_clues(task, settings.count, settings.clues, settings.seed)
+    known, known_values = (None, None) if clues is None else clues
     say(f"{many(settings.count, task.noun)} of {_described(task, settings)}, seed {settings.seed}")
-    plots.require()  # what is missing must not cost the user a run
+    plots.require()  # a missing extra must not cost the user a run
     prepare_folder(out)
-    check_no_folders(_files_of(out, task))
-    images, begun = [], time.monotonic()
+    check_no_folders(_output_files(out, task))
+    images: list[Tensor] = []
+    begun = time.monotonic()
     trajectory = follow(
         model,
         judge,
@@ -65,7 +53,7 @@ def run_demo(
         ratio=settings.ratio,
         seed=settings.seed,
         known=known,
-        known_values=values,
+        known_values=known_values,
         progress=progress,
         watch=lambda x: images.append(x.cpu()),
     )
@@ -75,11 +63,11 @@ def run_demo(
         say(line)
     if judge.note:
         say(f"  {judge.note}")
-    if known is not None:
-        results["clues_kept"] = int(clues_kept(images[-1], known, values, task.side).sum())
+    if clues is not None and isinstance(task, DigitSudoku):
+        results["clues_kept"] = int(clues_kept(images[-1], *clues, task.side).sum())
         say(f"  clue cells untouched on {results['clues_kept']} of {settings.count} boards")
     say("")
-    for file in _write_out(out, task, torch.stack(images), trajectory, results, settings, known):
+    for file in _write_output(out, task, torch.stack(images), trajectory, results, settings, known):
         say(f"wrote {file}")
     return results
 
@@ -92,7 +80,7 @@ def _described(task: KnownTask, settings: DemoSettings) -> str:
     return f"handwritten digits, {task.side}x{task.side} cells, {clues}"
 
 
-def _write_out(
+def _write_output(
     out: Path,
     task: KnownTask,
     images: Tensor,
@@ -101,15 +89,16 @@ def _write_out(
     settings: DemoSettings,
     known: Tensor | None,
 ) -> list[Path]:
-    """Write the pictures and the numbers; returns the files. images (R + 1, B, C, H, W)."""
-    samples, curve, numbers = written = _files_of(out, task)
+    """Write the pictures and the numbers; return the files. images (R + 1, B, C, H, W)."""
+    samples, curve, numbers = written = _output_files(out, task)
     write_json(numbers, {"settings": asdict(settings), **results})
     good, last = trajectory.good, settings.iters
     bad_first = (~good[0]).nonzero().flatten().tolist()
-    chosen = (bad_first + good[0].nonzero().flatten().tolist())[:6]
-    shown = sorted({0, *(i for i in (1, 2, 3, 5, 10, 20, 50, 100) if i < last), last})
+    chosen = (bad_first + good[0].nonzero().flatten().tolist())[:PICTURED_SAMPLES]
+    shown = sorted({0, *(i for i in PICTURED_ITERATIONS if i < last), last})
     if isinstance(task, DigitSudoku):
-        violating = torch.stack([report.violating_cells for report in trajectory.reports])
+        boards = [report for report in trajectory.reports if isinstance(report, BoardReport)]
+        violating = torch.stack([report.violating_cells for report in boards]).cpu()
         plots.plot_boards(samples, images, violating, known, shown, chosen)
     else:
         plots.plot_images(samples, images, good, trajectory.measures()["imbalance"], shown, chosen)
@@ -118,6 +107,6 @@ def _write_out(
     return written
 
 
-def _files_of(out: Path, task: KnownTask) -> list[Path]:
+def _output_files(out: Path, task: KnownTask) -> list[Path]:
     """The files that the demo writes: the samples' picture, the curve, the numbers."""
     return [out / f"{task.noun}s.png", out / "progress.png", out / "results.json"]

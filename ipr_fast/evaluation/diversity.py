@@ -1,31 +1,47 @@
-"""Does refinement make all boards alike? How evenly valid boards cover the 288 grids, before and after.
+"""Diversity: how evenly valid 4x4 boards cover the 288 grids, before and after refinement.
 
-    python bench/diversity.py --out FILE.json     measure, print, and write the numbers
-    python bench/diversity.py --report FILE.json  print an earlier measurement
-
-Each valid board shows one of the 288 grids of side 4, which the training data hold equally often. The chi-square
-statistic of the counts against that has 287 degrees of freedom: a sampler that is right gives 287 +- 24.
+The training data hold every grid equally often. The chi-square statistic of the counts has 287 degrees of freedom: an
+exact sampler gives 287 +- 24.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import script
 from torch import Tensor
 
-import ipr_fast
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.refine import generate_batch, refine_batch
+from ipr_fast.sampling.policies import random_patches
+from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.grids import all_grids
 from ipr_fast.tasks.sudoku import BoardJudge, DigitSudoku, check_grids, read_boards
 
-SEED, ITERS = 0, 20
-RESULTS = Path(__file__).parent / "results" / "diversity-digit-sudoku-4x4.json"
+
+def measure_diversity(
+    task: KnownTask, model: Denoiser, count: int, iters: int = 20, *, seed: int = 0, progress: bool = False
+) -> dict:
+    """Generate `count` boards, refine them, and return their coverage of the grids, ready for JSON.
+
+    Raises ValueError for another task than 4x4 boards.
+    """
+    if not isinstance(task, DigitSudoku) or task.side != 4:
+        raise ValueError(f"model: diversity is measured on boards of 4x4 cells, got a model of {task.name}")
+    judge = task.judge()
+    x = generate_batch(count, model=model, seed=seed, progress=progress)
+    refined = refine_batch(x, random_patches(), iters, model=model, seed=seed, progress=progress)
+    changed = read_boards(x, judge.reader, 4) != read_boards(refined, judge.reader, 4)
+    return {
+        "boards": count,
+        "iterations": iters,
+        "one pass": coverage(x, judge),
+        "refined": coverage(refined, judge),
+        "cells_with_another_digit": changed.double().mean().item(),
+    }
 
 
 def coverage(boards: Tensor, judge: BoardJudge) -> dict:
-    """How the valid ones of boards (B, 1, H, W) spread over the grids."""
-    grids = all_grids(4).flatten(1)
+    """Count the grids that the valid ones of boards (B, 1, H, W) show; compare with uniform draws."""
     shown = read_boards(boards, judge.reader, 4)
+    grids = all_grids(4).flatten(1).to(shown.device)
     valid = shown[check_grids(shown).valid].flatten(1)
     count = (valid[:, None] == grids).all(-1).sum(0).double()
     expected = len(valid) / len(grids)
@@ -36,43 +52,3 @@ def coverage(boards: Tensor, judge: BoardJudge) -> dict:
         "chi_square": ((count - expected) ** 2 / expected).sum().item(),
         "degrees_of_freedom": len(grids) - 1,
     }
-
-
-def measure(boards: int) -> dict:
-    model, judge = ipr_fast.load_model("digit-sudoku-4x4"), DigitSudoku(4).judge()
-    x = ipr_fast.generate_batch(boards, model=model, seed=SEED, progress=True)
-    refined = ipr_fast.refine_batch(x, ipr_fast.random_patches(), ITERS, model=model, seed=SEED, progress=True)
-    changed = read_boards(x, judge.reader, 4) != read_boards(refined, judge.reader, 4)
-    return {
-        "boards": boards,
-        "iterations": ITERS,
-        "one pass": coverage(x, judge),
-        "refined": coverage(refined, judge),
-        "cells_with_another_digit": changed.double().mean().item(),
-    }
-
-
-def report(results: dict) -> str:
-    """The measurement in one sentence."""
-
-    def words(name: str) -> str:
-        c = results[name]
-        return (
-            f"{c['valid']:,} valid boards show {c['distinct']} of the 288 grids "
-            f"({c['distinct_if_uniform']:.0f} expected of uniform draws; chi-square {c['chi_square']:.0f})"
-        )
-
-    changed = 100 * results["cells_with_another_digit"]
-    return (
-        f"After one pass, {words('one pass')}; after {results['iterations']} iterations, {words('refined')}. "
-        f"{changed:.1f} % of the cells show another digit than before."
-    )
-
-
-def main() -> None:
-    boards = {"type": script.at_least(1), "default": 2048, "help": "default 2048"}
-    script.run(__doc__, measure, report, boards=boards)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ def describe(device: torch.device | None = None, commit: str | None = None) -> d
     commit: overrides the commit of the working tree, for a copy without history.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    described = {
+    described: dict[str, object] = {
         "commit": current_commit() if commit is None else commit,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "numpy", "scikit-learn")},
@@ -40,6 +40,14 @@ def describe(device: torch.device | None = None, commit: str | None = None) -> d
         "cudnn": torch.backends.cudnn.version(),
         "nvidia-smi": nvidia_smi(),
     }
+
+
+def measured_at(environment: dict) -> str:
+    """Return the sentence that names a measurement's commit and machine, from what `describe` returned."""
+    return (
+        f"Measured at {environment['commit']} on {environment['device']}, torch {environment['torch']}, "
+        f"threads: {environment['threads']}."
+    )
 
 
 def version(package: str) -> str | None:

@@ -1,9 +1,10 @@
-"""What refinement does to a model's samples: generate, refine, judge after every iteration, and count."""
+"""Evaluate a model: generate samples, refine them, judge them after every iteration, and count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,23 +15,26 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.base import Judge, Report, Task
+from ipr_fast.tasks.catalog import KnownTask
+from ipr_fast.tasks.grids import random_grids
+from ipr_fast.tasks.sudoku import DigitSudoku, draw_boards, random_clues
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a judge says of B chains after the first pass and after each of R iterations."""
+    """A judge's reports on B chains: after the first pass, and after each of R iterations."""
 
     reports: list[Report]  # R + 1
 
     @property
     def good(self) -> Tensor:
-        """(R + 1, B) bool."""
-        return torch.stack([report.good for report in self.reports])
+        """(R + 1, B) bool, on the CPU."""
+        return torch.stack([report.good for report in self.reports]).cpu()
 
     def measures(self) -> dict[str, Tensor]:
-        """Each of the reports' measures, (R + 1, B)."""
+        """Every measure of the reports, (R + 1, B), on the CPU."""
         each = [report.measures() for report in self.reports]
-        return {name: torch.stack([measures[name] for measures in each]) for name in each[0]}
+        return {name: torch.stack([measures[name] for measures in each]).cpu() for name in each[0]}
 
 
 def follow(
@@ -46,36 +50,55 @@ def follow(
     progress: bool = False,
     watch: Callable[[Tensor], None] = lambda images: None,
 ) -> Trajectory:
-    """Generate `count` samples, refine them with `random_patches(ratio)`, and judge them on the way.
+    """Generate `count` samples, refine them with `random_patches(ratio)`, and judge them after every iteration.
 
     `watch` gets the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
     """
-    shared = {"model": model, "seed": seed, "progress": progress}
     device = device_of(model) or torch.device("cpu")
-    if known is not None:
-        shared["known"] = known.to(device)
-    if known_values is not None:
-        known_values = known_values.to(device)
-    reports = []
+    known, known_values = (None if each is None else each.to(device) for each in (known, known_values))
+    reports: list[Report] = []
 
-    def see(_: int, images: Tensor) -> None:
+    def judge_iteration(_: int, images: Tensor) -> None:
         watch(images)
-        report = judge(images)
-        reports.append(type(report)(*(field.cpu() for field in report)))
+        reports.append(judge(images))
 
-    x = generate_batch(count, known_values=known_values, **shared)
-    see(0, x)
-    refine_batch(x, random_patches(ratio), iters, callback=see, **shared)
+    x = generate_batch(count, model=model, known=known, known_values=known_values, seed=seed, progress=progress)
+    judge_iteration(0, x)
+    refine_batch(
+        x,
+        random_patches(ratio),
+        iters,
+        model=model,
+        known=known,
+        seed=seed,
+        callback=judge_iteration,
+        progress=progress,
+    )
     return Trajectory(reports)
 
 
+def draw_clues(task: KnownTask, boards: int, clues: tuple[int, int], seed: int) -> tuple[Tensor, Tensor] | None:
+    """Draw clues (known (B, N), known_values (B, 1, H, W)) from random valid boards in held-out digit images.
+
+    clues: each board's number of clues is uniform in clues[0]..clues[1]. Returns None for (0, 0); raises ValueError for
+    clues of a task without clues.
+    """
+    if clues == (0, 0):
+        return None
+    if not isinstance(task, DigitSudoku):
+        raise ValueError(f"clues: {task.name} has none, got {clues[0]} to {clues[1]}")
+    generator = torch.Generator().manual_seed(seed)
+    values = draw_boards(random_grids(boards, task.side, generator), task.test, generator)
+    return random_clues(boards, task.side, *clues, generator), values
+
+
 def evaluate(task: Task, model: Denoiser, count: int, iters: int, *, seed: int = 0, progress: bool = False) -> dict:
-    """The counts and intervals of `summarise` for `count` samples of a model of the task, refined `iters` times."""
+    """Follow `count` samples of a model of the task through `iters` iterations; return their `summarise`."""
     return summarise(follow(model, task.judge(), count, iters, seed=seed, progress=progress), task)
 
 
-def summarise(trajectory: Trajectory, task: Task) -> dict:
-    """Counts, intervals and means, ready for JSON."""
+def summarise(trajectory: Trajectory, task: Task) -> dict[str, Any]:
+    """Return counts, intervals and means, ready for JSON."""
     good = trajectory.good
     before, after = good[0], good[-1]
     return {
@@ -84,9 +107,7 @@ def summarise(trajectory: Trajectory, task: Task) -> dict:
         f"{task.adjective}_after": int(after.sum()),
         "share_before": intervals.share(before),
         "share_after": intervals.share(after),
-        "gain": intervals.paired_gain(before, after),
-        "fixed": int((after & ~before).sum()),
-        "broken": int((before & ~after).sum()),
+        **intervals.paired_changes(before, after),
         f"{task.adjective}_by_iteration": good.sum(1).tolist(),
         **{
             f"mean_{name}_by_iteration": values.double().mean(1).tolist()
@@ -95,8 +116,8 @@ def summarise(trajectory: Trajectory, task: Task) -> dict:
     }
 
 
-def describe(results: dict, task: Task, iters: int) -> list[str]:
-    """The results of `summarise` as lines for a person."""
+def describe(results: dict[str, Any], task: Task, iters: int) -> list[str]:
+    """Format the results of `summarise` as lines for a person."""
     n, word = results[f"{task.noun}s"], task.adjective
     before, after = results[f"{word}_before"], results[f"{word}_after"]
     means = {name: values for name, values in results.items() if name.startswith("mean_")}
@@ -106,16 +127,16 @@ def describe(results: dict, task: Task, iters: int) -> list[str]:
         f"  {'gain':22} {results['gain'].points()}   (paired; intervals are 95 %)",
         f"  {many(results['fixed'], task.noun)} fixed, {results['broken']} broken",
         *(
-            f"  {_words(name):22} {values[0]:.3g} before, {values[-1]:.3g} after, on average"
+            f"  {_title(name):22} {values[0]:.3g} before, {values[-1]:.3g} after, on average"
             for name, values in means.items()
         ),
     ]
 
 
-def many(count: int, thing: str) -> str:
-    """The count with its noun in the right number."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+def many(count: int, noun: str) -> str:
+    """Return the count and the noun, in the plural unless the count is 1."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _words(name: str) -> str:
+def _title(name: str) -> str:
     return name.removeprefix("mean_").removesuffix("_by_iteration").replace("_", " ").replace("std", "deviation")

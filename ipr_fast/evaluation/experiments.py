@@ -1,251 +1,231 @@
-"""What refinement does to a model's samples, and what the same compute does when it is spent otherwise.
+"""Experiments on a model: one pass, IPR and controls on the same chains, compared sample by sample.
 
-    python bench/quality.py --out FILE.json     measure, write the numbers, print the table
-    python bench/quality.py --report FILE.json  print the table of an earlier measurement
-
-Every arm generates or refines the same chains (seed 0, chain ids 0..B-1), so that arms are compared sample by sample.
-With --clues every board has so many given cells, in digit images that no model has seen.
+Every arm generates or refines chains 0..B-1 with one seed, so its gain over one pass is paired.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-import script
 import torch
 from torch import Tensor
 
-import ipr_fast
-from ipr_fast import Schedule, all_patches, random_patches
+from ipr_fast.checks import device_of
 from ipr_fast.evaluation import intervals
-from ipr_fast.evaluation.demo import draw_clues
-from ipr_fast.sampling.policies import MaskPolicy
+from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
+from ipr_fast.sampling.policies import MaskPolicy, all_patches, random_patches
+from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.base import Report
-from ipr_fast.tasks.catalog import task_of
+from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept
 
-SEED = 0
-SHOWN = (1, 2, 5, 10, 20, 50)  # iterations at alpha 0.25 that get a row
+SHOWN_ITERATIONS = (1, 2, 5, 10, 20, 50)  # rows of IPR at alpha 0.25
 OTHER_ALPHAS = (0.1, 0.5)
-ARMS = ("alphas", "fixed", "controls", "clues")  # beside one pass and alpha 0.25
-
-Cost = tuple[float, float]  # denoiser calls, and patches sent through the network, a sample
+ARMS = ("alphas", "fixed", "controls", "clues")  # optional; one pass and alpha 0.25 are always measured
 
 
-class Bench:
-    """Runs arms on B chains and compares each with one pass, sample by sample."""
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """Settings of an experiment on `count` samples.
 
-    def __init__(self, model: str, count: int, clues: tuple[int, int], device: str) -> None:
-        self.model = ipr_fast.load_model(model, device=device, dtype=torch.float32)
-        self.task = task_of(self.model.grid)
-        self.judge, self.count, self.device = self.task.judge(), count, torch.device(device)
-        self.num_patches = self.model.grid.num_patches
-        self.plan, self.refine_plan = self.model.generate_schedule, self.model.refine_schedule
-        if clues[0] >= self.num_patches:
-            raise ValueError(f"clues: with {clues[0]} of {self.num_patches} cells given there is nothing to generate")
-        known, values = draw_clues(self.task, count, clues, SEED)
-        self.known = None if known is None else known.to(self.device)
-        self.values = None if values is None else values.to(self.device)
-        self.free = [self.num_patches] * count if known is None else (~known).sum(1).tolist()
-        self.one_pass = self.generate(self.plan)
+    clues: given cells a board, in digit images that no model has seen; each board's number is uniform in
+    clues[0]..clues[1]. iters: iterations of IPR at alpha 0.25. compared: iterations of the other arms. arms: of ARMS.
+    """
+
+    count: int = 2048
+    clues: tuple[int, int] = (0, 0)
+    iters: int = 50
+    compared: int = 20
+    arms: tuple[str, ...] = ARMS
+    seed: int = 0
+
+
+class Cost(NamedTuple):
+    """Mean cost of a sample: denoiser calls, and patches that these calls compute."""
+
+    calls: float
+    evaluations: float
+
+
+class Experiment:
+    """Runs arms on B chains of a model; `one_pass` holds their samples (B, C, H, W) before refinement.
+
+    Raises ValueError for clues of a task without clues, and for as many clues as cells.
+    """
+
+    def __init__(self, task: KnownTask, model: Denoiser, settings: ExperimentSettings, progress: bool = False) -> None:
+        self.task, self.model, self.settings, self.progress = task, model, settings, progress
+        self.judge, self.num_patches = task.judge(), model.grid.num_patches
+        self.generate_schedule: Schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
+        self.refine_schedule: Schedule = getattr(model, "refine_schedule", DEFAULT_REFINE_SCHEDULE)
+        if settings.clues[0] >= self.num_patches:
+            raise ValueError(
+                f"clues must leave a cell to generate, got {settings.clues[0]} clues for {self.num_patches} cells"
+            )
+        device = device_of(model) or torch.device("cpu")
+        self.known: Tensor | None = None
+        self.known_values: Tensor | None = None
+        clues = draw_clues(task, settings.count, settings.clues, settings.seed)
+        if clues is not None:
+            self.known, self.known_values = (each.to(device) for each in clues)
+        self.free = [self.num_patches] * settings.count if self.known is None else (~self.known).sum(1).tolist()
+        self.one_pass = self.generate(self.generate_schedule)
         self.before = self.judge(self.one_pass)
 
     def generate(self, schedule: Schedule) -> Tensor:
-        return ipr_fast.generate_batch(
-            self.count,
+        return generate_batch(
+            self.settings.count,
             model=self.model,
             schedule=schedule,
-            seed=SEED,
+            seed=self.settings.seed,
             known=self.known,
-            known_values=self.values,
-            progress=True,
+            known_values=self.known_values,
+            progress=self.progress,
         )
 
     def refine(self, policy: MaskPolicy, iters: int, schedule: Schedule, noise: str = "random") -> list[Report]:
-        """What the judge says after 0..iters iterations on the one pass; checks that clues keep their bits."""
-        reports = [self.before]
+        """Return the judge's reports after 0..iters iterations on the one pass; check that clues keep their bits."""
+        reports: list[Report] = [self.before]
 
-        def note(_: int, refined: Tensor) -> None:
+        def judge_iteration(_: int, refined: Tensor) -> None:
             reports.append(self.judge(refined))
-            if self.known is not None and not clues_kept(refined, self.known, self.one_pass, self.task.side).all():
-                raise AssertionError("a clue cell has changed")
+            if self.known is not None and isinstance(self.task, DigitSudoku):
+                kept = clues_kept(refined, self.known, self.one_pass, self.task.side)
+                if not kept.all():
+                    raise AssertionError("refinement has changed a clue cell")
 
-        options = {"schedule": schedule, "known": self.known, "seed": SEED, "noise": noise}
-        ipr_fast.refine_batch(self.one_pass, policy, iters, model=self.model, callback=note, progress=True, **options)
+        refine_batch(
+            self.one_pass,
+            policy,
+            iters,
+            model=self.model,
+            schedule=schedule,
+            known=self.known,
+            seed=self.settings.seed,
+            noise=noise,
+            callback=judge_iteration,
+            progress=self.progress,
+        )
         return reports
 
-    def arm(self, name: str, report: Report, *costs: Cost) -> dict:
-        """One row, with the sum of its costs a sample."""
+    def row(self, name: str, report: Report, *costs: Cost) -> dict:
+        """Return one row of the table: the arm's costs, summed, and its comparison with one pass."""
         calls, evaluations = (round(sum(each)) for each in zip(*costs, strict=True))
         return {"name": name, "calls": calls, "evaluations": evaluations, **compare(self.before, report)}
 
     def cost(self, schedule: Schedule, active: Callable[[int], int], times: int = 1) -> Cost:
-        """Of regenerating, `times` times, as many patches as `active` says for so many free ones; the samples' mean.
+        """Return the cost of `times` regenerations of `active(free)` patches, of chains with `free` free ones.
 
-        `prepare` sends all N patches through once; a call sends the active ones.
+        `prepare` computes all N patches once; a call computes the active ones.
         """
-        calls = {n: schedule.steps(active(n)) for n in set(self.free)}
-        evaluations = {n: self.num_patches + calls[n] * active(n) for n in calls}
-        return tuple(times * sum(each[n] for n in self.free) / self.count for each in (calls, evaluations))
+        calls = {free: schedule.steps(active(free)) for free in set(self.free)}
+        evaluations = {free: self.num_patches + calls[free] * active(free) for free in calls}
+        return Cost(*(times * sum(each[free] for free in self.free) / len(self.free) for each in (calls, evaluations)))
 
     # ------------------------------------------------------------------------------------------------- the arms
 
-    def first(self) -> Cost:
-        """What one pass costs."""
-        return self.cost(self.plan, _all)
+    def one_pass_cost(self) -> Cost:
+        return self.cost(self.generate_schedule, _all)
 
     def refinement(
-        self, alpha: float, shown: tuple[int, ...], words: str = "", *, fixed: bool = False, noise: str = "random"
+        self, alpha: float, shown: tuple[int, ...], variant: str = "", *, fixed: bool = False, noise: str = "random"
     ) -> tuple[list[dict], list[int]]:
-        """IPR at one alpha: a row for each iteration of `shown`, and the good samples after each iteration."""
-        reports = self.refine(random_patches(alpha, fixed=fixed), max(shown), self.refine_plan, noise)
+        """IPR at one alpha: rows after the iterations `shown`, and the number of good samples after each iteration."""
+        reports = self.refine(random_patches(alpha, fixed=fixed), max(shown), self.refine_schedule, noise)
 
         def active(free: int) -> int:
             return max(1, int(alpha * free))
 
         rows = [
-            self.arm(
-                f"IPR, alpha {alpha:g}{words}, {r} iteration{'s' * (r > 1)}",
+            self.row(
+                f"IPR, alpha {alpha:g}{variant}, {r} iteration{'s' * (r > 1)}",
                 reports[r],
-                self.first(),
-                self.cost(self.refine_plan, active, r),
+                self.one_pass_cost(),
+                self.cost(self.refine_schedule, active, r),
             )
             for r in shown
         ]
         return rows, [int(report.good.sum()) for report in reports]
 
     def controls(self, calls: int) -> list[dict]:
-        """About as many denoiser calls as `calls`, spent on one longer pass, and on renoising everything."""
-        once = self.first()[0]
-        longer = Schedule(round(self.plan.steps_per_patch * calls / once), self.plan.overlap)
+        """Spend about `calls` denoiser calls on one longer pass, and on renoising everything."""
+        once, own = self.one_pass_cost().calls, self.generate_schedule
+        longer = Schedule(round(own.steps_per_patch * calls / once), own.overlap)
         times = max(1, round((calls - once) / once))
-        again = self.refine(all_patches(), times, self.plan)[-1]
+        again = self.refine(all_patches(), times, own)[-1]
         repeated = "once" if times == 1 else f"{times} times"
         longer_pass = self.judge(self.generate(longer))
         return [
-            self.arm(f"one pass, {longer.steps_per_patch} steps a patch", longer_pass, self.cost(longer, _all)),
-            self.arm(f"renoise everything {repeated}", again, self.cost(self.plan, _all, 1 + times)),
+            self.row(f"one pass, {longer.steps_per_patch} steps a patch", longer_pass, self.cost(longer, _all)),
+            self.row(f"renoise everything {repeated}", again, self.cost(own, _all, 1 + times)),
         ]
+
+    def clue_arms(self) -> list[dict]:
+        """One pass and IPR with 0 to N/2 clues a board."""
+        high, compared = self.num_patches // 2, self.settings.compared
+        clued = Experiment(self.task, self.model, replace(self.settings, clues=(0, high)), self.progress)
+        after = clued.refine(random_patches(), compared, clued.refine_schedule)[-1]
+        arms = {"one pass": clued.before, f"IPR, alpha 0.25, {compared} iterations": after}
+        return [{"name": f"0 to {high} clues: {name}", **compare(clued.before, arms[name])} for name in arms]
 
 
 def _all(free: int) -> int:
     return free
 
 
-def clue_arms(model: str, boards: int, compared: int, device: str) -> list[dict]:
-    """One pass and IPR with 0 to N/2 clue cells a board, in digit images that the model has never seen."""
-    high = ipr_fast.load_model(model).grid.num_patches // 2
-    bench = Bench(model, boards, (0, high), device)
-    after = bench.refine(random_patches(), compared, bench.refine_plan)[-1]
-    names = "one pass", f"IPR, alpha 0.25, {compared} iterations"
-    rows = [compare(bench.before, report) for report in (bench.before, after)]
-    return [{"name": f"0 to {high} clues: {name}", **row} for name, row in zip(names, rows, strict=True)]
+def run_experiment(
+    task: KnownTask, model: Denoiser, name: str, settings: ExperimentSettings, *, progress: bool = False
+) -> dict:
+    """Run one pass, IPR at alpha 0.25 and the chosen arms; return the measurement, ready for JSON.
+
+    name: of the model, for the record. `report.experiment_table` makes a table of the result and its "environment".
+    """
+    experiment, compared, arms = Experiment(task, model, settings, progress), settings.compared, settings.arms
+    shown = tuple(sorted({r for r in SHOWN_ITERATIONS if r < settings.iters} | {settings.iters, compared}))
+    rows, good_by_iteration = experiment.refinement(0.25, shown)
+    calls = rows[shown.index(compared)]["calls"]
+    rows.insert(0, experiment.row("one pass", experiment.before, experiment.one_pass_cost()))
+    if "alphas" in arms:
+        for alpha in OTHER_ALPHAS:
+            rows += experiment.refinement(alpha, (compared,))[0]
+    if "fixed" in arms:
+        rows += experiment.refinement(0.25, (compared,), ", same region", fixed=True)[0]
+        rows += experiment.refinement(0.25, (compared,), ", same noise", noise="fixed")[0]
+    if "controls" in arms:
+        rows += experiment.controls(calls)
+    if "clues" in arms and isinstance(task, DigitSudoku) and experiment.known is None:
+        rows += experiment.clue_arms()
+    generate, refine = experiment.generate_schedule, experiment.refine_schedule
+    return {
+        "model": name,
+        "samples": settings.count,
+        "noun": task.noun,
+        "adjective": task.adjective,
+        "clues": settings.clues,
+        "seed": settings.seed,
+        "judge": experiment.judge.note,
+        "generate_schedule": [generate.steps_per_patch, generate.overlap],
+        "refine_schedule": [refine.steps_per_patch, refine.overlap],
+        "arms": rows,
+        "good_by_iteration": good_by_iteration,
+    }
 
 
 def compare(before: Report, after: Report) -> dict:
-    """How many samples are good after, what became of those that were and were not before, and the measures' means."""
-    was, good = before.good, after.good
+    """Return the share of good samples after an arm, its paired gain over `before`, and the mean of every measure."""
     return {
-        "good": int(good.sum()),
-        "share": intervals.share(good),
-        "gain": intervals.paired_gain(was, good),
-        "fixed": int((good & ~was).sum()),
-        "broken": int((was & ~good).sum()),
+        "good": int(after.good.sum()),
+        "share": intervals.share(after.good),
+        **intervals.paired_changes(before.good, after.good),
         "means": {name: _mean(values) for name, values in after.measures().items()},
     }
 
 
 def _mean(values: Tensor) -> intervals.Estimate:
-    """Of measures, none of which is negative."""
+    """The mean of a measure, whose interval ends at 0 as no measure is negative."""
     value, low, high = intervals.mean(values)
     return intervals.Estimate(value, max(0.0, low), high)
-
-
-def measure(
-    model: str, count: int, clues: tuple[int, int], iters: int, compared: int, arms: list[str], device: str
-) -> dict:
-    """One pass, IPR at alpha 0.25, and the chosen arms."""
-    bench = Bench(model, count, tuple(clues), device)
-    shown = tuple(sorted({r for r in SHOWN if r < iters} | {iters, compared}))
-    rows, curve = bench.refinement(0.25, shown)
-    rows.insert(0, bench.arm("one pass", bench.before, bench.first()))
-    calls = next(row["calls"] for r, row in zip((0, *shown), rows, strict=True) if r == compared)
-    if "alphas" in arms:
-        for alpha in OTHER_ALPHAS:
-            rows += bench.refinement(alpha, (compared,))[0]
-    if "fixed" in arms:
-        rows += bench.refinement(0.25, (compared,), ", same region", fixed=True)[0]
-        rows += bench.refinement(0.25, (compared,), ", same noise", noise="fixed")[0]
-    if "controls" in arms:
-        rows += bench.controls(calls)
-    if "clues" in arms and isinstance(bench.task, DigitSudoku) and bench.known is None:
-        rows += clue_arms(model, count, compared, device)
-    task = bench.task
-    return {
-        "model": model,
-        "samples": count,
-        "noun": task.noun,
-        "adjective": task.adjective,
-        "clues": clues,
-        "seed": SEED,
-        "judge": bench.judge.note,
-        "generate_schedule": [bench.plan.steps_per_patch, bench.plan.overlap],
-        "refine_schedule": [bench.refine_plan.steps_per_patch, bench.refine_plan.overlap],
-        "arms": rows,
-        "good_by_iteration": curve,
-    }
-
-
-def report(results: dict) -> str:
-    """The results as a Markdown table."""
-    noun, good = results["noun"], results["adjective"]
-    means = list(results["arms"][0]["means"])
-    titles = ["arm", "denoiser calls", "patches through the network", f"{good} {noun}s", "gain over one pass"]
-    titles += ["fixed / broken", *(_title(name) for name in means)]
-    lines = [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
-    for row in results["arms"]:
-        share, gain = intervals.Estimate(*row["share"]), intervals.Estimate(*row["gain"])
-        calls, evaluations = (f"{row[key]:,}" if key in row else "" for key in ("calls", "evaluations"))
-        change = f"{row['fixed']} / {row['broken']}" if row["fixed"] or row["broken"] else ""
-        cells = [row["name"], calls, evaluations, share.percent(), gain.points() if change else "", change]
-        lines.append(_row([*cells, *(intervals.Estimate(*row["means"][name]).plain() for name in means)]))
-    about, clues = results["environment"], results["clues"]
-    given = f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
-    judge = results["judge"]
-    judged = f" {judge[0].upper()}{judge[1:]}." if judge else ""
-    later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
-    again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
-    lines += [
-        "",
-        f"{results['samples']:,} {noun}s{given}, seed {results['seed']}, intervals 95 %.{judged} Measured at "
-        f"{about['commit']} on {about['device']}, torch {about['torch']}, threads: {about['threads']}.{again}",
-    ]
-    return "\n".join(lines)
-
-
-def _title(measure: str) -> str:
-    return measure.replace("_std", " deviation")
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def main() -> None:
-    count = script.at_least(1)
-    script.run(
-        __doc__,
-        measure,
-        report,
-        model={"default": "digit-sudoku-4x4"},
-        count={"type": count, "default": 2048, "help": "samples (default 2048)"},
-        clues={"type": int, "nargs": 2, "default": (0, 0), "metavar": ("LOW", "HIGH"), "help": "default 0 0"},
-        iters={"type": count, "default": 50, "help": "iterations at alpha 0.25 (default 50)"},
-        compared={"type": count, "default": 20, "help": "iterations of the other arms (default 20)"},
-        arms={"nargs": "*", "choices": ARMS, "default": list(ARMS), "help": "default all"},
-        device={"default": "cuda" if torch.cuda.is_available() else "cpu"},
-    )
-
-
-if __name__ == "__main__":
-    main()

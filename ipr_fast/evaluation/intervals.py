@@ -54,6 +54,15 @@ def paired_gain(before: Tensor, after: Tensor) -> Estimate:
     return Estimate((fixed - broken) / n, max(-1.0, centre - half), min(1.0, centre + half))
 
 
+def paired_changes(before: Tensor, after: Tensor) -> dict:
+    """The paired gain, and the samples that became True (fixed) or False (broken); bool tensors (B,)."""
+    return {
+        "gain": paired_gain(before, after),
+        "fixed": int((after & ~before).sum()),
+        "broken": int((before & ~after).sum()),
+    }
+
+
 def mean(values: Tensor) -> Estimate:
     """The mean of numbers (B,), with the normal approximation's interval; without end for fewer than two."""
     n = values.numel()

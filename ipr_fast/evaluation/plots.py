@@ -1,10 +1,11 @@
-"""Pictures of what refinement does."""
+"""Pictures: samples over the iterations of refinement, and the share of good ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7
 
 
 def require() -> None:
-    """Raise MissingExtra or BrokenExtra when pictures cannot be drawn."""
+    """Raise MissingExtra or BrokenExtra if matplotlib cannot be imported."""
     load_pyplot()
 
 
@@ -30,7 +31,7 @@ def plot_boards(
     iterations: Sequence[int],
     chosen: Sequence[int],
 ) -> None:
-    """One row a board of `chosen`, one column an iteration of `iterations`; violating cells are red, clue cells blue.
+    """Draw a row for each board of `chosen`, a column for each of `iterations`; violating cells red, clues blue.
 
     images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
     """
@@ -63,7 +64,7 @@ def plot_images(
     iterations: Sequence[int],
     chosen: Sequence[int],
 ) -> None:
-    """One row a sample of `chosen`, one column an iteration of `iterations`; its error is written under each.
+    """Draw a row for each sample of `chosen`, a column for each of `iterations`, with the error under each image.
 
     images (R + 1, B, 3, H, W), good (R + 1, B) bool and error (R + 1, B) integers, for iterations 0..R.
     """
@@ -86,8 +87,8 @@ def plot_images(
     save_figure(figure, path)
 
 
-def plot_good(path: str | Path, good: Tensor, what: str, *, title: str) -> None:
-    """The share of good samples, `what` names them, against the iteration, with its 95 % interval; good (R + 1, B)."""
+def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str) -> None:
+    """Draw the share of good samples, called `noun`, and its 95 % interval over the iterations; good (R + 1, B)."""
     pyplot = load_pyplot()
     shares = [intervals.share(v) for v in good]
     value, low, high = ([100 * s[i] for s in shares] for i in range(3))
@@ -97,7 +98,7 @@ def plot_good(path: str | Path, good: Tensor, what: str, *, title: str) -> None:
     reached = f"refined: {value[-1]:.1f} % after {steps[-1]}"
     axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label=reached)
     axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
-    axis.set(xlabel="iteration", ylabel=f"{what} (%)", xlim=(0, max(1, steps[-1]) * 1.04))
+    axis.set(xlabel="iteration", ylabel=f"{noun} (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(max(-2, min(low) - 5), min(102, max(high) + 5))
     axis.set_title(title, fontsize=10, color=INK)
@@ -107,7 +108,7 @@ def plot_good(path: str | Path, good: Tensor, what: str, *, title: str) -> None:
 
 
 def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
-    """A board (H, W) in [-1, 1] as dark ink on paper (H', W', 3): cells apart, those of `wrong` red, `clues` blue."""
+    """Return a board (H, W) in [-1, 1] as RGB (H', W', 3), with gaps between cells; `wrong` red, `clues` blue."""
     side = wrong.shape[0]
     margin = max(1, image.shape[0] // side // 8)
     cells = image.unflatten(1, (side, -1)).unflatten(0, (side, -1)).permute(0, 2, 1, 3)
@@ -115,14 +116,14 @@ def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
     cell = cells.shape[-1]
     image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
-    mask, given = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
-    paper = torch.where(mask, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
-    paper = torch.where(given, torch.tensor([0.80, 0.88, 1.0]), paper)  # a clue that breaks a rule has red ink alone
-    colour = torch.where(mask, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
+    is_wrong, is_clue = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
+    paper = torch.where(is_wrong, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
+    paper = torch.where(is_clue, torch.tensor([0.80, 0.88, 1.0]), paper)  # a clue that breaks a rule has red ink alone
+    colour = torch.where(is_wrong, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
     return paper * (1 - ink) + colour * ink
 
 
-def _draw_grid(axis, side: int, frame: str) -> None:
+def _draw_grid(axis: Any, side: int, frame: str) -> None:
     box = {4: 2, 9: 3}.get(side, side)
     for line in range(1, side):
         width = 1.2 if line % box == 0 else 0.35
@@ -131,14 +132,14 @@ def _draw_grid(axis, side: int, frame: str) -> None:
     _frame(axis, frame)
 
 
-def _frame(axis, frame: str) -> None:
+def _frame(axis: Any, frame: str) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color=frame, linewidth=2.2 if frame == GREEN else 1.2)
 
 
-def save_figure(figure, path: str | Path) -> None:
-    """Write a figure as PNG, and close it."""
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG and close it."""
     try:
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=150, facecolor=PAPER)
@@ -147,6 +148,6 @@ def save_figure(figure, path: str | Path) -> None:
 
 
 def load_pyplot() -> ModuleType:
-    """matplotlib.pyplot, drawing without a screen. Raises MissingExtra or BrokenExtra where it cannot be imported."""
+    """Import matplotlib.pyplot with the Agg backend; raise MissingExtra or BrokenExtra where that fails."""
     import_extra("matplotlib", *MATPLOTLIB).use("Agg")
     return import_extra("matplotlib.pyplot", *MATPLOTLIB)

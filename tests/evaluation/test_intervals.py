@@ -46,3 +46,13 @@ def test_no_samples_say_nothing():
 def test_words():
     assert intervals.Estimate(0.5, 0.25, 0.75).percent() == "50.0 % [25.0, 75.0]"
     assert intervals.Estimate(0.1, -0.05, 0.2).points() == "+10.0 points [-5.0, +20.0]"
+
+
+def test_a_mean_has_its_interval():
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    value, low, high = intervals.mean(values)
+    half = intervals.Z * (5 / 3) ** 0.5 / 2
+    assert (value, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert intervals.mean(torch.tensor([7])) == (7.0, -float("inf"), float("inf"))
+    assert intervals.Estimate(0.12345, 0.1, 0.15).plain() == "0.123 [0.100, 0.150]"
+    assert intervals.Estimate(512.0, 8.0, 0.0).plain() == "512 [8.00, 0.00]"

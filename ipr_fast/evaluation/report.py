@@ -1,0 +1,77 @@
+"""Measurements of `ipr-fast evaluate` as Markdown: of a run just made, or of a JSON file."""
+
+from __future__ import annotations
+
+from ipr_fast.evaluation.environment import measured_at
+from ipr_fast.evaluation.intervals import Estimate
+
+
+def report(results: dict) -> str:
+    """Format a measurement of any experiment. Raises KeyError or TypeError for another dict."""
+    if "good_by_iteration" in results:
+        return experiment_table(results)
+    return diversity_sentence(results) if "boards" in results else initialisation_table(results)
+
+
+def experiment_table(results: dict) -> str:
+    """Format the arms of `experiments.run_experiment`."""
+    noun, good = results["noun"], results["adjective"]
+    means = list(results["arms"][0]["means"])
+    titles = ["arm", "denoiser calls", "patches through the network", f"{good} {noun}s", "gain over one pass"]
+    titles += ["fixed / broken", *(name.replace("_std", " deviation") for name in means)]
+    lines = [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
+    for row in results["arms"]:
+        share, gain = Estimate(*row["share"]), Estimate(*row["gain"])
+        calls, evaluations = (f"{row[key]:,}" if key in row else "" for key in ("calls", "evaluations"))
+        change = f"{row['fixed']} / {row['broken']}" if row["fixed"] or row["broken"] else ""
+        cells = [row["name"], calls, evaluations, share.percent(), gain.points() if change else "", change]
+        lines.append(_row([*cells, *(Estimate(*row["means"][name]).plain() for name in means)]))
+    clues, judge = results["clues"], results["judge"]
+    with_clues = f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
+    judged = f" {judge[0].upper()}{judge[1:]}." if judge else ""
+    later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
+    again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
+    lines += [
+        "",
+        f"{results['samples']:,} {noun}s{with_clues}, seed {results['seed']}, intervals 95 %.{judged} "
+        f"{measured_at(results['environment'])}{again}",
+    ]
+    return "\n".join(lines)
+
+
+def diversity_sentence(results: dict) -> str:
+    """Format the coverage of `diversity.measure_diversity`."""
+
+    def words(name: str) -> str:
+        found = results[name]
+        return (
+            f"{found['valid']:,} valid boards show {found['distinct']} of the 288 grids "
+            f"({found['distinct_if_uniform']:.0f} expected of uniform draws; chi-square {found['chi_square']:.0f})"
+        )
+
+    changed = 100 * results["cells_with_another_digit"]
+    return (
+        f"After one pass, {words('one pass')}; after {results['iterations']} iterations, {words('refined')}. "
+        f"{changed:.1f} % of the cells show another digit than before."
+    )
+
+
+def initialisation_table(results: dict) -> str:
+    """Format the arms of `initialisation.compare_initialisations`."""
+    names = list(results["arms"])
+    titles = [f"{name}, {missing} missing" for name in names for missing in results["missing"]]
+    lines = [_row(["boards seen", *titles]), _row(["---:"] * (1 + len(titles)))]
+    for rows in zip(*results["arms"].values(), strict=True):
+        shares = [f"{100 * share:.0f} %" for row in rows for share in row[1:]]
+        lines.append(_row([f"{rows[0][0]:,}", *shares]))
+    sizes = results["sizes"]
+    lines += [
+        "",
+        f"Cells filled right, of {results['test_boards']} boards; width {sizes['width']}, {sizes['depth']} layers, "
+        f"{sizes['num_heads']} heads; one run each, seed 0. {measured_at(results['environment'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
