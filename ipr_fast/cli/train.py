@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+import torch
 
 from ipr_fast import files
+from ipr_fast.cli import convert
 from ipr_fast.cli.common import FILES, MODEL, RunOptions, flag, one_of, option, path_option
 from ipr_fast.evaluation.evaluate import describe, evaluate
+from ipr_fast.evaluation.experiments import ExperimentSettings, run_experiment
+from ipr_fast.evaluation.report import report
 from ipr_fast.models.files.checkpoints import load_model
-from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.tasks.catalog import TASKS, KnownTask, make_task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of
+from ipr_fast.training.recipe import LARGEST, NETWORK_SIZES, Recipe, read_recipe, recipe_names
 from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, train
 from ipr_fast.training.run import MODEL as MODEL_FILE
 from ipr_fast.training.trainer import DTYPES, END, TrainSettings
@@ -31,9 +37,14 @@ class NetworkOptions:
     num_heads: Annotated[int | None, option(MODEL, "Attention heads.", min=1, show_default="the task's")] = None
 
 
+def _setting(name: str, help: str, **settings: Any) -> Any:
+    """The option for a field of TrainSettings. Its default is None, so that a recipe may set the value."""
+    return option(TRAINING, help, show_default=f"{getattr(DEFAULTS, name):g}", **settings)
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The fields of TrainSettings, but for the seed."""
+    """The fields of TrainSettings, but for the seed; None where the recipe's or the default holds."""
 
     steps: Annotated[
         int | None,
@@ -41,29 +52,38 @@ class TrainingOptions:
             TRAINING,
             "End after so many steps.",
             min=1,
-            show_default=f"{DEFAULTS.steps:,}; none with --minutes; the run's with --resume",
+            show_default=f"{DEFAULTS.steps:,}; none with --minutes or --recipe; the run's with --resume",
         ),
     ] = None
     minutes: Annotated[
         float | None, option(TRAINING, "End after so many minutes, when the learning rate reaches 0.")
     ] = None
-    batch_size: Annotated[int, option(TRAINING, "Samples per step.", min=1)] = DEFAULTS.batch_size
-    learning_rate: Annotated[float, option(TRAINING, "Highest learning rate.")] = DEFAULTS.learning_rate
-    warmup: Annotated[int, option(TRAINING, "Steps in which the learning rate rises.", min=0)] = DEFAULTS.warmup
-    weight_decay: Annotated[float, option(TRAINING, "Weight decay.")] = DEFAULTS.weight_decay
-    ema_decay: Annotated[float, option(TRAINING, "Decay of the moving average.")] = DEFAULTS.ema_decay
-    clip_norm: Annotated[float, option(TRAINING, "Largest norm of the gradient.")] = DEFAULTS.clip_norm
-    save_every: Annotated[int, option(TRAINING, "Steps between checkpoints.", min=1)] = DEFAULTS.save_every
-    dtype: Annotated[str, one_of(TRAINING, "TYPE", "Type of products", DTYPES)] = DEFAULTS.dtype
-    compile: Annotated[bool, flag(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile")] = (
-        False
+    batch_size: Annotated[int | None, _setting("batch_size", "Samples per step.", min=1)] = None
+    learning_rate: Annotated[float | None, _setting("learning_rate", "Highest learning rate.")] = None
+    warmup: Annotated[int | None, _setting("warmup", "Steps in which the learning rate rises.", min=0)] = None
+    weight_decay: Annotated[float | None, _setting("weight_decay", "Weight decay.")] = None
+    ema_decay: Annotated[float | None, _setting("ema_decay", "Decay of the moving average.")] = None
+    clip_norm: Annotated[float | None, _setting("clip_norm", "Largest norm of the gradient.")] = None
+    save_every: Annotated[int | None, _setting("save_every", "Steps between checkpoints.", min=1)] = None
+    dtype: Annotated[str | None, one_of(TRAINING, "TYPE", "Type of products", DTYPES, show_default=DEFAULTS.dtype)] = (
+        None
     )
+    compile: Annotated[
+        bool | None,
+        option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),
+    ] = None
 
 
 def run(
     *,
     out: Annotated[Path, path_option(FILES, "Folder for the checkpoint, the log and the model.")],
-    task_name: Annotated[str, one_of(FILES, "TASK", "What to learn", TASKS, "--task")] = "digit-sudoku-4x4",
+    task_name: Annotated[
+        str | None, one_of(FILES, "TASK", "What to learn", TASKS, "--task", show_default="digit-sudoku-4x4")
+    ] = None,
+    recipe_name: Annotated[
+        str | None,
+        one_of(FILES, "NAME", "Train, store and measure as a bundled model is", recipe_names(), "--recipe"),
+    ] = None,
     mnist: Annotated[
         str | None, option(FILES, "Folder of MNIST's original files: 28x28 cells in place of 8x8.", metavar="PATH")
     ] = None,
@@ -71,38 +91,84 @@ def run(
     network: NetworkOptions,
     training: TrainingOptions,
     evaluate_count: Annotated[
-        int, option(JUDGEMENT, "Samples to judge in the end, 0 for none.", "--evaluate", min=0)
-    ] = 256,
-    iters: Annotated[int, option(JUDGEMENT, "Iterations of their refinement.", min=1)] = 10,
+        int | None,
+        option(
+            JUDGEMENT,
+            "Samples to judge in the end, 0 for none.",
+            "--evaluate",
+            min=0,
+            show_default="256; 2048 with --recipe",
+        ),
+    ] = None,
+    iters: Annotated[
+        int | None,
+        option(JUDGEMENT, "Iterations of their refinement.", min=1, show_default="10; 50 with --recipe"),
+    ] = None,
     run_options: RunOptions,
 ) -> None:
     """Train a model of a task; a killed run can be resumed.
 
     Example: ipr-fast train --task even-pixels --minutes 30 --out run
     """
-    settings = TrainSettings(**(dataclasses.asdict(training) | _end(training, out, resume)), seed=run_options.seed)
-    task, device = make_task(task_name, mnist), run_options.checked_device()
-    sizes = {name: size for name, size in dataclasses.asdict(network).items() if size is not None}
-    task.config = dataclasses.replace(config_of(task), **sizes)
+    device, progress = run_options.checked_device(), run_options.progress
+    recipe = None if recipe_name is None else read_recipe(recipe_name)
+    task = make_task(task_name or (recipe.task if recipe else "digit-sudoku-4x4"), mnist)
+    options = {} if recipe is None else recipe.options(device.type)
+    options |= _given(network) | _given(training) | _end(training, recipe, out, resume)
+    sizes = {name: options.pop(name) for name in NETWORK_SIZES if name in options}
+    settings, config = TrainSettings(**options, seed=run_options.seed), dataclasses.replace(config_of(task), **sizes)
     files.check_no_folders(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION))
-    weights = train(task, settings, out, resume=resume, device=device, progress=run_options.progress)
+    weights = train(task, settings, out, resume=resume, device=device, config=config, progress=progress)
     print(f"wrote {weights}")
-    if evaluate_count:
-        model = load_model(weights, device=device)
-        results = evaluate(task, model, evaluate_count, iters, seed=run_options.seed, progress=run_options.progress)
+    seed = run_options.seed
+    if recipe is not None and recipe_name is not None:
+        stored = _store(weights, out / f"{recipe_name}.safetensors")
+        judged = {"count": evaluate_count, "iters": iters, "seed": seed}
+        chosen = recipe.evaluate | {name: value for name, value in judged.items() if value is not None}
+        _measure(task, stored, device, chosen, progress)
+    elif evaluate_count != 0:
+        count, iters = evaluate_count or 256, iters or 10
+        results = evaluate(task, load_model(weights, device=device), count, iters, seed=seed, progress=progress)
         for line in describe(results, task, iters):
             print(line)
-        numbers = out / EVALUATION
-        files.write_json(numbers, {"iters": iters, "seed": run_options.seed, **results})
-        print(f"wrote {numbers}")
+        _write(out / EVALUATION, {"iters": iters, "seed": seed, **results})
 
 
-def _end(training: TrainingOptions, out: Path, resume: bool) -> dict[str, float | None]:
-    """Return the end of the training if no option gives it: that of the resumed run, or the default steps."""
+def _given(options: NetworkOptions | TrainingOptions) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+
+
+def _end(training: TrainingOptions, recipe: Recipe | None, out: Path, resume: bool) -> dict[str, float | None]:
+    """Return the end of the training: by the options, else of the resumed run, else by the recipe or the default."""
     if training.steps is not None or training.minutes is not None:
-        return {}
+        return {"steps": training.steps, "minutes": training.minutes}
     checkpoint = out / CHECKPOINT
-    if not resume or not checkpoint.exists():
-        return {"steps": TrainSettings.steps}
-    settings = read_checkpoint(checkpoint)["settings"]
-    return {name: settings.get(name) for name in END}
+    if resume and checkpoint.exists():
+        settings = read_checkpoint(checkpoint)["settings"]
+        return {name: settings.get(name) for name in END}
+    return {"steps": TrainSettings.steps} if recipe is None else {"steps": None, "minutes": recipe.minutes}
+
+
+def _store(weights: Path, path: Path) -> Path:
+    """Store the weights in float16. Raises ValueError for more bytes than a bundled model may have."""
+    convert.run(source=str(weights), out=path, sizes=convert.SizeOptions(), dtype="float16")
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise ValueError(f"{path}: a bundled model must have at most {LARGEST:,} bytes, got {size:,}")
+    return path
+
+
+def _measure(task: KnownTask, path: Path, device: torch.device, chosen: dict[str, Any], progress: bool) -> None:
+    """Measure a stored model as `ipr-fast evaluate` does; nothing for a count of 0."""
+    if chosen.get("count") == 0:
+        return
+    model = load_model(path, device=device, dtype=torch.float32)
+    results = run_experiment(task, model, path.stem, ExperimentSettings(**chosen), progress=progress)
+    print(report(results))
+    _write(path.with_name(f"quality-{path.stem}.json"), results)
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    files.write_json(path, results)
+    print(f"wrote {path}")

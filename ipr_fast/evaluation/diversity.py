@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ipr_fast.evaluation import environment
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
@@ -35,6 +36,7 @@ def measure_diversity(
         "one pass": coverage(x, judge),
         "refined": coverage(refined, judge),
         "cells_with_another_digit": changed.double().mean().item(),
+        "environment": environment.describe(x.device),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.checks import device_of
-from ipr_fast.evaluation import intervals
+from ipr_fast.evaluation import environment, intervals
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
@@ -182,7 +182,7 @@ def run_experiment(
 ) -> dict:
     """Run one pass, IPR at alpha 0.25 and the chosen arms; return the measurement, ready for JSON.
 
-    name: of the model, for the record. `report.experiment_table` makes a table of the result and its "environment".
+    name: of the model, for the record. `report.experiment_table` makes a table of the result.
     """
     experiment, compared, arms = Experiment(task, model, settings, progress), settings.compared, settings.arms
     shown = tuple(sorted({r for r in SHOWN_ITERATIONS if r < settings.iters} | {settings.iters, compared}))
@@ -212,6 +212,7 @@ def run_experiment(
         "refine_schedule": [refine.steps_per_patch, refine.overlap],
         "arms": rows,
         "good_by_iteration": good_by_iteration,
+        "environment": environment.describe(experiment.one_pass.device),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ipr_fast.evaluation import environment
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.tasks.digits import DigitReader
 from ipr_fast.tasks.grids import random_grids
@@ -37,13 +38,16 @@ class RandomStart(DigitSudoku):
 class FillIn:
     """The probe: boards with missing cells, and the share of them that a model fills in right."""
 
-    def __init__(self, task: DigitSudoku) -> None:
+    def __init__(self, task: DigitSudoku, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.digits = random_grids(TEST_BOARDS, task.side, generator).flatten(1)
-        images = draw_boards(self.digits.unflatten(1, (task.side, task.side)), task.test, generator)
-        self.patches, self.reader = task.grid.to_patches(images), DigitReader(task.train)
-        self.noise = torch.randn(self.patches.shape, generator=generator)
-        self.order = torch.rand(self.digits.shape, generator=generator).argsort(1).argsort(1)
+        grids = random_grids(TEST_BOARDS, task.side, generator)
+        patches = task.grid.to_patches(draw_boards(grids, task.test, generator))
+        noise = torch.randn(patches.shape, generator=generator)
+        order = torch.rand(patches.shape[:2], generator=generator).argsort(1).argsort(1)
+        self.digits, self.patches, self.noise, self.order = (
+            each.to(device) for each in (grids.flatten(1), patches, noise, order)
+        )
+        self.reader = DigitReader(task.train)
 
     @torch.no_grad()
     def accuracy(self, model: PatchTransformer, missing: int) -> float:
@@ -55,12 +59,19 @@ class FillIn:
         return (self.reader.read(clean.unflatten(-1, (size, size))) == self.digits)[is_missing].float().mean().item()
 
 
-def compare_initialisations(boards: int, every: int, *, say: Callable[[str], None] = lambda line: None) -> dict:
+def compare_initialisations(
+    boards: int,
+    every: int,
+    *,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
     """Train both arms on `boards` boards, probe them after every `every` boards; return the shares, ready for JSON."""
     arms: dict[str, list] = {}
     for name, kind in (("looking along lines", DigitSudoku), ("at random", RandomStart)):
         task = kind(9)
-        trainer, probe = Trainer(task, SETTINGS, config=replace(config_of(task), **SIZES)), FillIn(task)
+        config = replace(config_of(task), **SIZES)
+        trainer, probe = Trainer(task, SETTINGS, device, config=config), FillIn(task, device)
         arms[name] = rows = []
         while (seen := trainer.step * SETTINGS.batch_size) < boards:
             trainer.train_step()
@@ -69,4 +80,10 @@ def compare_initialisations(boards: int, every: int, *, say: Callable[[str], Non
                 shares = [probe.accuracy(trainer.ema, missing) for missing in MISSING]
                 rows.append([seen_now, *shares])
                 say(f"{name}: {seen_now:,} boards seen, {', '.join(f'{share:.1%}' for share in shares)} filled right")
-    return {"sizes": SIZES, "missing": MISSING, "test_boards": TEST_BOARDS, "arms": arms}
+    return {
+        "sizes": SIZES,
+        "missing": MISSING,
+        "test_boards": TEST_BOARDS,
+        "arms": arms,
+        "environment": environment.describe(torch.device(device)),
+    }

@@ -31,7 +31,7 @@ class Recipe:
 
     def options(self, device_type: str) -> dict[str, Any]:
         """Return the options for a device of that type: of the network and of TrainSettings."""
-        return {"minutes": self.minutes, **(self.gpu if device_type == "cuda" else self.cpu)}
+        return dict(self.gpu if device_type == "cuda" else self.cpu)
 
 
 def recipe_names() -> list[str]:

@@ -13,7 +13,6 @@ from ipr_fast.tasks.catalog import task_of
 pytest.importorskip("sklearn")
 
 QUICK = {"width": 16, "depth": 1, "num_heads": 1, "generate_schedule": (2, 0.9), "refine_schedule": (3, 0.9)}
-ENVIRONMENT = {"commit": "0" * 12, "device": "a device", "torch": "2", "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,7 @@ def images():
 
 
 def measured(model, **settings):
-    """The measurement of a model, with a made-up environment."""
-    task = task_of(model.grid)
-    return run_experiment(task, model, "mine", ExperimentSettings(**settings)) | {"environment": ENVIRONMENT}
+    return run_experiment(task_of(model.grid), model, "mine", ExperimentSettings(**settings))
 
 
 def test_every_arm_is_measured_and_reported(boards):

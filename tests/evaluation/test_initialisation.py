@@ -38,5 +38,4 @@ def test_both_arms_are_trained_and_probed(monkeypatch):
     assert list(results["arms"]) == ["looking along lines", "at random"]
     assert [[row[0] for row in rows] for rows in results["arms"].values()] == [[64, 128]] * 2
     assert len(said) == 4
-    environment = {"commit": "0" * 12, "device": "a device", "torch": "2", "threads": 1}
-    assert "| 128 | " in report(results | {"environment": environment})
+    assert "| 128 | " in report(results)

@@ -1,0 +1,163 @@
+"""`ipr-fast evaluate`: measure what refinement does to a model's samples, or print an earlier measurement."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ipr_fast import files
+from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
+from ipr_fast.evaluation.diversity import measure_diversity
+from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
+from ipr_fast.evaluation.initialisation import compare_initialisations
+from ipr_fast.evaluation.report import report
+from ipr_fast.refine import DEFAULT_MODEL
+from ipr_fast.tasks.catalog import task_of
+
+# Experiments, and the options of each.
+OPTIONS = {
+    "arms": ("model", "count", "clues", "iters", "compared", "arms"),
+    "diversity": ("model", "count", "iters"),
+    "initialisation": ("count", "every"),
+}
+DEFAULTS = ExperimentSettings()
+DIVERSITY_ITERS = 20
+TRAINING_BOARDS, PROBE_EVERY = 128_000, 32_000
+
+
+def _experiment(text: str) -> str:
+    if text not in OPTIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(OPTIONS)}, got {text!r}")
+    return text
+
+
+def _arms(text: str) -> str:
+    unknown = [arm for arm in _listed(text) if arm not in ARMS]
+    if unknown:
+        raise typer.BadParameter(f"must be none, or some of {','.join(ARMS)}, got {text!r}")
+    return text
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
+
+
+def run(
+    *,
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            parser=_experiment,
+            help="arms: one pass, IPR and controls; diversity: how evenly boards of 4x4 cells cover all grids; "
+            "initialisation: how soon a model of 9x9 cells learns the rules.",
+        ),
+    ] = "arms",
+    out: Annotated[Path | None, path_option(FILES, "JSON file for the measurement.")] = None,
+    report_file: Annotated[
+        Path | None,
+        option(
+            FILES, "Print the measurement in this JSON file; measure nothing.", "--report", parser=path, metavar="PATH"
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        option(
+            REFINEMENT,
+            "Samples; for initialisation, boards to train on.",
+            min=1,
+            show_default=f"{DEFAULTS.count}; {TRAINING_BOARDS}",
+        ),
+    ] = None,
+    clues: Annotated[
+        tuple[int, int] | None,
+        option(REFINEMENT, "Clue cells per board, in digit images unknown to the model.", metavar="LOW HIGH"),
+    ] = None,
+    iters: Annotated[
+        int | None,
+        option(
+            REFINEMENT,
+            "Iterations at alpha 0.25; for diversity, all.",
+            min=1,
+            show_default=f"{DEFAULTS.iters}; {DIVERSITY_ITERS}",
+        ),
+    ] = None,
+    compared: Annotated[
+        int | None, option(REFINEMENT, "Iterations of the other arms.", min=1, show_default=str(DEFAULTS.compared))
+    ] = None,
+    arms: Annotated[
+        str | None,
+        option(
+            REFINEMENT,
+            f"Arms beside one pass and alpha 0.25, with commas between: {','.join(ARMS)}; or none.",
+            parser=_arms,
+            metavar="ARMS",
+            show_default="all",
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        option(
+            REFINEMENT, "Boards of training between probes, for initialisation.", min=1, show_default=str(PROBE_EVERY)
+        ),
+    ] = None,
+    model: Annotated[str | None, model_option(show_default=DEFAULT_MODEL)] = None,
+    run_options: RunOptions,
+) -> None:
+    """Measure what refinement does to a model's samples, beside one pass and controls.
+
+    Example: ipr-fast evaluate --model digit-sudoku-4x4 --count 64 --out quality.json
+    """
+    if report_file is not None:
+        print(read_report(report_file))
+        return
+    given = {
+        "model": model,
+        "count": count,
+        "clues": clues,
+        "iters": iters,
+        "compared": compared,
+        "arms": None if arms is None else _listed(arms),
+        "every": every,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in OPTIONS[experiment]:
+            raise ValueError(f"--{name} is not an option of {experiment}, which has {', '.join(OPTIONS[experiment])}")
+    device = run_options.checked_device()
+    if out is not None:
+        files.check_no_folders([out])
+        files.prepare_folder(out.parent)
+    results = _measure(experiment, given, device, run_options)
+    if out is not None:
+        files.write_json(out, results)
+    print(report(results))
+
+
+def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_options: RunOptions) -> dict:
+    seed, progress = run_options.seed, run_options.progress
+    if experiment == "initialisation":
+        boards, every = given.get("count", TRAINING_BOARDS), given.get("every", PROBE_EVERY)
+        return compare_initialisations(boards, every, device=device, say=print if progress else lambda line: None)
+    name = given.pop("model", DEFAULT_MODEL)
+    denoiser = load(name, "float32", device)
+    task = task_of(denoiser.grid)
+    if experiment == "arms":
+        return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
+    count, iters = given.get("count", DEFAULTS.count), given.get("iters", DIVERSITY_ITERS)
+    return measure_diversity(task, denoiser, count, iters, seed=seed, progress=progress)
+
+
+def read_report(file: Path) -> str:
+    """The report of a measurement in a file. Raises ValueError for a file of anything else."""
+    try:
+        return report(json.loads(file.read_bytes()))
+    except OSError as error:
+        raise ValueError(f"--report: {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"--report: {file}: not a measurement of ipr-fast evaluate ({error!r})") from error
