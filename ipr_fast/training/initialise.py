@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from ipr_fast.models.patch_transformer import Layer, PatchTransformer
+from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.transformer_layers import Layer
 
 
 @torch.no_grad()
