@@ -1,4 +1,4 @@
-"""refine_batch against what one runs without it: the loops of bench/loops.py, and the network by its published formula.
+"""refine_batch against the plain loops of baselines/loops.py, and SRMUNet against its published formula.
 
 All arms of a comparison run the same weights and the same steps, with the same threads. Rates are chain-iterations a
 second, so an arm may run fewer of them: `one at a time` takes two chains, since its rate does not depend on how many
@@ -21,15 +21,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 
-import gate
-import loops
 import pytest
-import subjects
 import torch
-from harness import Clock, sizes_of
-from measure import Arm, Check, Measure
-from per_pixel import PerPixelUNet
-from subjects import RATIO, Case
+from baselines import loops
+from baselines.per_pixel import PerPixelUNet
+from support import gate, subjects
+from support.harness import Clock, sizes_of
+from support.measure import Arm, Check, Measure
+from support.subjects import RATIO, Case
 from torch import Tensor
 
 import ipr_fast

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import gate
 import pytest
-import subjects
 import torch
-from harness import Clock, most_bytes, sizes_of
-from measure import Arm, Check, Measure
-from subjects import RATIO
+from support import gate, subjects
+from support.harness import Clock, most_bytes, sizes_of
+from support.measure import Arm, Check, Measure
+from support.subjects import RATIO
 from torch import Tensor
 
 import ipr_fast

@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import network_operations
-import operations
 import pytest
 import torch
-from chains import Replayed
-from harness import seconds
-from measure import Arm, Check, Measure
-from operations import BOARDS, Inputs, Operation
+from support import network_operations, operations
+from support.chains import Replayed
+from support.harness import seconds
+from support.measure import Arm, Check, Measure
+from support.operations import BOARDS, Inputs, Operation
 from torch import Tensor
 
 pytestmark = pytest.mark.benchmark(group="operations")

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import device_trace
-import gate
 import pytest
-import subjects
 import torch
-from chains import Chains, Replayed
-from harness import Clock, quartiles, sizes_of
-from measure import Arm, Check, Measure
-from records import Record
+from support import device_trace, gate, subjects
+from support.chains import Chains, Replayed
+from support.harness import Clock, quartiles, sizes_of
+from support.measure import Arm, Check, Measure
+from support.records import Record
 from torch import Tensor
 
 from ipr_fast import random_patches, refine_batch

@@ -12,8 +12,8 @@ from __future__ import annotations
 import pytest
 import report
 import torch
-from harness import Clock, device_of, free_memory, sizes_of
-from measure import Measure
+from support.harness import Clock, device_of, free_memory, sizes_of
+from support.measure import Measure
 
 from ipr_fast.checks import usable_device
 from ipr_fast.engine import graph_cache

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from harness import Clock, say
+from support.harness import Clock, say
 
 from ipr_fast.files import prepare_folder, write_json
 

@@ -5,7 +5,7 @@
     python bench/guard.py --json      print what is counted now
 
 Whole calls run on the CPU, an iteration's parts on tensors without data: with the torch twins, and as Triton kernels.
-bench/counts.py says what is counted. A change that is meant comes with its new baseline. Operators differ between
+support/counts.py says what is counted. An intended change comes with its new baseline. Operators differ between
 versions of torch, and where it is built without oneDNN: there only looks at the data fail.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from counts import Counts, Step, count
-from launches import can_be_counted
-from subjects import RATIO, makers, num_active
+from support.counts import Counts, Step, count
+from support.launches import can_be_counted
+from support.subjects import RATIO, makers, num_active
 
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 import statistics
 
-import script
 import torch
-from harness import Clock, interleaved, most_bytes, quartiles
+from support import script
+from support.harness import Clock, interleaved, most_bytes, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches

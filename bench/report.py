@@ -14,13 +14,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from records import Record, Unreadable, read
 from reporting.compare import compare
 from reporting.plots import draw
 from reporting.readme import readme_section, replace_section
 from reporting.tables import report
 from reporting.targets import MARKS, targets
 from reporting.words import binary, percent, short, times
+from support.records import Record, Unreadable, read
 
 from ipr_fast.errors import BrokenExtra, MissingExtra
 

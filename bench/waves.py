@@ -14,9 +14,9 @@ import math
 import statistics
 from collections.abc import Callable
 
-import script
 import torch
-from harness import Clock, interleaved, quartiles
+from support import script
+from support.harness import Clock, interleaved, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches

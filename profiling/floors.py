@@ -10,9 +10,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
-from counts import Counts, Operation, Step, count
-from launches import size_of, tensors_of
-from subjects import num_active
+from support.counts import Counts, Operation, Step, count
+from support.launches import size_of, tensors_of
+from support.subjects import num_active
 
 from ipr_fast import Denoiser
 

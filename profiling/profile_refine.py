@@ -23,10 +23,10 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-import subjects
-from device_trace import UNTIL_DONE, record
-from harness import seconds
-from script import at_least
+from support import subjects
+from support.device_trace import UNTIL_DONE, record
+from support.harness import seconds
+from support.script import at_least
 from where_time_goes import ATTENTION, BETWEEN, PRODUCTS, Split, split
 
 import ipr_fast

@@ -24,14 +24,14 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-from chains import capture_on
-from counts import Step
 from floors import MACHINES, Roof, floors, work_of_tick
-from harness import device_argument
-from launches import can_be_counted
-from measure import Arm
 from reporting import style
-from subjects import makers, num_active, shortened
+from support.chains import capture_on
+from support.counts import Step
+from support.harness import device_argument
+from support.launches import can_be_counted
+from support.measure import Arm
+from support.subjects import makers, num_active, shortened
 
 from ipr_fast import Denoiser
 from ipr_fast.engine.memory import SHARE, PeakBytes, available_bytes

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from device_trace import FROM_HOST, ON_DEVICE
+from support.device_trace import FROM_HOST, ON_DEVICE
 
 PREFIX = "ipr_fast::"  # of the ranges of ipr_fast.trace in torch's profiler
 OUTSIDE, CALL = "(outside of all)", "refine_batch"

@@ -2,10 +2,10 @@
 
 import gc
 
-import device_trace
 import pytest
 import torch
 from small_models import TINY, randomise
+from support import device_trace
 from torch.profiler import ProfilerActivity, profile
 
 import ipr_fast

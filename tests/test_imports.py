@@ -125,9 +125,9 @@ def test_every_folder_is_read():
         ("ipr_fast/refine.py", "from ipr_fast import random_patches", "imports ipr_fast (ipr_fast)"),
         ("ipr_fast/tasks/base.py", "from ipr_fast.training import configs", "ipr_fast.training.configs (training)"),
         ("ipr_fast/models/files/sources.py", "import ipr_fast.cli.main as m", "ipr_fast.cli.main (cli)"),
-        ("ipr_fast/engine/lanes.py", "import subjects", "subjects (bench)"),
+        ("ipr_fast/engine/lanes.py", "from support import subjects", "support.subjects (bench)"),
         ("kernels/philox.py", "from ipr_fast import errors", "ipr_fast.errors (leaves)"),
-        ("bench/counts.py", "import floors", "floors (profiling)"),
+        ("bench/support/counts.py", "import floors", "floors (profiling)"),
     ],
 )
 def test_an_import_that_runs_up_is_found(tree, file, planted, named):

@@ -85,8 +85,8 @@ def test_its_table_of_the_beginning_is_the_committed_one():
 
 
 def test_its_section_on_performance_is_made_of_the_committed_measurements():
-    import records
     import report
+    from support import records
 
     measurements = [records.read(path) for path in sorted((ROOT / "bench/results").glob("bench-*.json"))]
     assert measurements

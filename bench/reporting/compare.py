@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from records import Measurement, Record
+from support.records import Measurement, Record
 
 from reporting.words import short, table
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from records import Measurement, Record
+from support.records import Measurement, Record
 
 from reporting.roofline import plot_roofline, points
 from reporting.style import device_name, finish, looks, panels, si, style

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from records import Measurement, Record, Unreadable
+from support.records import Measurement, Record, Unreadable
 
 from ipr_fast.files import replacing
 from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject

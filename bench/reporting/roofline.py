@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from records import Measurement, Record
+from support.records import Measurement, Record
 
 from ipr_fast.evaluation.plots import INK
 from reporting.style import device_name, finish, looks, panels, si, style

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from records import Measurement, Record
+from support.records import Measurement, Record
 
 from reporting.targets import MARKS, targets
 from reporting.words import binary, duration, percent, short, table, times

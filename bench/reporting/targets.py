@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from records import Record
+from support.records import Record
 
 from reporting.words import percent, short, times
 

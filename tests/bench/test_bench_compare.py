@@ -3,9 +3,9 @@
 import made_up_measurements as made_up
 import numpy as np
 import pytest
-import records
 from made_up_measurements import row
 from reporting import compare
+from support import records
 
 
 def compared(tmp_path, old: list[dict], new: list[dict], **machine: object) -> str:

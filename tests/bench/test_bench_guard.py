@@ -1,14 +1,14 @@
-"""bench/counts.py counts what is known by hand; bench/guard.py fails when a count grows, and only then."""
+"""bench/support/counts.py counts what is known by hand; bench/guard.py fails when a count grows, and only then."""
 
 import json
 import sys
 
 import guard
-import launches
 import pytest
 import torch
-from counts import Step, count
 from guard import HOST, SLACK, Row
+from support import launches
+from support.counts import Step, count
 from torch import nn
 from torch.nn import functional as F
 

@@ -1,11 +1,10 @@
 """The baselines give what refine_batch gives, and what is not close is seen not to be."""
 
-import gate
-import loops
 import pytest
-import subjects
 import torch
+from baselines import loops
 from small_models import TINY, randomise
+from support import gate, subjects
 
 from ipr_fast import Schedule, random_patches, refine_batch
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
@@ -76,7 +75,7 @@ def test_no_case_comes_twice_and_all_of_them_are_of_known_models_and_loops():
         assert {name for case in cases for name in case.against} <= {"one at a time", "batched", "compiled"}
 
 
-# ------------------------------------------------------------------------------------------------- bench/gate.py
+# ------------------------------------------------------------------------------------------------------------- gate
 
 
 def test_the_loops_and_the_engine_are_close_to_the_reference(denoiser):

@@ -3,11 +3,11 @@
 import json
 from types import SimpleNamespace
 
-import harness
 import pytest
 import torch
-from harness import Clock
-from measure import FEWEST_ROUNDS, MOST_ROUNDS, Arm, Check, Measure
+from support import harness
+from support.harness import Clock
+from support.measure import FEWEST_ROUNDS, MOST_ROUNDS, Arm, Check, Measure
 
 CPU = torch.device("cpu")
 RIGHT, WRONG = Check("the reference", 1e-7, 1e-6), Check("the reference", 0.5, 1e-6)

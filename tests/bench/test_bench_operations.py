@@ -1,12 +1,11 @@
 """The definitions that bench/ checks operations against, and what it measures."""
 
 import bench_operations
-import definitions
-import harness
 import numpy as np
 import pytest
 import torch
 from bench_operations import cases
+from support import definitions, harness
 from tape import Tape
 
 CPU = torch.device("cpu")
@@ -106,7 +105,7 @@ def test_torchs_attention_of_all_tokens_is_the_same_work():
 def test_calls_take_turns_and_are_captured_once(monkeypatch):
     """On a tape in a graph's place, every operation is one that a graph can hold."""
     tapes = []
-    monkeypatch.setattr("chains.capture_on", lambda device: tapes.append(Tape()) or tapes[-1])
+    monkeypatch.setattr("support.chains.capture_on", lambda device: tapes.append(Tape()) or tapes[-1])
     order = []
     work = bench_operations.in_turn([lambda: order.append("a"), lambda: order.append("b")], 3, CPU)
     work()

@@ -4,11 +4,10 @@ import json
 
 import made_up_measurements as made_up
 import pytest
-import records
 import report
-import script
 from made_up_measurements import row
 from reporting import targets, words
+from support import records, script
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """What bench/bench_step.py measures: chains, their checks, and clues."""
 
 import bench_step
-import chains as chains_module
 import pytest
-import subjects
 import torch
-from chains import Chains, Replayed
-from harness import quartiles
-from records import Record
 from small_models import TINY, randomise
+from support import chains as chains_module
+from support import subjects
+from support.chains import Chains, Replayed
+from support.harness import quartiles
+from support.records import Record
 from tape import Tape
 
 from ipr_fast import Schedule

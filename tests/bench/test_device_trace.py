@@ -1,8 +1,8 @@
 """Where the device's time went and where the host waited, read from a trace."""
 
-import device_trace
 import pytest
 import torch
+from support import device_trace
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from counts import count
 from small_models import TINY, randomise
+from support.counts import count
 from torch import nn
 from torch.nn import functional as F
 

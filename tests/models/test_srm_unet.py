@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from per_pixel import PerPixelUNet
+from baselines.per_pixel import PerPixelUNet
 from recordings import config_of, model_of, read
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 import roofline
 import torch
-from counts import Operation
 from floors import Roof, Work, floors, work_of_tick
-from launches import can_be_counted
 from small_models import TINY
+from support.counts import Operation
+from support.launches import can_be_counted
 
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
-from per_pixel import PerPixelUNet
-from plain_transformer import PlainTransformer
 from torch import Tensor, nn
 
+from baselines.per_pixel import PerPixelUNet
+from baselines.plain_transformer import PlainTransformer
 from ipr_fast import Denoiser, PatchGrid, Prediction, Schedule
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches

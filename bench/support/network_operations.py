@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import definitions
 import torch
-from operations import Inputs, Operation
 from torch.nn import functional as F
 
 from ipr_fast.kernels import gated_sum, group_norm, modulated_norm, partial_attention
+from support import definitions
+from support.operations import Inputs, Operation
 
 GROUPS = 32
 LEVELS = 16  # rows of the tables that modulate tokens

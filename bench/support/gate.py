@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import loops
-import subjects
 import torch
-from measure import Check
+from baselines import loops
 from torch import Tensor
 
 import ipr_fast
 from ipr_fast import ActivePatches, Denoiser, Prediction
+from support import subjects
+from support.measure import Check
 
 # float32 leaves 1e-5 at the most; another formula or another order of the patches moves samples by 0.1 and more.
 TOLERANCE = 1e-3

@@ -14,9 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from harness import synchronize
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from support.harness import synchronize
 
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 FROM_HOST = ("cuda_runtime", "cuda_driver")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import subjects
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ipr_fast.engine.lanes import Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, make_plan
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selector
+from support import subjects
 
 
 class Chains:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from harness import FEWEST_ROUNDS, Clock, free_memory, seconds, synchronize
-from records import Record
+
+from support.harness import FEWEST_ROUNDS, Clock, free_memory, seconds, synchronize
+from support.records import Record
 
 MOST_ROUNDS = 25
 

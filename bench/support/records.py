@@ -1,4 +1,4 @@
-"""A measurement as it is read: what bench/measure.py made, from a run or from a file of pytest-benchmark."""
+"""A measurement as it is read: what bench/support/measure.py made, from a run or from a file of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import quartiles
+from support.harness import quartiles
 
 ALWAYS = ("device", "unit", "units", "check", "first_call", "against")  # facts that every record has
 MACHINE = ("commit", "device", "processor", "cores", "threads", "python", "torch", "triton")  # and every machine
@@ -19,7 +19,7 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One benchmark: the seconds of its rounds, and its `facts` (see bench/measure.py)."""
+    """One benchmark: the seconds of its rounds, and its `facts` (see bench/support/measure.py)."""
 
     name: str
     group: str

@@ -27,7 +27,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from launches import is_packed, launches_to, size_of, tensors_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from ipr_fast import Denoiser, Schedule
 from ipr_fast.engine.capture_check import CaptureError, Watch
 from ipr_fast.engine.lanes import Lanes, Settings, Start
+from support.launches import is_packed, launches_to, size_of, tensors_of
 
 WHOLE = {"group_norm", "linear", "scaled_dot_product_attention", "upsample_bilinear2d", "upsample_nearest2d"}
 RESERVES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}

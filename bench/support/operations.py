@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import definitions
 import torch
 from torch import Tensor
 
 from ipr_fast import Schedule
 from ipr_fast.kernels import advance, denoise, renoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
+from support import definitions
 
 SEED, ITERATION, ETA = 5, 3, 0.5
 NORMAL_FLOPS = 5  # for each normal: half of two conversions, log, sqrt, cos, sin and five products

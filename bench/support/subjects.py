@@ -1,4 +1,4 @@
-"""The models that are measured, and with how many chains they are compared with the loops of bench/loops.py."""
+"""The models that are measured, and the cases in which they are compared with baselines/loops.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def makers(smoke: bool) -> dict[str, Callable[[], Denoiser]]:
 
 
 class Case(NamedTuple):
-    """One comparison: so many chains of a model, against some of the loops of bench/loops.py.
+    """One comparison: so many chains of a model, against some of the loops of bench/baselines/loops.py.
 
     most_steps: of an iteration. iters: of a call of refine_batch, so that what it does once a call weighs little, as it
     does in a refinement of fifty. needs: seconds that it takes, about. targets: how many times faster is aimed at.

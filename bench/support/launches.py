@@ -1,4 +1,4 @@
-"""The launches of Triton kernels, with their FLOPs and bytes, where none is launched: for bench/counts.py.
+"""The launches of Triton kernels, with their FLOPs and bytes, where none is launched: for bench/support/counts.py.
 
 The launchers of kernels/ run as they do on a GPU, and what they would have launched is reported in its place.
 """

@@ -1,0 +1,1 @@
+"""What the benchmarks compare against: plain loops, and the networks by their published formulas."""
