@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from support.counts import Counts, Step, count
+from support.chains import Step
+from support.counts import Counts, count
 from support.launches import can_be_counted
 from support.subjects import RATIO, makers, num_active
 
@@ -94,7 +95,7 @@ def calls(model: Denoiser, chains: int) -> dict[str, dict]:
 
 def parts(model: Denoiser, chains: int) -> dict[str, dict]:
     """An iteration's parts on tensors without data."""
-    step = Step(model, chains, num_active(model), REFINE, "meta")
+    step = Step.begun(model, chains, num_active(model), REFINE, "meta")
     found = {}
     for way in (False, True) if can_be_counted() else (False,):
         for part in (step.begin, step.tick):

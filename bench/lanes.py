@@ -1,10 +1,10 @@
-"""How many chains at a time a CPU refines fastest, and what that takes of its memory.
+"""The fastest number of chains at a time on a CPU, and its memory.
 
     python bench/lanes.py --out FILE.json     measure (five minutes of a core), print a table, write the numbers
     python bench/lanes.py --report FILE.json  print an earlier measurement
 
-The same chains are refined for one short iteration, so many at a time; the arms take turns, and each gives the same
-samples. `CPU_PATCHES` in ipr_fast/engine/graph_cache.py is chosen by this table.
+Each arm refines the same chains for one short iteration, a number of chains at a time; the arms take turns and give
+the same samples. `CPU_PATCHES` in ipr_fast/engine/graph_cache.py is chosen by this table.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from support.harness import Clock, interleaved, most_bytes, quartiles
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
+from ipr_fast.evaluation.environment import measured_at
 
 SCHEDULE = Schedule(2, 0.9)
 SUBJECTS = {
@@ -27,11 +28,12 @@ SUBJECTS = {
 
 
 def measure(rounds: int, share: float) -> dict:
-    """Seconds and bytes of each subject, for each number of chains at a time."""
+    """Measure every subject."""
     return {"rounds": rounds, "subjects": [measure_subject(name, rounds, share) for name in SUBJECTS]}
 
 
 def measure_subject(name: str, rounds: int, share: float) -> dict:
+    """Return seconds and peak bytes for each number of chains at a time, and the speed-up over all at once."""
     model, chains, lanes = SUBJECTS[name]
     model, chains = ipr_fast.load_model(model), max(2, round(chains * share))
     lanes = sorted({min(number, chains) for number in lanes})
@@ -51,7 +53,7 @@ def measure_subject(name: str, rounds: int, share: float) -> dict:
         {
             "lanes": number,
             "seconds": statistics.median(seconds[str(number)]),
-            "faster": quartiles([all_ / own for all_, own in zip(together, seconds[str(number)], strict=True)]),
+            "faster": quartiles([whole / own for whole, own in zip(together, seconds[str(number)], strict=True)]),
             "bytes": peak[number],
         }
         for number in lanes
@@ -60,7 +62,7 @@ def measure_subject(name: str, rounds: int, share: float) -> dict:
 
 
 def report(results: dict) -> str:
-    """The measurement as Markdown."""
+    """Format the measurement as Markdown."""
     lines = [
         "| chains | at a time | faster than all at once, times | ms a chain | memory |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -73,12 +75,10 @@ def report(results: dict) -> str:
                 f"| {subject['chains']:,} {subject['name']} | {row['lanes']:,} | {middle:.2f} [{low:.2f}, {high:.2f}] "
                 f"| {each:.3g} | {size:,.0f} MiB |"
             )
-    machine = results["environment"]
     lines += [
         "",
         f"One iteration of {SCHEDULE.steps_per_patch} steps a patch, {results['rounds']} rounds in turns, quartiles. "
-        f"Measured at {machine['commit']} on {machine['device']}, torch {machine['torch']}, threads: "
-        f"{machine['threads']}.",
+        f"{measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

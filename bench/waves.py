@@ -1,11 +1,11 @@
-"""What ragged batches cost: lanes that idle because chains have different numbers of patches to regenerate.
+"""Idle lane-steps of ragged batches, whose chains have different numbers of patches to regenerate.
 
     python bench/waves.py --out FILE.json     count, time (three minutes of a core), print a table, write the numbers
     python bench/waves.py --report FILE.json  print an earlier measurement
 
 Counted: the share of lane-steps that no chain needs, for 4,096 boards of 9x9 cells with 0 to 26 clues. Timed: boards of
-4x4 cells with 0 to 8 clues, by the bundled model, once with every lane running until the last chain is done, and once
-as the engine runs them; interleaved, after a check that both give the same boards.
+4x4 cells with 0 to 8 clues, by the bundled model, with every lane running until the last chain is done, and as the
+engine runs them; interleaved, after a check that both give the same boards.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from support import script
 from support.harness import Clock, interleaved, quartiles
 
 import ipr_fast
-from ipr_fast import Schedule, random_patches
+from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
+from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
 
@@ -32,7 +33,7 @@ TASKS = {"refine": (Schedule(10, 0.8), 0.25), "generate": (Schedule(3, 0.0), 1.0
 
 
 def count() -> list[dict]:
-    """The idle share for each number of lanes."""
+    """Count the idle share for each task and number of lanes, by scheduling strategy."""
     clues = torch.randint(0, MOST_CLUES + 1, (BOARDS,), generator=torch.Generator().manual_seed(0))
     rows = []
     for task, (schedule, share) in TASKS.items():
@@ -50,12 +51,12 @@ def count() -> list[dict]:
 
 
 def measure(boards: int, rounds: int) -> dict:
-    """Counts and times."""
+    """Count and time."""
     return {"idle": count(), "boards": boards, "rounds": rounds, "timed": time_arms(boards, rounds)}
 
 
 def time_arms(boards: int, rounds: int) -> list[dict]:
-    """Seconds of a generation and of a refinement's iteration, and how many times faster without idle lanes."""
+    """Time a generation and an iteration of refinement; return seconds and the speed-up without idle lanes."""
     model = ipr_fast.load_model("digit-sudoku-4x4")
     generator = torch.Generator().manual_seed(0)
     clues = torch.randint(0, 9, (boards,), generator=generator)
@@ -76,8 +77,10 @@ def time_arms(boards: int, rounds: int) -> list[dict]:
     return rows
 
 
-def make_run(model, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, every: bool) -> Callable:
-    """One regeneration of the free patches; with `every` lane running until the last chain is done."""
+def make_run(
+    model: Denoiser, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, every: bool
+) -> Callable[[], torch.Tensor]:
+    """Return a regeneration of the free patches; with `every`, each lane runs until the last chain is done."""
     sampling, ids = Sampling(schedule), torch.arange(len(x))
 
     def run() -> torch.Tensor:
@@ -93,7 +96,7 @@ def make_run(model, x: torch.Tensor, schedule: Schedule, free: torch.Tensor, eve
 
 
 def report(results: dict) -> str:
-    """The measurement as Markdown."""
+    """Format the measurement as Markdown."""
     lines = [
         "| idle lane-steps | lanes | as they come | longest first | and leaving, in few sizes | or one by one |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -101,19 +104,17 @@ def report(results: dict) -> str:
     for row in results["idle"]:
         shares = " | ".join(f"{100 * share:.1f} %" for share in row["idle"])
         lines.append(f"| {row['task']} | {row['lanes']:,} | {shares} |")
-    told = []
+    speedups = []
     for row in results["timed"]:
         low, middle, high = row["ratio"]
-        told.append(f"{middle:.2f} [{low:.2f}, {high:.2f}] times faster to {row['task']}")
-    machine = results["environment"]
+        speedups.append(f"{middle:.2f} [{low:.2f}, {high:.2f}] times faster to {row['task']}")
     lines += [
         "",
         f"{BOARDS:,} boards of 9x9 cells with 0 to {MOST_CLUES} clues. Timed with the bundled model on "
         f"{results['boards']} boards of 4x4 cells with 0 to 8 clues (to refine: half of the free cells), chains that "
         f"leave one by one are "
-        f"{' and '.join(told)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). "
-        f"Measured at {machine['commit']} on "
-        f"{machine['device']}, torch {machine['torch']}, threads: {machine['threads']}.",
+        f"{' and '.join(speedups)} than lanes that all run to the end ({results['rounds']} rounds, quartiles). "
+        f"{measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,8 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
-from support.counts import Counts, Operation, Step, count
+from support.chains import Step
+from support.counts import Counts, Operation, count
 from support.launches import size_of, tensors_of
 from support.subjects import num_active
 
@@ -46,7 +47,7 @@ class Work(NamedTuple):
 @torch.inference_mode()
 def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
     """Of a model without data (device "meta"), a quarter of the patches being active; with Triton kernels or twins."""
-    step = Step(model, batch, num_active(model), model.refine_schedule, "meta")
+    step = Step.begun(model, batch, num_active(model), model.refine_schedule, "meta")
     tick = count(step.tick, "meta", kernels=kernels)
     return Work(tick.operations, tick.flops, tick.bytes, least_bytes(step, tick))
 

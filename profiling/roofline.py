@@ -26,8 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from floors import MACHINES, Roof, floors, work_of_tick
 from reporting import style
-from support.chains import capture_on
-from support.counts import Step
+from support.chains import Step, capture_on
 from support.harness import device_argument
 from support.launches import can_be_counted
 from support.measure import Arm
@@ -72,7 +71,7 @@ def measure_tick(model: Denoiser, batch: int, device: torch.device, arms: dict[s
     """The median seconds of a tick, on a GPU replayed from a graph, and the yardsticks' rates in the same rounds."""
     slots = num_active(model)
     schedule = shortened(model.refine_schedule, slots, STEPS)
-    step, steps = Step(model, batch, slots, schedule, device), schedule.steps(slots)
+    step, steps = Step.begun(model, batch, slots, schedule, device), schedule.steps(slots)
     tick = capture_on(device)("tick", step.tick)
 
     def ticks() -> None:
@@ -89,7 +88,7 @@ def why_not(without_data: Denoiser, batch: int, floor: float, device: torch.devi
     if floor > LONGEST:
         return "too long"
     with PeakBytes() as memory:
-        Step(without_data, batch, num_active(without_data), without_data.refine_schedule, "meta").tick()
+        Step.begun(without_data, batch, num_active(without_data), without_data.refine_schedule, "meta").tick()
     return "no room" if memory.peak > SHARE * available_bytes(device) else None
 
 

@@ -1,4 +1,4 @@
-"""Chains in lanes of their own, whose iterations and ticks can be called one by one, and captured on a GPU."""
+"""Chains whose iterations and ticks can be called one by one, and captured on a GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,45 @@ from ipr_fast.sampling.selection import Selector
 from support import subjects
 
 
-class Chains:
-    """`batch` chains of a model, from samples x (B, C, H, W); known (B, N) bool are those patches that stay.
+class Step:
+    """The parts of an iteration on lanes that all have `slots` active patches: `begin`, then `tick` by `tick`."""
 
-    graphs: capture ticks, where there is a GPU; whole_iterations: iterations in place of ticks.
+    def __init__(self, lanes: Lanes, slots: int) -> None:
+        self.lanes, self.slots = lanes, slots
+
+    @classmethod
+    @torch.inference_mode()
+    def begun(cls, model: Denoiser, chains: int, slots: int, schedule: Schedule, device: torch.device | str) -> Step:
+        """A step without an engine, on any device, "meta" too; it has begun once, so all buffers are allocated."""
+        lanes = Lanes(model, chains, torch.device(device), Settings(0.5, 1.0))
+        lanes.set_sampling(0, schedule)
+        lanes.notes_mix = False  # only the first step of a call notes it
+        lanes.state.free.fill_(True)
+        lanes.state.size.fill_(slots)
+        step = cls(lanes, slots)
+        step.begin()
+        return step
+
+    @torch.inference_mode()
+    def begin(self) -> None:
+        """Choose patches, renoise them, prepare the model."""
+        self.lanes.begin(self.lanes.lanes, self.slots, Start(chooses=True, initial=False))
+
+    @torch.inference_mode()
+    def tick(self) -> None:
+        """One denoiser call and one update."""
+        self.lanes.tick(self.lanes.lanes, self.slots)
+
+    @torch.inference_mode()
+    def predict(self) -> None:
+        """The denoiser call of a tick."""
+        self.lanes.predict(self.lanes.lanes, self.slots)
+
+
+class Chains(Step):
+    """`batch` chains of a model with samples x (B, C, H, W) and an engine; known (B, N) bool: patches that stay.
+
+    graphs: capture ticks as CUDA graphs, on a GPU; whole_iterations: capture iterations instead.
     """
 
     def __init__(
@@ -36,22 +71,22 @@ class Chains:
         grid, sampling = model.grid, Sampling(schedule)
         self.model, self.schedule, self.known = model, schedule, known
         capture = capture_on(device) if graphs else None
-        self.lanes = Lanes(model, batch, device, Settings.of(sampling), capture, whole_iterations)
+        lanes = Lanes(model, batch, device, Settings.of(sampling), capture, whole_iterations)
         ids = torch.arange(batch, device=device)
         free = torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device) if known is None else ~known
         self.x = subjects.samples(model, batch, device)
-        self.engine = Engine(model, grid.to_patches(self.x), ids, sampling, self.lanes)
+        self.engine = Engine(model, grid.to_patches(self.x), ids, sampling, lanes)
         self.select = Selector(random_patches(subjects.RATIO), grid, free, ids, sampling.seed)
-        self.slots = self.select.most_active
+        super().__init__(lanes, self.select.most_active)
         self.iteration = 0
 
     def restart(self) -> None:
-        """Back to the samples and to before the first iteration."""
+        """Go back to the samples, before the first iteration."""
         self.engine.patches.copy_(self.model.grid.to_patches(self.x))
         self.iteration = 0
 
     def iterate(self, times: int = 1) -> None:
-        """Iterations as `refine_batch` runs them."""
+        """Run iterations as `refine_batch` does."""
         for _ in range(times):
             self.iteration += 1
             self.engine.begin(self.iteration)
@@ -59,33 +94,24 @@ class Chains:
 
     @torch.inference_mode()
     def begin(self) -> None:
-        """The first iteration up to its first tick, on the lanes themselves, which have been through an iteration.
+        """Begin the first iteration on the lanes themselves, which must have run an iteration before.
 
-        For chains without known patches: they stand in the lanes in their own order.
+        For chains without known patches: they are in the lanes in their own order.
         """
         state = self.lanes.state
         state.patches.copy_(self.model.grid.to_patches(self.x))
         state.iteration.fill_(1)
         state.choice_iteration.fill_(1)
-        self.lanes.begin(self.lanes.lanes, self.slots, Start(chooses=True, initial=False))
-
-    @torch.inference_mode()
-    def tick(self) -> None:
-        self.lanes.tick(self.lanes.lanes, self.slots)
-
-    @torch.inference_mode()
-    def predict(self) -> None:
-        """The network's part of a tick."""
-        self.lanes.predict(self.lanes.lanes, self.slots)
+        super().begin()
 
     @property
     def plan(self) -> Plan:
-        """Which chains take which steps, in one iteration."""
+        """The waves of one iteration: which chains take which steps."""
         return make_plan(self.select.counts, self.schedule, self.lanes.lanes, self.lanes.lanes_for)
 
 
 class Again:
-    """In place of a capture, where there is no GPU: the work is simply done again."""
+    """Stands in for a capture without a GPU: a replay runs the function again."""
 
     def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
         return function
@@ -95,12 +121,12 @@ class Again:
 
 
 def capture_on(device: torch.device) -> Capture:
-    """CUDA graphs, on a GPU."""
+    """Return a capture of CUDA graphs on a GPU, else `Again`."""
     return CudaCapture(device) if device.type == "cuda" else Again()
 
 
 class Replayed:
-    """A function that the first call captures, where there is a GPU; it leaves nothing but what is in buffers."""
+    """A function that the first call captures, on a GPU; its results must stay in buffers."""
 
     def __init__(self, name: str, function: Callable[[], None], device: torch.device) -> None:
         self.name, self.function, self.device = name, function, device

@@ -31,9 +31,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from ipr_fast import Denoiser, Schedule
 from ipr_fast.engine.capture_check import CaptureError, Watch
-from ipr_fast.engine.lanes import Lanes, Settings, Start
 from support.launches import is_packed, launches_to, size_of, tensors_of
 
 WHOLE = {"group_norm", "linear", "scaled_dot_product_attention", "upsample_bilinear2d", "upsample_nearest2d"}
@@ -102,30 +100,6 @@ def count(work: Callable[[], object], device: torch.device | str, *, kernels: bo
     ):
         work()
     return counts
-
-
-class Step:
-    """An iteration's parts, `begin` and then `tick` by `tick`, for chains of a model with `slots` active patches each.
-
-    It has begun once, so that every buffer is there.
-    """
-
-    @torch.inference_mode()
-    def __init__(
-        self, model: Denoiser, chains: int, slots: int, schedule: Schedule, device: torch.device | str
-    ) -> None:
-        self.lanes, self.slots = Lanes(model, chains, torch.device(device), Settings(0.5, 1.0)), slots
-        self.lanes.set_sampling(0, schedule)
-        self.lanes.notes_mix = False  # as in every step but a call's first
-        self.lanes.state.free.fill_(True)
-        self.lanes.state.size.fill_(slots)
-        self.begin()
-
-    def begin(self) -> None:
-        self.lanes.begin(self.lanes.lanes, self.slots, Start(chooses=True, initial=False))
-
-    def tick(self) -> None:
-        self.lanes.tick(self.lanes.lanes, self.slots)
 
 
 class _Counting(TorchDispatchMode):

@@ -1,7 +1,7 @@
-"""The operations of kernels/ as their formulas are written, in float64: what their torch twins are checked against.
+"""The operations of kernels/ by their formulas, in float64: the torch twins are checked against these.
 
-Nothing of kernels/ is used here: Philox runs on unsigned integers of numpy, a choice is Python's sort, the posterior
-step is that of ipr_fast/sampling/flow.py. Inputs are left alone. Shapes are those that the operations' own files give.
+Independent of kernels/: Philox uses numpy's unsigned integers, a choice is Python's sort, the posterior step is that of
+ipr_fast/sampling/flow.py, norms and attention are torch's own. Inputs are not modified. Shapes: see kernels/.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ipr_fast import Schedule
 from ipr_fast.sampling import flow
@@ -96,9 +97,7 @@ def denoise(
 
 
 def layer_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    h, scale, shift = h.double(), scale.double(), shift.double()
-    centred = h - h.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * (1 + scale) + shift
+    return F.layer_norm(h.double(), h.shape[-1:], eps=eps) * (1 + scale.double()) + shift.double()
 
 
 def gated_sum(h: Tensor, gate: Tensor, x: Tensor) -> Tensor:
@@ -106,18 +105,11 @@ def gated_sum(h: Tensor, gate: Tensor, x: Tensor) -> Tensor:
 
 
 def group_norm(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: Tensor, index: Tensor) -> Tensor:
-    """With the rows of the cells added before, and SiLU after."""
-    cells = rows.double()[index].permute(0, 3, 1, 2)
-    for axis in (2, 3):
-        cells = cells.repeat_interleave(h.shape[axis] // cells.shape[axis], axis)
-    grouped = (h.double() + cells).unflatten(1, (groups, -1))
-    centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
-    normed = (centred / (centred.square().mean((2, 3, 4), keepdim=True) + eps).sqrt()).flatten(1, 2)
-    out = normed * weight.double()[:, None, None] + bias.double()[:, None, None]
-    return out * out.sigmoid()
+    """GroupNorm and SiLU of h plus each cell's row."""
+    cells = F.interpolate(rows.double()[index].permute(0, 3, 1, 2), h.shape[2:], mode="nearest")
+    return F.silu(F.group_norm(h.double() + cells, groups, weight.double(), bias.double(), eps))
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    q, keys, values = (x.double().unflatten(-1, (heads, -1)) for x in (q, keys, values))
-    weights = torch.einsum("bahd,bnhd->bhan", q, keys).div(q.shape[-1] ** 0.5).softmax(-1)
-    return torch.einsum("bhan,bnhd->bahd", weights, values).flatten(2)
+    q, keys, values = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, keys, values))
+    return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""The command line that the measurements of results share: measure, print, write; or print an earlier one."""
+"""The command line of bench/lanes.py and bench/waves.py: measure, write, print; or print an earlier measurement."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from ipr_fast.evaluation import environment
-from ipr_fast.files import prepare_folder, write_json
+from ipr_fast.files import check_no_folders, prepare_folder, write_json
 
 
 def run(document: str, measure: Callable[..., dict], report: Callable[[dict], str], **options: dict) -> None:
-    """Call `measure` with the options that were given, write what it returns where --out says, and print its report.
+    """Call `measure` with the options, write its result and environment to --out, and print its report.
 
-    options: what `add_argument` takes, by the name of measure's argument. `--report FILE.json` measures nothing.
+    options: keyword arguments of `add_argument`, by the argument of `measure`. `--report FILE.json` measures nothing.
     """
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, keywords in options.items():
@@ -25,40 +23,29 @@ def run(document: str, measure: Callable[..., dict], report: Callable[[dict], st
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="print this measurement, measure nothing")
     arguments = vars(parser.parse_args())
     out, earlier = arguments.pop("out"), arguments.pop("report")
-    if earlier is not None:
-        try:
-            results = json.loads(earlier.read_text())
-        except (OSError, ValueError) as error:
-            parser.error(f"{earlier}: {error}")
-    else:
-        if out is not None and (out.is_dir() or not _nearest(out).is_dir()):
-            parser.error(f"{out}: is a folder, or below a file")  # said before the work, not after it
-        try:
-            measured = measure(**arguments)
-        except ValueError as error:
-            parser.error(str(error))
-        device = torch.device(arguments["device"]) if "device" in arguments else None
-        results = {**measured, "environment": environment.describe(device)}
-        if out is not None:
-            prepare_folder(out.parent)
-            write_json(out, results)
     try:
+        if earlier is not None:
+            results = json.loads(earlier.read_text())
+        else:
+            if out is not None:  # before the work
+                check_no_folders([out])
+                prepare_folder(out.parent)
+            results = {**measure(**arguments), "environment": environment.describe()}
+            if out is not None:
+                write_json(out, results)
         print(report(results))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     except (KeyError, TypeError) as error:
         parser.error(f"{earlier}: not a measurement of this script ({error!r})")
 
 
-def _nearest(path: Path) -> Path:
-    """What exists of the folders above a path."""
-    return next(folder for folder in path.absolute().parents if folder.exists())
-
-
 def at_least(least: int) -> Callable[[str], int]:
-    """What reads an option that is a whole number, and not below `least`."""
+    """Return an argparse type: a whole number >= `least`."""
 
     def number(text: str) -> int:
         if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return int(text)
 
     return number

@@ -8,7 +8,8 @@ import pytest
 import torch
 from guard import HOST, SLACK, Row
 from support import launches
-from support.counts import Step, count
+from support.chains import Step
+from support.counts import count
 from torch import nn
 from torch.nn import functional as F
 
@@ -117,7 +118,7 @@ def test_packed_layers_have_the_flops_of_plain_ones_but_for_upsampling(model, mo
         for way in ("packed", "plain"):
             if way == "plain":
                 monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)
-            step = Step(network.eval().requires_grad_(False), 2, 4, SCHEDULE, "cpu")
+            step = Step.begun(network.eval().requires_grad_(False), 2, 4, SCHEDULE, "cpu")
             found[name, way] = count(step.tick, "cpu").flops
         monkeypatch.undo()
     assert found["transformer", "packed"] == found["transformer", "plain"]
@@ -135,7 +136,7 @@ def test_tensors_without_data_count_as_those_with(model, network, monkeypatch):
         model = PatchTransformer(model.config).eval().requires_grad_(False)
     found = []
     for device in ("cpu", "meta"):
-        step = Step(model.to(device), 2, 4, SCHEDULE, device)
+        step = Step.begun(model.to(device), 2, 4, SCHEDULE, device)
         found.append([guard.summary(count(part, device)) for part in (step.begin, step.tick)])
     assert found[0] == found[1]
     assert found[0][1][HOST] == 0
@@ -143,7 +144,7 @@ def test_tensors_without_data_count_as_those_with(model, network, monkeypatch):
 
 @needs_triton
 def test_kernels_are_counted_and_not_launched(model):
-    step = Step(PatchTransformer(model.config).to("meta"), 5, 4, SCHEDULE, "meta")
+    step = Step.begun(PatchTransformer(model.config).to("meta"), 5, 4, SCHEDULE, "meta")
     begin, tick = (count(part, "meta", kernels=True) for part in (step.begin, step.tick))
     assert begin.by_name["renoise_kernel"] == tick.by_name["advance_kernel"] == tick.by_name["denoise_kernel"] == 1
     assert tick.by_name["partial_attention_kernel"] == model.config.depth
