@@ -1,12 +1,11 @@
 """refine_batch against the plain loops of baselines/loops.py, and SRMUNet against its published formula.
 
-All arms of a comparison run the same weights and the same steps, with the same threads. Rates are chain-iterations a
-second, so an arm may run fewer of them: `one at a time` takes two chains, since its rate does not depend on how many
-there are. Schedules are shortened, so that an iteration takes a few steps: what refine_batch does once an iteration
-weighs more than in a long one, and counts against it.
+All arms of a comparison run the same weights and steps, with the same threads. Rates are chain-iterations per second,
+so an arm may run fewer: `one at a time` takes two chains, as its rate does not depend on their number. Schedules are
+shortened to a few steps; the cost of beginning an iteration then weighs more than usual, against refine_batch.
 
 float32 is without TF32 in all arms. In bfloat16 a transformer's weights are bfloat16; the baseline's UNet runs under
-autocast, as its formula computes embeddings of levels in float32.
+autocast, as its formula embeds levels in float32.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def clock(clock: Clock) -> Clock:
-    """Something of the time is for the benchmarks after these."""
+    """Half of the time, to leave some for later benchmarks."""
     return clock.share(0.5)
 
 
 class Comparison:
-    """A model and what it is compared with, on a device, in the precision of a case."""
+    """A model and its baselines, on a device, in the precision of a case."""
 
     def __init__(self, case: Case, model: Denoiser, device: torch.device) -> None:
         self.case, self.device = case, device
@@ -73,7 +72,7 @@ class Comparison:
 
     @cached_property
     def compiled(self) -> loops.Network:
-        torch.compiler.reset()  # of the earlier cases' shapes: beyond a few, it would fall back to eager
+        torch.compiler.reset()  # after a few shapes of earlier cases it would fall back to eager
         return loops.compiled(self.network)
 
     def ours(self) -> Tensor:
@@ -81,7 +80,7 @@ class Comparison:
         return ipr_fast.refine_batch(self.x, policy, self.case.iters, model=self.model, schedule=schedule)
 
     def arms(self) -> dict[str, Arm]:
-        """The loops that the case names, an iteration each."""
+        """The case's loops, one iteration each."""
         alone, on_cpu = subjects.samples(self.model, ALONE, self.device).cpu(), loops.TorchNoise(torch.device("cpu"))
         one_at_a_time = partial(loops.one_at_a_time, self.network, alone, 1, self.sampling, on_cpu, self.device)
         found = {
@@ -108,7 +107,7 @@ class Comparison:
 
 
 def test_loops(case: Case, measure: Measure, device: torch.device, sizes: str) -> None:
-    """Chain-iterations a second of refine_batch and of the loops."""
+    """Chain-iterations per second of refine_batch and of the loops."""
     measure.may_take(case.needs)
     if "compiled" in case.against:
         need_compiler(device)
@@ -134,11 +133,10 @@ def test_loops(case: Case, measure: Measure, device: torch.device, sizes: str) -
 
 @torch.inference_mode()
 def test_network(batch: int, call: str, measure: Measure, device: torch.device, sizes: str) -> None:
-    """Samples a second through one call of SRMUNet, against the formula that embeds the level of every pixel.
+    """Samples per second through one call of SRMUNet, against the formula that embeds the level of every pixel.
 
-    Levels are of a schedule with thirty steps a patch. "All patches" gives each patch one of them; "a quarter active"
-    is what refinement calls: a quarter of the patches have a level, the others are clean. As the engine does, levels
-    are tabulated before.
+    Levels are those of a schedule with thirty steps per patch, tabulated as in the engine. "All patches" gives every
+    patch a level; "a quarter active" is a call of refinement, with the other patches clean.
     """
     model = subjects.makers(sizes == "smoke")["Even Pixels"]().to(device)
     per_pixel: PerPixelUNet = loops.baseline_network(model).inner
@@ -172,7 +170,7 @@ def test_network(batch: int, call: str, measure: Measure, device: torch.device, 
 
 @contextmanager
 def fitting() -> Iterator[None]:
-    """Work that is left out where it does not fit into the memory."""
+    """Skip work that does not fit into memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -180,7 +178,7 @@ def fitting() -> Iterator[None]:
 
 
 def need_compiler(device: torch.device) -> None:
-    """Skip the benchmark where torch.compile cannot work: on a CPU it makes C++."""
+    """Skip the benchmark if torch.compile cannot compile C++, which it needs on a CPU."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(name) is None:
         pytest.skip(f"torch.compile needs a C++ compiler, and there is no {name}")

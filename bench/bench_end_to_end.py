@@ -1,9 +1,8 @@
-"""Chain-iterations a second of refine_batch and its memory, against the batch, the iterations, alpha and the model.
+"""Rate and memory of refine_batch, against batch size, iterations, alpha and model.
 
-Memory is the most bytes of tensors at a time beside model and samples, in a first call: counted by
-ipr_fast.engine.memory on a CPU, asked of the allocator on a GPU. The result of that call is what is checked. Rates are
-of iterations with so many steps as the facts say: long schedules are shortened, and where a step a patch is too many,
-all patches go at once.
+The rate is chain-iterations per second, of iterations with `steps` steps: long schedules are shortened. Memory is the
+peak of tensor bytes beside model and samples in a first call, counted by ipr_fast.engine.memory on a CPU, by the
+allocator on a GPU. The result of that call is checked.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from torch import Tensor
 import ipr_fast
 
 pytestmark = [pytest.mark.benchmark(group="end to end"), pytest.mark.usefixtures("keep_lanes")]
-WHOLE = 1000  # steps: the model's own schedule
+WHOLE = 1000  # most_steps for the model's own schedule
 
 
 class Point(NamedTuple):
-    """One point of a sweep. most_steps: of an iteration. needs: seconds that it takes, about."""
+    """One point of a sweep. most_steps: of an iteration. needs: about how many seconds it takes."""
 
     sweep: str
     subject: str
@@ -42,7 +41,7 @@ class Point(NamedTuple):
 
 
 def points(sizes: str) -> Iterator[Point]:
-    """All sweeps, the largest batches last."""
+    """Yield all sweeps, the largest batches last."""
     transformer, unet = "4x4 transformer", "Even Pixels"
     if sizes == "smoke":
         yield from (Point("batch", name, batch, most_steps=4) for name in (transformer, unet) for batch in (1, 5))
@@ -55,7 +54,7 @@ def points(sizes: str) -> Iterator[Point]:
         yield from (Point("model", name, 1, most_steps=1, needs=slow.get(name, 5.0)) for name in models)
         yield from sweeps(transformer, 16)
         yield from (Point("batch", unet, batch, most_steps=5, needs=5 + 2 * batch) for batch in (1, 4, 16))
-        # Long calls of few chains: what is done once a call is to weigh little, as it does in a refinement of fifty.
+        # Many iterations for few chains, so that the cost of a call is small, as in a refinement of fifty.
         iters = {1: 20, 4: 20, 16: 10, 64: 8, 256: 4, 1024: 2, 4096: 1}
         yield from (Point("batch", transformer, b, n, most_steps=4, needs=5 + b / 100) for b, n in iters.items())
     else:
@@ -70,7 +69,7 @@ def points(sizes: str) -> Iterator[Point]:
 
 
 def sweeps(subject: str, batch: int) -> Iterator[Point]:
-    """Against the number of iterations, shortened ones, and against alpha, by the model's own schedule."""
+    """Yield sweeps of iterations, shortened, and of alpha, with the model's own schedule."""
     yield from (Point("iters", subject, batch, iters=iters, most_steps=5) for iters in (1, 2, 5, 10))
     yield from (Point("ratio", subject, batch, ratio=ratio) for ratio in (0.1, 0.25, 0.5, 1.0))
 
@@ -81,7 +80,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def clock(clock: Clock) -> Clock:
-    """Something of the time is for the benchmarks after these."""
+    """Half of the time, to leave some for later benchmarks."""
     return clock.share(0.5)
 
 
@@ -101,7 +100,7 @@ def test_refine_batch(point: Point, measure: Measure, device: torch.device, size
         if point.sweep == "iters":
             once, _ = most_bytes(lambda: refine(iters=1), device)
             assert size == once, f"{point.iters} iterations take {size} bytes, one takes {once}"
-        # A chain does not depend on its batch, so the reference needs to refine the first ones alone.
+        # A chain does not depend on its batch, so the reference refines the first ones only.
         expected = refine(chains=gate.CHECKED, backend="reference")
         assert (expected != x[: gate.CHECKED]).any(), "nothing was refined"
         return gate.closeness(refined[: gate.CHECKED], expected, "the reference")

@@ -1,11 +1,11 @@
-"""Each operation of kernels/: its Triton kernel on a GPU, its torch twin on a CPU, which is what the engine runs there.
+"""The operations of kernels/: Triton kernels on a GPU, torch twins on a CPU, as the engine runs them.
 
-A kernel must first equal its twin, and a twin its definition in float64. What memory bounds is measured in bytes that
-must move, against a copy that moves as many; attention in floating-point operations, against a matrix product, and
-against torch's attention of all tokens.
+A kernel is first checked against its twin, a twin against its definition in float64. Memory-bound operations are
+measured in bytes that must move, against a copy of as many; attention in FLOPs, against a matrix product and torch's
+attention of all tokens.
 
-A work is many calls, replayed as one graph on a GPU, each in turn on other buffers, which together are more than the
-caches of a GPU hold (up to 64 of them: those of `advance` fit). What is written in place is restored before each work.
+A timed work is many calls, on a GPU as one graph, that rotate over buffers larger than its caches (up to 64 of them:
+those of `advance` fit). Buffers written in place are restored before each work.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.benchmark(group="operations")
 SMOKE_BATCH, FULL_BATCH = 2, 4096
 CACHE = 256 * 2**20  # bytes; more than the second-level cache of any GPU
 MOST_BUFFERS, MOST_CALLS, CALLS_ON_GPU = 64, 1024, 16
-LEAST, NEEDS = 0.002, 3.0  # seconds: that a work takes on a CPU at the least, and a benchmark about
-# Of the largest value that a result may be off. In bfloat16: those of weights and of results, on either side.
+LEAST, NEEDS = 0.002, 3.0  # seconds: of a work on a CPU, at least; of a benchmark, about
+# Tolerance in roundings of the largest value. In bfloat16: of weights and of results, on both sides.
 ROUNDINGS = {torch.float32: 32, torch.bfloat16: 4}
 
 
 class Case(NamedTuple):
-    """An operation at a shape: `make(batch, device, seed)`, with so many chains where sizes are small."""
+    """An operation at a shape, from `make(batch, device, seed)`; small: its chains at small sizes."""
 
     operation: str
     shape: str
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """All, the networks' own at the sizes of the bundled transformer, a 9x9 one and the UNet of Even Pixels."""
+    """Return all operations at the shapes of the bundled transformer, a 9x9 one and the UNet of Even Pixels."""
     of_step = {
         "renoise": operations.renoise_chosen,
         "normals": operations.renoise_all,
@@ -73,7 +73,7 @@ def cases() -> list[Case]:
 
 
 def in_turn(calls: Sequence[Callable[[], object]], number: int, device: torch.device) -> Replayed:
-    """So many calls as one work; on a GPU, a graph of them."""
+    """Return `number` calls, in turn, as one work; on a GPU, as a graph."""
 
     def work() -> None:
         for i in range(number):
@@ -83,7 +83,7 @@ def in_turn(calls: Sequence[Callable[[], object]], number: int, device: torch.de
 
 
 def calls_in_a_work(call: Callable[[], object], device: torch.device) -> int:
-    """Enough that what surrounds a work, its synchronisation above all, weighs little."""
+    """Return how many calls make the overhead of a work, above all its synchronisation, small."""
     if device.type == "cuda":
         return CALLS_ON_GPU
     call()
@@ -91,7 +91,7 @@ def calls_in_a_work(call: Callable[[], object], device: torch.device) -> int:
 
 
 def buffers_for(first: Operation, device: torch.device) -> int:
-    """How many operations to go round, each with buffers of its own."""
+    """Return over how many sets of buffers to rotate."""
     if device.type == "cuda":
         return min(MOST_BUFFERS, math.ceil(CACHE / first.bytes))
     first.reset()
@@ -99,7 +99,7 @@ def buffers_for(first: Operation, device: torch.device) -> int:
 
 
 def check(operation: Operation, device: torch.device) -> Check:
-    """What `run` gives against the twin on a GPU, else against the definition: the tensor that is the furthest off."""
+    """Check `run` against the twin on a GPU, else against the definition; return the check of the worst tensor."""
     operation.reset()
     found = [tensor.clone() for tensor in operation.run()]
     operation.reset()
@@ -111,7 +111,7 @@ def check(operation: Operation, device: torch.device) -> Check:
 
 
 def _apart(found: Tensor, expected: Tensor, roundings: int) -> tuple[float, float]:
-    """The largest difference, infinite where it is undefined, and what it may be: of integers nothing."""
+    """Return the largest difference, infinite if undefined, and its tolerance: 0 for integers."""
     assert found.shape == expected.shape, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     difference = (found.double() - expected.double()).abs().max().nan_to_num(nan=torch.inf).item()
     if not found.is_floating_point():
@@ -121,7 +121,7 @@ def _apart(found: Tensor, expected: Tensor, roundings: int) -> tuple[float, floa
 
 
 def copy_arm(size: int, buffers: int, device: torch.device) -> Arm:
-    """Copies that move `size` bytes each, half of them read and half written, round as many buffers."""
+    """Return copies that move `size` bytes each, half read and half written, rotating over `buffers` buffers."""
     pairs = [torch.zeros(2, max(1, size // 8), device=device) for _ in range(buffers)]
     calls = [partial(pair[0].copy_, pair[1]) for pair in pairs]
     number = max(buffers, calls_in_a_work(calls[0], device))
@@ -129,7 +129,7 @@ def copy_arm(size: int, buffers: int, device: torch.device) -> Arm:
 
 
 def product_arm(dtype: torch.dtype, device: torch.device) -> Arm:
-    """A matrix product large enough to keep the device busy."""
+    """Return a matrix product large enough to keep the device busy."""
     size = 8192 if device.type == "cuda" else 512
     a, b = Inputs(device, 0).normals(2, size, size, dtype=dtype)
     number = calls_in_a_work(lambda: a @ b, device)
@@ -137,7 +137,7 @@ def product_arm(dtype: torch.dtype, device: torch.device) -> Arm:
 
 
 def yardsticks(sets: Sequence[Operation], ours: Arm, calls: int, device: torch.device) -> dict[str, Arm]:
-    """What an operation is measured against."""
+    """Return the yardsticks of an operation."""
     first = sets[0]
     if first.plain is None:
         return {"copy": copy_arm(first.bytes, len(sets), device)}

@@ -1,8 +1,7 @@
-"""A step: what a tick costs beside the network, with graphs and without, and what it costs that chains differ.
+"""Cost of a tick outside the network, of ragged batches, and of running without graphs.
 
-Every round starts from the same samples, and the first must give what the reference gives for a few of the chains.
-Graphs need a GPU. There, torch's profiler also tells which kernels the time outside the network goes to, and how often
-the host waits for the device while graphs are replayed, which must be never.
+Every round starts from the same samples; the first is checked against the reference on a few chains. Graphs need a GPU.
+There, torch's profiler also shows the kernels outside the network, and host waits during replays, which must be none.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from ipr_fast.engine.precision import float32_products
 pytestmark = pytest.mark.benchmark(group="step")
 MOST_STEPS = {"4x4 transformer": 16, "9x9 transformer": 48, "Even Pixels": 3, "MNIST Sudoku": 5}
 UNETS = "Even Pixels", "MNIST Sudoku"
-GRAPHS = {"tick graphs": False, "iteration graphs": True}  # whether iterations are captured as a whole
-TRACE_NEEDS = 20.0  # seconds, for which the others leave room on a GPU
-AIM = {"batch": 64, "outside_share": 0.03}  # of a UNet's ticks on a GPU
+GRAPHS = {"tick graphs": False, "iteration graphs": True}  # whole iterations captured?
+TRACE_NEEDS = 20.0  # seconds that other benchmarks leave for the trace on a GPU
+AIM = {"batch": 64, "outside_share": 0.03}  # target for a UNet's ticks on a GPU
 
 
 class Case(NamedTuple):
-    """So many chains of a model; needs: seconds that they take, about."""
+    """`batch` chains of a model. needs: about how many seconds they take."""
 
     subject: str
     batch: int
@@ -43,7 +42,7 @@ class Case(NamedTuple):
         return f"{self.subject}, {self.batch}"
 
     def chains(self, device: torch.device, **options: object) -> Chains:
-        """With the model's own schedule of refinement, shortened where its steps take long."""
+        """Return the chains, with the model's refinement schedule, shortened if its steps take long."""
         model = subjects.makers(self.smoke)[self.subject]().to(device)
         steps = 4 if self.smoke else MOST_STEPS[self.subject]
         schedule = subjects.shortened(model.refine_schedule, subjects.num_active(model), steps)
@@ -88,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_tick(case: Case, measure: Measure, device: torch.device) -> None:
-    """Ticks against the network's part of them, both from the same state; replayed on a GPU, so without the host."""
+    """Time ticks against their denoiser calls, both from the same state; replayed on a GPU, without the host."""
     may_take(case, measure)
     chains = case.chains(device, graphs=False)
     chains.iterate()
@@ -110,7 +109,7 @@ def test_tick(case: Case, measure: Measure, device: torch.device) -> None:
 
 
 def test_ragged(case: Case, measure: Measure, device: torch.device) -> None:
-    """Chains of 0 clues to a third of the patches against chains without any, by the steps that chains need."""
+    """Time chains with 0 clues to a third of the patches against chains without, per step that chains need."""
     may_take(case, measure)
     plain = case.chains(device)
     chains = case.chains(device, known=clues(case.batch, plain.model.grid.num_patches, device))
@@ -122,7 +121,7 @@ def test_ragged(case: Case, measure: Measure, device: torch.device) -> None:
 
 
 def test_graphs(case: Case, variant: str, measure: Measure, device: torch.device) -> None:
-    """Whole iterations, by the tick, on graphs against without."""
+    """Time whole iterations, per tick, with graphs against without."""
     skip_without_gpu(device)
     may_take(case, measure)
     eager = case.chains(device, graphs=False)
@@ -135,7 +134,7 @@ def test_graphs(case: Case, variant: str, measure: Measure, device: torch.device
 
 @pytest.fixture(scope="module")
 def trace(device: torch.device, sizes: str, clock: Clock) -> list[dict]:
-    """Of all cases in one recording: some versions of CUPTI see nothing in a second one."""
+    """One recording of all cases, as some versions of CUPTI see nothing in a second one."""
     skip_without_gpu(device)
     if not clock.fits(TRACE_NEEDS):
         pytest.skip(f"{clock.left():.0f} s are left, and the trace needs about {TRACE_NEEDS:.0f}")
@@ -152,9 +151,9 @@ def trace(device: torch.device, sizes: str, clock: Clock) -> list[dict]:
 
 
 def test_replays(case: Case, measure: Measure, device: torch.device, trace: list[dict]) -> None:
-    """What the profiler saw: waits of the host in three iterations, kernels of eager ticks outside the network.
+    """Count host waits in three replayed iterations, and kernels of eager ticks outside the network.
 
-    Last, since the profiler slows down what comes after it.
+    It comes last, as the profiler slows down later work.
     """
     waits = device_trace.waits(trace, f"replays of {case}")
     outside = device_trace.time_by_place(trace, f"ticks of {case}", "network")
@@ -166,7 +165,7 @@ def test_replays(case: Case, measure: Measure, device: torch.device, trace: list
 
 
 def may_take(case: Case, measure: Measure) -> None:
-    """Skip where a case would leave too little time, on a GPU for the trace as well."""
+    """Skip a case without enough time left for it and, on a GPU, for the trace."""
     measure.may_take(case.needs + (TRACE_NEEDS if measure.device.type == "cuda" else 0.0))
 
 
@@ -182,7 +181,7 @@ def check_iteration(chains: Chains) -> Check:
 
 
 def against_the_reference(chains: Chains, patches: Tensor) -> Check:
-    """Patches (B, N, P) of chains after their first iteration: the first few, since none depends on its batch."""
+    """Check patches (B, N, P) after the first iteration; a few chains, as none depends on its batch."""
     few = slice(gate.CHECKED)
     known = None if chains.known is None else chains.known[few]
     options = {"model": chains.model, "schedule": chains.schedule, "known": known, "backend": "reference"}
@@ -192,19 +191,19 @@ def against_the_reference(chains: Chains, patches: Tensor) -> Check:
 
 
 def outside_share(record: Record) -> dict[str, object]:
-    """The share of each round's ticks that the network does not take."""
+    """Return the share of a tick outside the network, in quartiles over the rounds."""
     return {"outside_share": quartiles([1 - ratio for ratio in record.ratios("network")])}
 
 
 def clues(batch: int, num_patches: int, device: torch.device) -> Tensor:
-    """(batch, num_patches) bool: 0 to a third of the patches, as many chains of each number."""
+    """Return clues (batch, num_patches) bool, uniformly 0 to a third of the patches."""
     generator = torch.Generator(device).manual_seed(0)
     number = torch.randint(0, num_patches // 3, (batch, 1), generator=generator, device=device)
     return torch.rand(batch, num_patches, generator=generator, device=device).argsort(1).argsort(1) < number
 
 
 def marked_ticks(chains: Chains) -> None:
-    """An iteration's ticks, in which the network's calls are ranges of that name."""
+    """Run an iteration's ticks, with denoiser calls in ranges named "network"."""
     with device_trace.marked(chains.model, "network"):
         repeat(chains.tick, chains.plan.steps)
 

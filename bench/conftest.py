@@ -1,4 +1,4 @@
-"""The benchmarks' options, what a benchmark is given, and the summary at the end.
+"""Options, fixtures and final summary of `pytest bench`.
 
     pytest bench                                  on a CPU, sizes for two cores; on a GPU, full ones
     pytest bench --benchmark-json FILE.json       and write the figures down, for bench/report.py
@@ -8,6 +8,8 @@ A benchmark is a test of a file bench_*.py that uses the fixture `measure`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import report
@@ -28,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ipr_fast")
     group.addoption("--device", help="where to measure (default: cuda where there is one, else cpu)")
     group.addoption("--sizes", choices=("smoke", "small", "full"), help="default: full on a GPU, else small")
-    group.addoption("--minutes", type=float, help="leave out what no longer fits into so many minutes")
-    group.addoption("--commit", help="what is measured, where these files are a copy without their history")
+    group.addoption("--minutes", type=float, help="skip benchmarks that no longer fit into this time")
+    group.addoption("--commit", help="the measured commit, for a copy of the files without history")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -37,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")  # of torch.compile itself
     if config.option.verbose <= 0:
-        config.option.benchmark_quiet = True  # the summary at the end says it with ratios
+        config.option.benchmark_quiet = True  # the final summary has the ratios
     if config.option.device is not None:
         try:
             usable_device("--device", config.option.device)
@@ -52,13 +54,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def sizes(request: pytest.FixtureRequest) -> str:
-    """Which sizes to measure: "smoke", "small" or "full"."""
+    """ "smoke", "small" or "full"."""
     return sizes_of(request.config)
 
 
 @pytest.fixture
 def keep_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep any graphs: calls here have few iterations and stand for long ones, so none is to capture again."""
+    """Keep graphs of any size: the short calls here stand for long ones, so none may capture again."""
     monkeypatch.setattr(graph_cache, "KEPT_SHARE", 1.0)
 
 
@@ -69,7 +71,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 
 
 @pytest.fixture
-def measure(benchmark, device, clock, request) -> Measure:
+def measure(benchmark: object, device: torch.device, clock: Clock, request: pytest.FixtureRequest) -> Iterator[Measure]:
     with float32_products(device, tf32=False):
         yield Measure(benchmark, device, clock, request.config.stash[RECORDS])
     graph_cache.drop_kept()
@@ -77,7 +79,7 @@ def measure(benchmark, device, clock, request) -> Measure:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """The machine and the versions, and not the host's name."""
+    """Record machine and versions, without the host's name."""
     machine_info.clear()
     machine_info.update(environment.describe(commit=config.getoption("--commit")) | {"sizes": sizes_of(config)})
 
@@ -87,14 +89,14 @@ def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo) -> None:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
-    """Say of a file that it is not whole: there is no figure of a benchmark that failed or was not reached."""
+    """Mark a file as incomplete if a benchmark failed or was not reached."""
     stats = config.pluginmanager.get_plugin("terminalreporter").stats
     wrong = [f"{len(stats[name])} {name}" for name in ("failed", "error") if stats.get(name)] + INTERRUPTED
     output_json["machine_info"]["bench"] = {"passed": not wrong, "summary": ", ".join(wrong) or "all passed"}
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:
-    """It stands among the machine's facts, with a plus sign where files differ from it."""
+    """Drop it: the environment has the commit."""
     commit_info.clear()
 
 

@@ -1,13 +1,12 @@
-"""All checks and benchmarks that need a GPU, in one go.
+"""Run all checks and benchmarks that need a GPU.
 
     python bench/gpu.py [--minutes 8] [--out FILE.json]     on a CUDA device; default bench/results/bench-DEVICE.json
     python bench/gpu.py --only bench                        or --only checks: one of the two
     python bench/gpu.py --smoke                             tiny models, without a GPU too, to try this script itself
 
-`pytest -m gpu`, then `pytest bench`, each in a process of its own that is ended when it takes too long. Benchmarks
-leave out, and say so, what no longer fits into the time. Of those that fail there is no figure, and the others' are
-kept; what the checks gave is written beside them, as `checks` in `machine_info`. The status is 1 if anything failed.
-It needs the package installed, or PYTHONPATH at the root of the repository.
+Runs `pytest -m gpu`, then `pytest bench`, each in a process that is killed when it takes too long. Benchmarks that no
+longer fit into the time are skipped; failed ones have no figure. The outcome of the checks is written as `checks` in
+`machine_info`. The status is 1 if anything failed. Needs the package installed, or PYTHONPATH at the repository's root.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ from ipr_fast.files import prepare_folder, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS, BENCH = "checks", "bench"
-CHECKS_SHARE = 0.4  # of the time, at the most
-GRACE = 60.0  # seconds that benchmarks may take beyond their time: what has begun is finished, then JSON is written
-# Quiet already by pyproject.toml; quieter still, pytest would leave out its last line.
+CHECKS_SHARE = 0.4  # of the time, at most
+GRACE = 60.0  # seconds beyond their time for benchmarks to finish and write JSON
+# pyproject.toml has -q; with another, pytest would omit its last line.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
 
 
 class Outcome(NamedTuple):
-    """How a process ended: whether all is well, and its last line or what became of it."""
+    """The end of a process: whether it passed, and its last line or how it died."""
 
     passed: bool
     summary: str
 
 
 def run(command: Sequence[str], limit: float) -> Outcome:
-    """Run a command at the root of the repository, its output shown as it comes; killed after `limit` seconds."""
+    """Run a command at the repository's root, showing its output; kill it after `limit` seconds."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     killed, last = threading.Event(), "no output"
     with subprocess.Popen(
@@ -58,12 +57,12 @@ def run(command: Sequence[str], limit: float) -> Outcome:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that what it has started, as torch.compile's workers, ends with it
+        start_new_session=True,  # to kill its children too, such as torch.compile's workers
     ) as process:
 
         def kill() -> None:
             killed.set()
-            with suppress(ProcessLookupError):  # it has just ended by itself
+            with suppress(ProcessLookupError):  # already ended
                 os.killpg(process.pid, signal.SIGKILL)
 
         timer = threading.Timer(limit, kill)
@@ -86,12 +85,12 @@ def run(command: Sequence[str], limit: float) -> Outcome:
 
 
 def check(limit: float) -> Outcome:
-    """The tests that need a GPU."""
+    """Run the tests that need a GPU."""
     return run([*PYTEST, "-m", "gpu"], limit)
 
 
 def measure(clock: Clock, sizes: str, commit: str | None) -> tuple[Outcome, dict | None]:
-    """The benchmarks; and what pytest-benchmark has written, which it does at its end only: None if there is none."""
+    """Run the benchmarks; return the outcome and pytest-benchmark's JSON, None if it did not get to write it."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "bench.json")
         options = ["--sizes", sizes, "--minutes", f"{clock.left() / 60:.3f}", "--benchmark-json", str(written)]
@@ -102,7 +101,7 @@ def measure(clock: Clock, sizes: str, commit: str | None) -> tuple[Outcome, dict
 
 
 def default_path(figures: dict, smoke: bool) -> Path:
-    """Beside the other results, by the device's name; of a trial, in a folder of its own."""
+    """Return bench/results/bench-DEVICE.json; for a smoke run, a file in a temporary folder."""
     if smoke:
         return Path(tempfile.mkdtemp(prefix="ipr-fast-")) / "gpu-smoke.json"
     name = figures["machine_info"]["device"].lower().removeprefix("nvidia")
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=(CHECKS, BENCH))
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, help="a .json file (default bench/results/bench-DEVICE.json)")
-    parser.add_argument("--commit", help="what is measured, where these files are a copy without their history")
+    parser.add_argument("--commit", help="the measured commit, for a copy of the files without history")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.minutes < float("inf"):
         parser.error(f"--minutes must be a number, at least 0, got {arguments.minutes}")

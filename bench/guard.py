@@ -1,4 +1,4 @@
-"""Whether the engine does more than it did: counts that no machine and no load can change, against a stored baseline.
+"""Guard against extra work: compare counts, which no machine or load changes, with a stored baseline.
 
     python bench/guard.py             compare with bench/results/guard.json; exit status 1 where a count has grown
     python bench/guard.py --update    store what is counted now
@@ -34,12 +34,12 @@ from ipr_fast.models import packed
 BASELINE = Path(__file__).parent / "results" / "guard.json"
 HOST = "host synchronisations"
 SLACK = {"operator calls": 0.0, HOST: 0.0, "FLOPs": 1e-3, "bytes": 1e-3, "allocations": 0.0, "allocated bytes": 1e-3}
-GENERATE, REFINE = Schedule(1, 0.9), Schedule(2, 0.8)  # few steps: all of them do the same
+GENERATE, REFINE = Schedule(1, 0.9), Schedule(2, 0.8)  # few steps, as all are alike
 KERNELS = "as kernels"  # in the name of a case that needs Triton
 
 
 class Row(NamedTuple):
-    """One count of a case, as stored and as it is now; None where there is none."""
+    """One count of a case, stored and now; None if missing."""
 
     case: str
     count: str
@@ -56,33 +56,33 @@ class Row(NamedTuple):
 
 
 def torch_build() -> str:
-    """The version of torch, and whether its build lacks what packs weights on a CPU: on these operators depend."""
+    """Return torch's version, and whether its build lacks oneDNN: the operators depend on both."""
     version = torch.__version__.split("+")[0]
     return version if packed._can_be_packed(torch.nn.Linear(1, 1)) else f"{version} without oneDNN"
 
 
 def summary(counts: Counts) -> dict:
-    """The counts by their names in SLACK, and how often each operator was called."""
+    """Return the counts by their names in SLACK, and the calls of each operator."""
     numbers = (len(counts.operations), counts.host_syncs, counts.flops, counts.bytes)
     named = dict(zip(SLACK, (*numbers, counts.allocations, counts.allocated), strict=True))
     return named | {"operators": dict(sorted(counts.by_name.items()))}
 
 
 def difference(more: dict, fewer: dict) -> dict:
-    """What one summary counts beyond another."""
+    """Return the counts of one summary minus those of another."""
     operators = {name: calls - fewer["operators"].get(name, 0) for name, calls in more["operators"].items()}
     named = {name: more[name] - fewer[name] for name in SLACK}
     return named | {"operators": {name: calls for name, calls in operators.items() if calls}}
 
 
 def calls(model: Denoiser, chains: int) -> dict[str, dict]:
-    """Whole calls on the CPU, from the making of the lanes to the images."""
+    """Count whole calls on the CPU, from allocating lanes to images."""
 
     def counted(work: Callable[[], object]) -> dict:
         drop_kept()
         return summary(count(work, "cpu"))
 
-    options = {"model": model, "max_chains": chains}  # not as many as the memory of this machine holds
+    options = {"model": model, "max_chains": chains}  # independent of this machine's memory
     x, policy = torch.zeros(chains, *model.grid.sample_shape), random_patches(RATIO)
     one, two = (
         counted(lambda iters=iters: ipr_fast.refine_batch(x, policy, iters, schedule=REFINE, **options))
@@ -94,7 +94,7 @@ def calls(model: Denoiser, chains: int) -> dict[str, dict]:
 
 
 def parts(model: Denoiser, chains: int) -> dict[str, dict]:
-    """An iteration's parts on tensors without data."""
+    """Count the parts of an iteration on meta tensors."""
     step = Step.begun(model, chains, num_active(model), REFINE, "meta")
     found = {}
     for way in (False, True) if can_be_counted() else (False,):
@@ -104,7 +104,7 @@ def parts(model: Denoiser, chains: int) -> dict[str, dict]:
 
 
 def count_all() -> dict[str, dict]:
-    """Every case's counts."""
+    """Count all cases."""
     four, nine, unet = (makers(smoke=False)[name]() for name in ("4x4 transformer", "9x9 transformer", "Even Pixels"))
     found = {}
 
@@ -125,7 +125,7 @@ def count_all() -> dict[str, dict]:
 
 
 def compare(stored: dict[str, dict], now: dict[str, dict]) -> list[Row]:
-    """Every count of every case of either."""
+    """Return a row for every count of every case."""
     cases = dict.fromkeys((*stored, *now))
     return [
         Row(case, name, *(each[case][name] if case in each else None for each in (stored, now)))
@@ -135,14 +135,14 @@ def compare(stored: dict[str, dict], now: dict[str, dict]) -> list[Row]:
 
 
 def failures(rows: list[Row], same_torch: bool, with_kernels: bool = True) -> list[Row]:
-    """What fails: counts that have grown, and cases that nobody counts any more."""
+    """Return the rows that fail: counts that have grown, and cases in only one of both."""
     rows = [row for row in rows if with_kernels or KERNELS not in row.case]
     worse = [row for row in rows if row.verdict == "worse" and (same_torch or row.count == HOST)]
     return worse + [row for row in rows if row.verdict in ("gone", "new")]
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a row for each count."""
+    """Format the rows as a Markdown table."""
     lines = ["| case | count | stored | now | change |", "| --- | --- | ---: | ---: | ---: |"]
     for row in rows:
         stored, now = ("" if number is None else f"{number:,}" for number in (row.stored, row.now))
@@ -154,14 +154,14 @@ def table(rows: list[Row]) -> str:
 
 
 def changed_operators(stored: dict[str, dict], now: dict[str, dict], case: str) -> str:
-    """Which operators a case calls more or less often than stored."""
+    """Describe which operators a case calls more or less often than stored."""
     before, after = (each[case]["operators"] for each in (stored, now))
     changes = {name: after.get(name, 0) - before.get(name, 0) for name in sorted({*before, *after})}
     return ", ".join(f"{name} {change:+}" for name, change in changes.items() if change) or "the same operators"
 
 
 def verdict(baseline: dict, now: dict) -> tuple[str, bool]:
-    """What there is to say about these counts beside the baseline's, and whether all is well."""
+    """Compare counts with the baseline; return the report and whether it passes."""
     rows, same_torch = compare(baseline["cases"], now["cases"]), baseline["torch"] == now["torch"]
     with_kernels = any(KERNELS in case for case in now["cases"])
     failed = failures(rows, same_torch, with_kernels)

@@ -1,11 +1,11 @@
-"""What `pytest bench --benchmark-json FILE.json` has measured, in tables and pictures.
+"""Tables and pictures of what `pytest bench --benchmark-json FILE.json` measured.
 
     python bench/report.py FILE.json ...                      Markdown of all files
     python bench/report.py FILE.json ... --plots FOLDER       and pictures: throughput, time, memory, roofline
     python bench/report.py FILE.json ... --readme README.md   write their summary into the README, between its markers
     python bench/report.py --compare OLD.json NEW.json        pair by pair: how many times faster, with an interval
 
-With a file that is not one of these the status is 2, and nothing is written.
+For any other file the status is 2, and nothing is written.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ipr_fast.errors import BrokenExtra, MissingExtra
 __all__ = ["main", "readme_section", "report", "summary"]
 
 MOST_LINES = 50
-RATIOS_OF = ("baselines", "step", "operations")  # in this order, if there is no room for all
+RATIOS_OF = ("baselines", "step", "operations")  # shown first if there is no room for all
 LARGE = {"bytes": (1e9, "GB/s"), "flop": (1e12, "TFLOP/s")}
 
 
 def summary(records: Sequence[Record]) -> str:
-    """For a terminal: a line for each benchmark that has a ratio, for each sweep, and for each target."""
+    """Format records for a terminal: a line for each ratio, sweep and target."""
     rates = _rates(records)
     aims = [(each.name, f"{each.measured} ({each.wanted}): {MARKS[each.met]}") for each in targets(records)]
     ratios = [(each.group, each.label, _ratios(each)) for each in _by_group(records) if each.facts["against"]]
@@ -60,7 +60,7 @@ def _by_group(records: Sequence[Record]) -> list[Record]:
 
 
 def _ratios(record: Record) -> str:
-    """The ratios, and what stands beside them."""
+    """Format the ratios of a record, its share outside the network, and its rate."""
     said = [f"{times(record.ratio(name))} {name}" for name in record.facts["against"]]
     if "outside_share" in record.facts:
         said.append(f"{percent(record.facts['outside_share'])} outside the network")
@@ -71,7 +71,7 @@ def _ratios(record: Record) -> str:
 
 
 def _rates(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """A line for each sweep of a model: its rates, from the first to the last, and its most memory."""
+    """Return a line for each sweep of a model: its first and last rate, and its peak memory."""
     sweeps: dict[str, list[Record]] = {}
     for record in records:
         if not record.facts["against"]:

@@ -1,4 +1,4 @@
-"""One tick of a Chrome trace as a picture: ranges above, the operators of the host by kind below.
+"""Draw one tick of a Chrome trace: ranges above, the host's operators by kind below.
 
     python profiling/draw_tick.py trace.json.gz tick.png
 
@@ -35,7 +35,7 @@ def read(path: Path) -> list[dict]:
 
 
 def a_tick(events: list[dict]) -> tuple[dict, list[dict], list[dict]]:
-    """The tick of median length, the ranges in it, and the operators that no other operator encloses."""
+    """Return the tick of median length, its ranges, and its outermost operators."""
     ranges = [event for event in events if event.get("name", "").startswith(PREFIX)]
     iterations = [event for event in ranges if event["name"] == f"{PREFIX}iteration"]
     ticks = [e for e in ranges if e["name"] == f"{PREFIX}tick" and any(_inside(e, other) for other in iterations)]

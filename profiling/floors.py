@@ -1,7 +1,7 @@
-"""The time that a tick must take at the least, by its operations and bytes: for profiling/roofline.py.
+"""Lower bounds of a tick's time from its FLOPs and bytes: for profiling/roofline.py.
 
-Two floors. Ideal: all FLOPs at the peak, or the least bytes at the full bandwidth, whichever takes longer. As launched:
-the same for every operator by itself, with all that it reads and writes, summed up.
+Ideal floor: all FLOPs at the peak rate, or the least bytes at full bandwidth, whichever takes longer. Floor as
+launched: the sum over operators of the same bound, with all bytes that each reads and writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ipr_fast import Denoiser
 
 
 class Roof(NamedTuple):
-    """FLOP/s and bytes/s that a device can do."""
+    """Peak FLOP/s and bytes/s of a device."""
 
     peak: float
     bandwidth: float
@@ -36,7 +36,7 @@ MACHINES = {"h200": {"float32": Roof(67e12, 4.8e12), "bfloat16": Roof(989e12, 4.
 
 
 class Work(NamedTuple):
-    """What a tick of so many chains does; least_bytes: what moves however it is done."""
+    """The work of a tick; least_bytes: that any implementation must move."""
 
     operations: list[Operation]
     flops: int
@@ -46,35 +46,35 @@ class Work(NamedTuple):
 
 @torch.inference_mode()
 def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
-    """Of a model without data (device "meta"), a quarter of the patches being active; with Triton kernels or twins."""
+    """Count a tick of a meta model, with a quarter of the patches active, as Triton kernels or twins."""
     step = Step.begun(model, batch, num_active(model), model.refine_schedule, "meta")
     tick = count(step.tick, "meta", kernels=kernels)
     return Work(tick.operations, tick.flops, tick.bytes, least_bytes(step, tick))
 
 
 def least_bytes(step: Step, tick: Counts) -> int:
-    """Each once: weights, tables, prepared context, patches that the model reads, active ones, written, predictions."""
+    """Return the bytes, each once, of weights, tables, prepared context, patches read and written, and predictions."""
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.patches.shape
     weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
     prepared = lanes.prepared(chains)
-    read = step.slots if "context" in prepared else patches  # with a context, active patches alone
+    read = step.slots if "context" in prepared else patches  # with a context, only active patches
     state = 4 * chains * (read + step.slots) * numel
     return state + size_of([*weights, *tensors_of(prepared), *tensors_of(lanes.predict(chains, step.slots))])
 
 
 class Floors(NamedTuple):
-    """Seconds of both floors, and where they come from."""
+    """Both floors in seconds, and what bounds them."""
 
     ideal: float
     ideal_bound: str  # "memory" or "compute"
     as_launched: float
-    memory_bound: float  # share of the second floor that is in memory-bound operators
-    most: str  # the operator with most of the second floor
+    memory_bound: float  # share of the floor as launched in memory-bound operators
+    most: str  # the operator with the largest share of the floor as launched
     most_share: float
 
 
 def floors(work: Work, roof: Roof) -> Floors:
-    """The floors of a tick below a roof."""
+    """Return the floors of a tick on a device."""
     by_name: Counter[str] = Counter()
     memory_bound = 0.0
     for name, flops, moved in work.operations:

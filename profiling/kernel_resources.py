@@ -1,4 +1,4 @@
-"""What the compiler makes of every Triton kernel, with no GPU at hand.
+"""Registers, stack, spills and shared memory of every Triton kernel, compiled without a GPU.
 
     python profiling/kernel_resources.py                     all kernels, all targets, as a table
     python profiling/kernel_resources.py --targets sm_90     one of them
@@ -53,7 +53,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as a launcher would have launched it."""
+    """A launch of a kernel by its launcher."""
 
     case: str
     kernel: Any
@@ -63,7 +63,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes; stack and spills are bytes a thread, shared memory bytes a block."""
+    """Resources of a compiled kernel: stack and spills in bytes per thread, shared memory in bytes per block."""
 
     registers: int
     stack: int
@@ -72,7 +72,7 @@ class Resources:
 
 
 class Recorder:
-    """Stands in for a kernel and remembers its launches."""
+    """Stands in for a kernel and records its launches."""
 
     def __init__(self, kernel: Any, case: str, launches: list[Launch]) -> None:
         self.kernel, self.case, self.launches = kernel, case, launches
@@ -82,7 +82,7 @@ class Recorder:
 
 
 def record(case: str, module: ModuleType, call: Callable[[], object]) -> list[Launch]:
-    """What `call` launches of a module's kernels."""
+    """Return the launches of a module's kernels by `call`."""
     launches: list[Launch] = []
     kernels = {name: k for name, k in vars(module).items() if isinstance(k, triton.runtime.JITFunction)}
     kernels = {name: kernel for name, kernel in kernels.items() if name.endswith("_kernel")}
@@ -92,7 +92,7 @@ def record(case: str, module: ModuleType, call: Callable[[], object]) -> list[La
 
 
 def launches() -> Iterator[Launch]:
-    """Every shipped configuration: 4x4 and 9x9 boards of the transformer, the published UNets."""
+    """Return launches of all shipped configurations: the 4x4 and 9x9 transformers, the published UNets."""
     step = {
         "4x4": (16, 4, 64),
         "9x9": (81, 20, 784),
@@ -115,7 +115,7 @@ def launches() -> Iterator[Launch]:
 
 
 def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
-    """The engine's own operations, for two chains."""
+    """Return launches of the engine's operations, for two chains."""
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
     level, free, number = torch.ones(2, slots), torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
     choice, into = renoise.PatchChoice(free, count.long(), number), renoise.Slots(index, count, level, index.clone())
@@ -149,7 +149,7 @@ def add(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, h
 
 
 def modulated(dtype: torch.dtype, tables: bool, slots: int, width: int) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """Tokens, three of the six slices that modulate them, and each token's row where these are of a table."""
+    """Return tokens, three of their six modulation slices, and each token's row if these come from a table."""
     h, of = torch.zeros(2, slots, width, dtype=dtype), (16,) if tables else (2, slots)
     row = torch.zeros(2, slots, dtype=torch.int64) if tables else None
     return h, list(torch.zeros(*of, 6 * width, dtype=dtype).chunk(6, dim=-1)[:3]), row
@@ -162,7 +162,7 @@ def norm_map(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
 
 
 def compile_for(launch: Launch, target: str) -> Resources:
-    """Compile a launch as Triton would, with pointers and numbers that 16 divides known to be so."""
+    """Compile a launch as Triton would, with its divisibility by 16 of pointers and integers."""
     signature, constants, attributes = {}, {}, {}
     names = [parameter.name for parameter in launch.kernel.params]
     for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):

@@ -1,4 +1,4 @@
-"""A refinement in its steady state, to be profiled: where does a tick's time go?
+"""Profile a refinement in its steady state: where does the time of a tick go?
 
     python profiling/profile_refine.py                           a table, by torch's profiler, on any machine
     python profiling/profile_refine.py --chrome trace.json.gz    and the trace (ui.perfetto.dev or chrome://tracing)
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def workload(options: argparse.Namespace, device: torch.device) -> tuple[Callable[[], object], int]:
-    """The call to be recorded, and the steps of its iterations."""
+    """Return the call to record, and the steps of its iterations."""
     model = subjects.makers(smoke=False)[options.model]().to(device=device, dtype=DTYPES[options.dtype])
     x, active = subjects.samples(model, options.chains, device), subjects.num_active(model)
     own = model.refine_schedule
@@ -70,7 +70,7 @@ def workload(options: argparse.Namespace, device: torch.device) -> tuple[Callabl
 
 
 def for_nsight(refine: Callable[[], object], device: torch.device) -> None:
-    """One call with ranges of NVTX, alone between cudaProfilerStart and cudaProfilerStop where there is a GPU."""
+    """Run one call with NVTX ranges, on a GPU between cudaProfilerStart and cudaProfilerStop."""
     on_gpu = device.type == "cuda"
     with torch.cuda.profiler.profile() if on_gpu else nullcontext(), tracing("nvtx"):
         seconds(refine, device)
@@ -78,7 +78,7 @@ def for_nsight(refine: Callable[[], object], device: torch.device) -> None:
 
 
 def report(found: Split, alone: float, profiled: float, on_gpu: bool) -> str:
-    """The table, by range and by kind; seconds of the call without the profiler and with it."""
+    """Format the table by range and by kind; alone, profiled: seconds of the call without and with the profiler."""
     ticks, share = found.ticks, 100 / found.total
     lines = [
         f"one call: {1e3 * alone:.1f} ms, {1e3 * alone / ticks:.2f} ms a tick ({ticks} ticks)",

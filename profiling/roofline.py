@@ -1,4 +1,4 @@
-"""How far a tick is from what the device could do: operations and bytes of every model and batch, and their floors.
+"""The distance of a tick from the device's limits: FLOPs and bytes of every model and batch, and their floors.
 
     python profiling/roofline.py                           counted, under this device's own matrix product and copy
     python profiling/roofline.py --measure                 and ticks timed, where they fit and are not too long
@@ -6,10 +6,10 @@
     python profiling/roofline.py --out FILE.json --plot FILE.png
 
 A tick is one denoiser call and one update, here with a quarter of the patches active. The ideal floor moves weights,
-prepared context, state and predictions once; the floor as launched moves what every operator reads and writes. What is
-small enough to stay in a cache is not moved at all: such a tick can be faster than its second floor. Over the floor:
-the time as a multiple of the second one, below the product and the copy of the same rounds.
-Counting takes no memory: tensors have no data. It counts Triton kernels for a GPU, torch twins for a CPU.
+prepared context, state and predictions once; the floor as launched moves all that every operator reads and writes.
+Data that stays in a cache is not moved, so such a tick can be faster than its floor as launched. Over the floor: the
+time as a multiple of the floor as launched, by the product and the copy of the same rounds.
+Counting uses meta tensors. It counts Triton kernels for a GPU, torch twins for a CPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STEPS, ROUNDS = 5, 7
 
 
 def yardsticks(device: torch.device, dtype: torch.dtype) -> dict[str, Arm]:
-    """A matrix product that keeps the device busy, and a copy that is too large for its caches."""
+    """Return a matrix product that keeps the device busy, and a copy too large for its caches."""
     size, length = (8192, 2**28) if device.type == "cuda" else (1024, 2**25)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     source, target = torch.zeros(2, length, device=device)
@@ -53,7 +53,7 @@ def yardsticks(device: torch.device, dtype: torch.dtype) -> dict[str, Arm]:
 
 
 def times(arms: dict[str, Arm], device: torch.device) -> dict[str, float]:
-    """The median seconds of each, of rounds in turn; a round before them warms up."""
+    """Return the median seconds of each arm over interleaved rounds, after a warm-up round."""
     found: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(ROUNDS + 1):
         for name, arm in list(arms.items())[:: (-1) ** i]:
@@ -62,13 +62,13 @@ def times(arms: dict[str, Arm], device: torch.device) -> dict[str, float]:
 
 
 def roof_of(arms: dict[str, Arm], found: dict[str, float]) -> Roof:
-    """What the yardsticks have reached."""
+    """Return the roof that the yardsticks reached."""
     return Roof(*(arms[name].units / found[name] for name in ("matrix product", "copy")))
 
 
 @torch.inference_mode()
 def measure_tick(model: Denoiser, batch: int, device: torch.device, arms: dict[str, Arm]) -> tuple[float, Roof]:
-    """The median seconds of a tick, on a GPU replayed from a graph, and the yardsticks' rates in the same rounds."""
+    """Time a tick, on a GPU as a graph, and the yardsticks in the same rounds."""
     slots = num_active(model)
     schedule = shortened(model.refine_schedule, slots, STEPS)
     step, steps = Step.begun(model, batch, slots, schedule, device), schedule.steps(slots)
@@ -84,7 +84,7 @@ def measure_tick(model: Denoiser, batch: int, device: torch.device, arms: dict[s
 
 @torch.inference_mode()
 def why_not(without_data: Denoiser, batch: int, floor: float, device: torch.device) -> str | None:
-    """Why a tick is not timed, if it is not."""
+    """Return why a tick is not timed, or ""."""
     if floor > LONGEST:
         return "too long"
     with PeakBytes() as memory:
@@ -93,7 +93,7 @@ def why_not(without_data: Denoiser, batch: int, floor: float, device: torch.devi
 
 
 def rows_of(name: str, arguments: argparse.Namespace, arms: dict[str, Arm], roof: Roof) -> list[dict]:
-    """A row for each batch of a model."""
+    """Return a row for each batch of a model."""
     device, model = arguments.device, makers(smoke=False)[name]().to(DTYPES[arguments.dtype])
     without_data = copy.deepcopy(model).to("meta")
     rows = []
@@ -112,12 +112,12 @@ def rows_of(name: str, arguments: argparse.Namespace, arms: dict[str, Arm], roof
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format with three significant digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: a row for each model and batch."""
+    """Format the rows as a Markdown table."""
     columns = "model | chains | GFLOP | MB, at least | MB, as launched | operators | ideal floor, ms | its bound"
     columns += " | floor as launched, ms | memory-bound | most of it in | measured, ms | over the floor"
     lines = [f"| {columns} |", "| --- |" + " ---: |" * 6 + " --- | ---: | ---: | --- | ---: | ---: |"]
@@ -132,7 +132,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], roof: Roof, path: Path) -> None:
-    """FLOP/s against FLOP a byte of whole ticks: rings at the floor as launched, filled where measured."""
+    """Plot ticks, FLOP/s against FLOP per byte: rings at the floor as launched, filled if measured."""
     figure, ((axis,),) = style.panels(1, beside=1.2)
     style.style(axis, "FLOP a byte, as launched", "TFLOP/s", lambda rate: f"{rate / 1e12:g}")
     across, ridge = [row["flops"] / row["bytes"] for row in rows], roof.peak / roof.bandwidth
@@ -150,7 +150,7 @@ def plot(rows: list[dict], roof: Roof, path: Path) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; `given`: the roof that it gives, if it does; `kernels`: whether to count Triton kernels."""
+    """Parse the command line. given: its roof or None; kernels: whether to count Triton kernels."""
     names = makers(smoke=False)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=names, default=list(names))
@@ -174,7 +174,7 @@ def parse() -> argparse.Namespace:
         arguments.given = MACHINES[arguments.machine][arguments.dtype]
     arguments.kernels = arguments.machine is not None or arguments.device.type == "cuda"
     if arguments.kernels and not can_be_counted():
-        parser.error("to count kernels takes Triton, and not its interpreter")
+        parser.error("counting kernels needs Triton, without its interpreter")
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a recorded refinement goes: by range of the engine, and by kind of operator.
+"""The time of a recorded refinement, by range of the engine and by kind of operator.
 
 Reads the events of a Chrome trace that profile_refine.py has recorded. On a CPU every microsecond belongs to the
 innermost operator or range that is open then, so the rows add up to the whole. On a GPU the whole is the time in which
@@ -24,7 +24,7 @@ PRODUCTS, ATTENTION = "matrix products and convolutions", "attention"
 NORMS, NUMBERS, MOVING = "norms and activations", "random numbers", "moving and combining"
 VIEWS, OWN, BETWEEN, OTHER = "views and allocation", "update kernels", "Python between operators", "not classified"
 
-# Operators by their exact names, without "aten::" or "mkldnn::" and the underscore of the variants that work in place.
+# Operators by name, without "aten::", "mkldnn::" and the underscore of in-place variants.
 _NAMES = {
     PRODUCTS: """linear matmul mm bmm addmm addmv baddbmm mv dot einsum conv1d conv2d convolution _convolution
         mkldnn_convolution cudnn_convolution thnn_conv2d _slow_conv2d_forward _nnpack_available mkldnn_linear
@@ -35,7 +35,7 @@ _NAMES = {
         _cudnn_attention_forward softmax _softmax""",
     NORMS: """layer_norm native_layer_norm group_norm native_group_norm rsqrt gelu silu sigmoid relu tanh
         var_mean std var""",
-    # Philox and Box-Muller. The embedding of levels takes cosines and sines as well, but only where none is kept.
+    # Philox and Box-Muller. Level embeddings also take cosines and sines, unless they are cached.
     NUMBERS: """bitwise_xor bitwise_and bitwise_or __rshift__ __lshift__ __and__ __or__ __xor__ __iand__ __ior__
         __ixor__ __irshift__ __ilshift__ log cos sin sqrt""",
     MOVING: """abs add addcmul addcdiv all amax amin any argsort bitwise_not cat ceil clamp clamp_max clamp_min clone
@@ -55,7 +55,7 @@ KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 _NAMESPACE = re.compile("^(aten|mkldnn)::")
 
-# Kernels by their names; the first pattern that is found counts. Names of libraries, as of CUDA 11 to 13.
+# Kernels by the first pattern that matches their names; library names of CUDA 11 to 13.
 KERNELS = [
     (MOVING, r"^gated_sum_kernel"),
     (OWN, r"^(renoise|advance|denoise)_kernel"),
@@ -69,7 +69,7 @@ KERNELS = [
 
 @dataclass(frozen=True)
 class Split:
-    """The microseconds of each (range, operator or kernel), so many ticks, and how often a range was entered."""
+    """Microseconds of each (range, operator or kernel), the number of ticks, and entries of each range."""
 
     times: Counter[tuple[str, str]]
     entered: Counter[str]
@@ -83,14 +83,14 @@ class Split:
         return max(1, self.entered["tick"])
 
     def by_range(self) -> list[tuple[str, float]]:
-        """Ranges without the ranges inside them, the longest first."""
+        """Own time of each range, the longest first."""
         return self._summed(lambda where, name: where)
 
     def by_kind(self) -> list[tuple[str, float]]:
         return self._summed(lambda where, name: kind_of(name))
 
     def longest(self, number: int) -> list[tuple[str, float]]:
-        """Where most of the time is spent: range and operator."""
+        """The (range, operator) pairs with the most time."""
         most = self.times.most_common(number)
         return [(f"{where}: {_NAMESPACE.sub('', name) or BETWEEN}", time) for (where, name), time in most]
 
@@ -98,7 +98,7 @@ class Split:
         return sum(time for (_, name), time in self.times.items() if kind_of(name) in kinds)
 
     def unclassified(self, share: float = 0.02) -> list[tuple[str, float]]:
-        """What no kind knows, and takes more than a share of the whole."""
+        """Operators of no known kind that take more than a share of the time."""
         names = self._summed(lambda where, name: name if kind_of(name) == OTHER else "")
         return [(name, time) for name, time in names if name and time > share * self.total]
 
@@ -110,7 +110,7 @@ class Split:
 
 
 def kind_of(name: str) -> str:
-    """The kind of an operator (aten::addmm), of a kernel on a GPU, or of a range's own time (an empty name)."""
+    """Return the kind of an operator (aten::addmm), a kernel, or a range's own time ("")."""
     if name in ("", "PythonDispatchMode"):
         return BETWEEN
     operator = _NAMESPACE.sub("", name)
@@ -123,7 +123,7 @@ def kind_of(name: str) -> str:
 
 
 def split(events: list[dict], within: str, on_device: bool = False) -> Split:
-    """The time inside the host's range `within`, which is in the trace once; of the device, if it is asked for."""
+    """Split the time inside the host's range `within`, which is in the trace once, or that of the device."""
     whole = next((event for event in events if _is_range(event) and event["name"] == within), None)
     if whole is None:
         raise ValueError(f"the trace holds no range {within!r}")
@@ -142,7 +142,7 @@ def split(events: list[dict], within: str, on_device: bool = False) -> Split:
 
 
 def _walk(events: list[dict], whole: dict) -> tuple[Counter, Counter, dict[int, tuple[str, str]]]:
-    """Own time of each (range, operator) of the host; ranges entered; where each launch, by correlation, came from."""
+    """Return the host's own time by (range, operator), entries of ranges, and the origin of each launch."""
     times, entered, launched = Counter(), Counter(), {}
     open_now: list[tuple[float, str, str]] = []  # end, range, operator
     for event in _on_thread(events, whole):
@@ -155,13 +155,13 @@ def _walk(events: list[dict], whole: dict) -> tuple[Counter, Counter, dict[int, 
             continue
         end = event["ts"] + event["dur"]
         if open_now:
-            end = min(end, open_now[-1][0])  # a few events of the profiler outlast what they began in
+            end = min(end, open_now[-1][0])  # a few events outlast the one that they began in
             times[where, operator] -= end - event["ts"]
         if not _is_range(event):
             operator = event["name"]
         elif event["name"].startswith(PREFIX):
             name, operator = event["name"].removeprefix(PREFIX), ""
-            if where != CALL or name in ("iteration", "callback"):  # else a step that is tried, to count its bytes
+            if where != CALL or name in ("iteration", "callback"):  # else a trial step that counts bytes
                 where = name
                 entered[name] += 1
         times[where, operator] += end - event["ts"]
@@ -170,7 +170,7 @@ def _walk(events: list[dict], whole: dict) -> tuple[Counter, Counter, dict[int, 
 
 
 def _on_thread(events: list[dict], whole: dict) -> list[dict]:
-    """What the thread of a range did in it, and all launches, in order of time, outer before inner: the range first."""
+    """Return the events of a range's thread in it, and all launches, by time, outer before inner."""
     start, end = whole["ts"], whole["ts"] + whole["dur"]
     found = (e for e in events if e.get("ph") == "X" and start <= e["ts"] < end)
     found = (e for e in found if e.get("cat") in FROM_HOST or _thread(e) == _thread(whole))

@@ -116,16 +116,32 @@ def test_the_engines_table_of_chains_at_a_time_is_the_committed_one():
     assert lanes.report(measured) in (ROOT / "ipr_fast/engine/README.md").read_text()
 
 
-FOLDERS = [*sorted(path.parent for path in ROOT.glob("ipr_fast/*/README.md")), ROOT / "kernels"]
+FOLDERS = [*sorted(path.parent for path in ROOT.glob("ipr_fast/*/README.md")), ROOT / "kernels", ROOT / "bench"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_folders_readme_names_its_files_and_only_those(folder):
     """Every file of the folder, in its table; files of other folders are named with theirs."""
     text = (folder / "README.md").read_text()
+    if folder.name == "bench":  # with its own folders
+        named = set(re.findall(r"(?<![\w/])`([\w/]+\.py)`", text))
+        files = [path for path in folder.rglob("*.py") if path.name != "__init__.py"]
+        assert named == {path.relative_to(folder).as_posix() for path in files}
+        return
     named = set(re.findall(r"(?<![\w/])`(\w+\.py)`", text))
     there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
     assert named == there
+
+
+def test_the_benchmark_in_the_readme_of_bench_runs():
+    def measure(check, ours, **facts):
+        check().hold()
+        assert facts["batch"] == ours.units == len(ours.work())
+
+    namespace = {}
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "bench" / "README.md").read_text(), flags=re.DOTALL)
+    exec(compile(block, "bench/README.md", "exec"), namespace)
+    namespace["test_mine"](measure, torch.device("cpu"))
 
 
 def test_its_table_of_presets_is_what_they_are():

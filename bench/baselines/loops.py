@@ -1,13 +1,13 @@
-"""What the engine is measured against: Iterative Partial Refinement as one writes it in plain torch.
+"""Baselines: Iterative Partial Refinement as loops in plain torch.
 
-    one_at_a_time   how the algorithm is published: one sample after another, its state on the CPU, the network on a
-                    device; each step copies patches and levels there, and the prediction back
-    batched         a whole batch on the device, eager, every patch through the network in each step; with a network
-                    from torch.compile, the third baseline
+    one_at_a_time   as published: one sample after another, state on the CPU, network on a device; each step copies
+                    patches and levels there, and the prediction back
+    batched         the whole batch on the device, eager, all patches through the network in each step; with a network
+                    from torch.compile it is the third baseline
 
-Both run the same algorithm, without known patches: in each iteration a random subset of max(1, floor(ratio * N))
-patches of each sample is replaced by noise and regenerated. So the schedule's integers are the same for all samples,
-and the host knows them in advance. No step looks at the data from the host, but for the copies of `one_at_a_time`.
+Both run the same algorithm, without known patches: each iteration replaces a random subset of max(1, floor(ratio * N))
+patches of each sample by noise and regenerates it. So all samples share the schedule's integers, and the host knows
+them in advance. Except for the copies of `one_at_a_time`, no step synchronises with the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ipr_fast.sampling import flow
 
 
 class Network(Protocol):
-    """Patches (B, N, P), levels (B, N), which are active (B, N) bool: the prediction of all patches."""
+    """Returns the prediction of all patches (B, N, P), given levels (B, N) and is_active (B, N) bool."""
 
     grid: PatchGrid
 
@@ -38,7 +38,7 @@ class Network(Protocol):
 
 
 class EveryPatch(nn.Module):
-    """A Denoiser as a Network: to most, a clean patch is one of level 0."""
+    """A Denoiser as a Network, for models to which a clean patch is one of level 0."""
 
     def __init__(self, model: Denoiser) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class EveryPatch(nn.Module):
 
 
 def baseline_network(model: Denoiser) -> Network:
-    """The network that a baseline calls, with a copy of the model's weights and none of this project's kernels."""
+    """Return the baseline's network: a copy of the model's weights, none of this project's kernels."""
     if isinstance(model, PatchTransformer):
         return PlainTransformer(copy.deepcopy(model))
     if isinstance(model, SRMUNet):
@@ -76,12 +76,12 @@ class Noise(Protocol):
     def posterior(self, iteration: int, step: int, like: Tensor) -> Tensor: ...
 
     def of(self, chain: int) -> Noise:
-        """The noise of one of the chains, as that of a batch of one."""
+        """Return the noise of one chain, as of a batch of one."""
         ...
 
 
 class TorchNoise(NamedTuple):
-    """Torch's own generator: what such loops use, and what they are timed with."""
+    """Torch's generator, with which the loops are timed."""
 
     device: torch.device
 
@@ -99,7 +99,7 @@ class TorchNoise(NamedTuple):
 
 
 class LibraryNoise(NamedTuple):
-    """The counter-based numbers of `refine_batch` for these chains (B,): with them, the results must be the same."""
+    """The counter-based numbers of `refine_batch` for chains (B,), with which results must be the same."""
 
     seed: int
     chain_ids: Tensor
@@ -127,7 +127,7 @@ class LibraryNoise(NamedTuple):
 
 @torch.inference_mode()
 def batched(network: Network, x: Tensor, iters: int, sampling: Sampling, noise: Noise) -> Tensor:
-    """Refine images x (B, C, H, W) all at once, where they and the network are."""
+    """Refine images x (B, C, H, W) all at once, on their device."""
     patches = network.grid.to_patches(x)
     for iteration in range(1, iters + 1):
         patches = _iterate(network, x.device, patches, iteration, sampling, noise)
@@ -151,7 +151,7 @@ def one_at_a_time(
 def _iterate(
     network: Network, device: torch.device, patches: Tensor, iteration: int, sampling: Sampling, noise: Noise
 ) -> Tensor:
-    """One iteration on patches (B, N, P), wherever they are; the network is on `device`."""
+    """Run one iteration on patches (B, N, P) on any device; the network is on `device`."""
     batch, num_patches, _ = patches.shape
     size = max(1, math.floor(sampling.ratio * num_patches))
     schedule = sampling.schedule
@@ -188,12 +188,12 @@ def _iterate(
 
 
 def _lowest(order: Tensor, number: int) -> Tensor:
-    """The indices of the lowest numbers of each row, the first of equals."""
+    """Return the indices of the lowest numbers of each row; the first of equals."""
     if number == 1:
         return order.argmin(1, keepdim=True)
     return order.argsort(dim=1, stable=True)[:, :number]
 
 
 def compiled(network: Network, mode: str | None = None) -> Callable[..., Prediction]:
-    """The network through torch.compile, for shapes that do not vary."""
+    """Compile the network for fixed shapes."""
     return torch.compile(network, dynamic=False, mode=mode)

@@ -1,8 +1,7 @@
-"""The SRM UNet by the formula as it was published: a baseline of bench/bench_baselines.py.
+"""The SRM UNet by its published formula: a baseline of bench/bench_baselines.py.
 
-In every ResBlock the level map is resampled to the feature map's size, and the embedding's MLP and projection run for
-each pixel of it. Maps are in torch's default layout, attention multiplies out its weights. The parameters have the
-values of an SRMUNet's own.
+Every ResBlock resamples the level map to its feature map and runs the embedding's MLP and projection on each pixel.
+Maps are in torch's default layout, attention materialises its weights. The weights are those of an SRMUNet.
 """
 
 from __future__ import annotations
@@ -13,26 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast import ActivePatches
 from ipr_fast.models import Prediction, SRMUNet
 from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.unet import Attention, Downsample, ResBlock, Upsample
 
 
 class PerPixelUNet(nn.Module):
-    """A Denoiser that computes what `model` computes, with the same weights, slowly."""
+    """A Denoiser with the results and weights of `model`, computed per pixel."""
 
     def __init__(self, model: SRMUNet) -> None:
         super().__init__()
         self.inner, self.grid = model, model.grid
 
-    def forward(self, patches: Tensor, levels: Tensor, active=None) -> Prediction:
+    def forward(self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None) -> Prediction:
         if active is not None:
             levels = active.scatter(levels, self.grid.num_patches)
         level_map = self.grid.to_images(levels[..., None].expand_as(patches))[:, :1]
         raw = self.raw(self.grid.to_images(patches), level_map)
         channels = self.grid.channels
         velocity, mix, log_variance = raw.split((channels, channels, 1), dim=1)
-        log_variance = log_variance.expand(-1, channels, -1, -1)  # its mean over a patch stays what it is
+        log_variance = log_variance.expand(-1, channels, -1, -1)  # the mean over a patch is unchanged
         prediction = Prediction(
             self.grid.to_patches(velocity),
             (self.grid.to_patches(mix) + 1) / 2,
@@ -41,7 +41,7 @@ class PerPixelUNet(nn.Module):
         return prediction if active is None else prediction.at(active)
 
     def raw(self, images: Tensor, level_map: Tensor) -> Tensor:
-        """(B, 2 C + 1, H, W) of images (B, C, H, W) and a level for each pixel (B, 1, H, W)."""
+        """Return (B, 2 C + 1, H, W) for images (B, C, H, W) and the level of each pixel (B, 1, H, W)."""
         network, embed = self.inner.model, self.inner.time_embedding
         h, skips = images, []
         for stage in network.encoder.blocks:

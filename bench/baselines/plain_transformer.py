@@ -1,7 +1,7 @@
-"""The baseline's PatchTransformer: the form it is trained in, in plain torch operations, with the same weights.
+"""The PatchTransformer in plain torch operations, as in training: a baseline with the same weights.
 
-Every token is computed in every call, and the rule of attention is a mask: no context cache, and no kernels of this
-project, so that torch.compile sees all of it.
+Every call computes all tokens, with a mask as the rule of attention: no context cache and none of this project's
+kernels, so torch.compile sees all of it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ipr_fast.models.transformer_layers import EPS
 
 
 class PlainTransformer(nn.Module):
-    """What `model.predict(patches, levels, is_active)` computes, with the weights of `model`."""
+    """Computes `model.predict(patches, levels, is_active)`, with the weights of `model`."""
 
     def __init__(self, model: PatchTransformer) -> None:
         super().__init__()
         self.inner, self.grid = model, model.grid
 
     def forward(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> Prediction:
-        """All N patches, given every token's level (B, N), 0 in the context, and role (B, N) bool."""
+        """Predict all N patches; levels (B, N), 0 in the context; is_active (B, N) bool."""
         inner, numel = self.inner, self.grid.patch_numel
         position = torch.arange(patches.shape[1], device=patches.device)
         role = inner.role(is_active.long())

@@ -1,1 +1,1 @@
-"""What bench/report.py is made of: each kind of table or picture, and the words and looks that they share."""
+"""The tables and pictures of bench/report.py."""

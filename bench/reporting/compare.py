@@ -1,9 +1,8 @@
-"""Two measurements, pair by pair: how many times faster the new one is, with a 95 % interval.
+"""Compare two measurements, pair by pair: the speed-up of the new one, with a 95 % interval.
 
-Where a benchmark stands beside work that is not this project's (a copy, a plain loop, ...), what is compared is our
-time over that work's in the same round, so that a slower machine cancels; otherwise it is seconds. The interval is of
-the ratio of medians, by bootstrap over the rounds of each file. It knows how the rounds of one run differ, and nothing
-of how one run differs from the next.
+For a benchmark with a yardstick from outside this project (a copy, a plain loop, ...), our time over the yardstick's in
+the same round is compared, so that a slower machine cancels; otherwise seconds. The interval is that of the ratio of
+medians, by bootstrap over the rounds of each file: it covers variation between rounds, not between runs.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from reporting.words import short, table
 RESAMPLES = 10_000
 # Of 300 pairs of equal rounds, 8 % have an interval without 1 at four rounds a side, 2 to 3 % at five to twenty-five.
 FEWEST_MARKED = 5
-FOREIGN = ("copy", "matrix product", "batched", "one at a time", "per pixel", "torch")  # the first that both have
+FOREIGN = ("copy", "matrix product", "batched", "one at a time", "per pixel", "torch")  # the first in both files
 SAME = ("device", "unit", "subject", "shape", "batch", "dtype", "variant", "call", "iters", "ratio", "steps")
 MACHINE = ("device", "processor", "cores", "threads", "python", "torch", "triton", "cuda")
 
 
 class Pair(NamedTuple):
-    """A benchmark of both files: the old time over the new one, its interval, and what stood for the time."""
+    """A benchmark in both files: old time over new time, its interval, and the compared quantity."""
 
     name: str
     faster: float
@@ -36,14 +35,14 @@ class Pair(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """Whether the interval leaves no room for chance."""
+        """Faster or slower if the interval excludes 1, else empty."""
         if min(self.rounds) < FEWEST_MARKED or self.low <= 1 <= self.high:
             return ""
         return "**faster**" if self.low > 1 else "**slower**"
 
 
 def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float, float]:
-    """median(old) / median(new), with its 95 % interval."""
+    """Return median(old) / median(new) and its 95 % interval."""
     generator = np.random.default_rng(0)
 
     def medians(values: Sequence[float]) -> np.ndarray:
@@ -55,7 +54,7 @@ def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float, 
 
 
 def pair(old: Record, new: Record) -> Pair:
-    """One benchmark in both files."""
+    """Compare one benchmark of both files."""
     shared = (name for name in FOREIGN if name in old.facts["against"] and name in new.facts["against"])
     yardstick = next(shared, None)
 
@@ -68,7 +67,7 @@ def pair(old: Record, new: Record) -> Pair:
 
 
 def compare(old: Measurement, new: Measurement) -> str:
-    """The comparison as Markdown."""
+    """Format the comparison as Markdown."""
     before, after = ({(record.group, record.name): record for record in each.records} for each in (old, new))
     both = [key for key in after if key in before]
     changed = {key: _changed(before[key], after[key]) for key in both}
@@ -97,7 +96,7 @@ def compare(old: Measurement, new: Measurement) -> str:
 
 
 def _changed(old: Record, new: Record) -> str:
-    """Which facts say that two benchmarks of one name do different work."""
+    """Return the facts in which two benchmarks of one name differ, so that they do different work."""
     return ", ".join(name for name in SAME if old.facts.get(name) != new.facts.get(name))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of measurements: throughput, time and memory against the batch, and a roofline."""
+"""Plots: throughput, time and memory against the batch, and the roofline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ XLABELS = {"batch": "chains in the batch", "iters": "iterations"}
 
 
 class Line(NamedTuple):
-    """One model of one measurement, with its records in the order of what is swept."""
+    """A sweep of one model in one measurement, its records in order."""
 
-    model: str  # with type and machine: it has one colour in all pictures
+    model: str  # with type and machine; has one colour in all plots
     label: str
     records: list[Record]
 
 
 def draw(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
-    """Write the pictures that the measurements have figures for; returns their paths."""
+    """Write the plots that the measurements have data for; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     batches, iterations = (lines(measurements, sweep) for sweep in ("batch", "iters"))
     written = []
@@ -41,7 +41,7 @@ def draw(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
 
 
 def lines(measurements: Sequence[Measurement], sweep: str) -> list[Line]:
-    """The end-to-end records of a sweep ("batch" or "iters"), one line a model, type and measurement."""
+    """Return the lines of a sweep ("batch" or "iters"), one per model, type and measurement."""
     devices = [device_name(each.device) for each in measurements]
     places = devices if len(set(devices)) == len(devices) else [each.name for each in measurements]
     found: dict[tuple[str, str], list[Record]] = {}
@@ -57,7 +57,7 @@ def lines(measurements: Sequence[Measurement], sweep: str) -> list[Line]:
 
 
 def plot_throughput(found: list[Line], path: Path) -> Path:
-    """Chain-iterations a second against the batch; dotted: as it would be if a chain more cost no time."""
+    """Plot chain-iterations per second against the batch; dotted: if further chains took no time."""
     figure, axis = _panel("chain-iterations a second", lambda rate: f"{rate:,.0f}" if rate >= 1 else f"{rate:g}")
     colours = looks(line.model for line in found)
     _draw(axis, found, colours, "batch", lambda record: record.rate()[1])
@@ -71,7 +71,7 @@ def plot_throughput(found: list[Line], path: Path) -> Path:
 
 
 def plot_time(found: list[Line], path: Path) -> Path:
-    """The time of one iteration of the whole batch; dotted: in proportion to the batch."""
+    """Plot the time of an iteration of the whole batch; dotted: in proportion to the batch."""
     figure, axis = _panel("time of an iteration", lambda time: si(time, "s"))
     colours = looks(line.model for line in found)
 
@@ -89,7 +89,7 @@ def plot_time(found: list[Line], path: Path) -> Path:
 
 
 def plot_memory(sweeps: dict[str, list[Line]], path: Path) -> Path:
-    """Peak memory against what is swept, a panel each."""
+    """Plot peak memory, a panel for each sweep."""
     figure, axes = panels(len(sweeps))
     colours = looks(line.model for found in sweeps.values() for line in found)
     for axis, (sweep, found) in zip(axes[0], sweeps.items(), strict=True):
@@ -99,7 +99,7 @@ def plot_memory(sweeps: dict[str, list[Line]], path: Path) -> Path:
 
 
 def _with_memory(found: list[Line]) -> list[Line]:
-    """The lines, with the records of which the most memory is known."""
+    """Return the lines with only the records that have peak memory."""
     kept = [line._replace(records=[each for each in line.records if each.facts.get("peak_bytes")]) for line in found]
     return [line for line in kept if line.records]
 
@@ -112,7 +112,7 @@ def _panel(ylabel: str, tick: Callable[[float], str]):
 
 
 def _draw(axis, found: list[Line], colours: dict, sweep: str, value: Callable[[Record], float]) -> None:
-    """The lines, with a tick at what was measured."""
+    """Draw the lines, with ticks at the measured values."""
     for line in found:
         colour, marker = colours[line.model]
         x, y = [record.facts[sweep] for record in line.records], [value(record) for record in line.records]
@@ -122,7 +122,7 @@ def _draw(axis, found: list[Line], colours: dict, sweep: str, value: Callable[[R
 
 
 def _finer_ticks(axis) -> None:
-    """Ticks at 1, 2 and 5, where there are few powers of ten."""
+    """Set ticks at 1, 2 and 5 if the axis spans few powers of ten."""
     low, high = axis.get_ylim()
     if high < 100 * low:
         axis.yaxis.get_major_locator().set_params(subs=(1, 2, 5))

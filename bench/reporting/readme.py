@@ -1,4 +1,4 @@
-"""The README's section on performance: what measurements say, in short."""
+"""The README's section on performance."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
 from reporting.words import duration, listed, percent, short, table, times
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
-MOST_ROWS = 4  # of a model's sweep of batches
+MOST_ROWS = 4  # per model, in a sweep of batches
 
 
 def readme_section(measurements: Sequence[Measurement]) -> str:
-    """What stands between the markers, as Markdown."""
+    """Format the section between the markers as Markdown."""
     blocks = [" ".join(_machine(each) for each in measurements), _baselines(measurements), _scaling(measurements)]
     blocks += [_growth(measurements), _outside(measurements), _on_gpu(measurements)]
     return "\n\n".join(filter(None, blocks))
 
 
 def replace_section(path: Path, section: str) -> None:
-    """Put the section between the markers of a file; Unreadable where they are not there once each, in order."""
+    """Replace the section between the markers of a file; raise Unreadable unless both are there once, in order."""
     try:
         text = path.read_text()
     except OSError as error:
@@ -113,7 +113,7 @@ def _growth(measurements: Sequence[Measurement]) -> str:
 
 
 def _sweeps(measurement: Measurement, name: str) -> list[list[Record]]:
-    """The sweeps of a name, of each model and type, in order."""
+    """Return the sweeps of a kind, one for each model and type, in order."""
     sweeps: dict[tuple, list[Record]] = {}
     for record in measurement.of("end to end"):
         if record.facts.get("sweep") == name:
@@ -122,7 +122,7 @@ def _sweeps(measurement: Measurement, name: str) -> list[list[Record]]:
 
 
 def _some(measurement: Measurement) -> list[Record]:
-    """Of each sweep of batches the smallest, the largest and some between them."""
+    """Return a few records of each sweep of batches, from the smallest to the largest."""
     chosen = []
     for sweep in _sweeps(measurement, "batch"):
         shown = min(MOST_ROWS, len(sweep))
@@ -131,12 +131,12 @@ def _some(measurement: Measurement) -> list[Record]:
 
 
 def _other_type(record: Record) -> str:
-    """The type where it is not float32."""
+    """Return the type unless it is float32."""
     return "" if record.facts["dtype"] == "float32" else record.facts["dtype"]
 
 
 def _outside(measurements: Sequence[Measurement]) -> str:
-    """The share of a step outside the network, in a sentence."""
+    """Describe the share of a step outside the network."""
     told = []
     for each in measurements:
         device = f" on {each.device}" if len(measurements) > 1 else ""
@@ -147,7 +147,7 @@ def _outside(measurements: Sequence[Measurement]) -> str:
 
 
 def _on_gpu(measurements: Sequence[Measurement]) -> str:
-    """What was measured on a GPU, and what was not."""
+    """Say which groups were measured on a GPU, and which not."""
     told = []
     for each in measurements:
         if each.on_gpu:

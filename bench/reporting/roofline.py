@@ -12,7 +12,7 @@ from reporting.style import device_name, finish, looks, panels, si, style
 
 
 def plot_roofline(measurements: Sequence[Measurement], path: Path) -> Path:
-    """Operations' FLOP/s against FLOP a byte, below what a copy and a matrix product reached in the same run."""
+    """Plot FLOP/s of operations against FLOP per byte, below the copy and matrix product of the same run."""
     figure, axes = panels(len(measurements), beside=1.2)
     colours = looks(record.facts["subject"] for each in measurements for record, _, _ in points(each))
     handles = {}
@@ -29,7 +29,7 @@ def plot_roofline(measurements: Sequence[Measurement], path: Path) -> Path:
 
 
 def points(measurement: Measurement) -> list[tuple[Record, float, float]]:
-    """Operations with their FLOP a byte and FLOP/s."""
+    """Return the operations with their FLOP per byte and FLOP/s."""
     found = []
     for record in measurement.of("operations"):
         flops, size, unit = (record.facts.get(name) for name in ("flops", "bytes", "unit"))
@@ -40,7 +40,7 @@ def points(measurement: Measurement) -> list[tuple[Record, float, float]]:
 
 
 def _draw_roof(axis, measurement: Measurement) -> None:
-    """The best copy as a slope, the best matrix product of each type as a level, where they were measured."""
+    """Draw the best copy as a slope, the best matrix product of each type as a level."""
     copies, products = [], {}
     for record in measurement.of("operations"):
         if "copy" in record.facts["against"]:

@@ -1,4 +1,4 @@
-"""How the pictures of bench/ look: that of ipr_fast/evaluation/plots.py, for lines on logarithmic axes."""
+"""The style of bench/'s plots: that of ipr_fast/evaluation/plots.py, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LOOKS = (
 
 
 def panels(number: int, *, beside: float = 0.0, shared: bool = True):
-    """A figure with panels side by side, on one scale, and so many inches beside them for a legend."""
+    """Return a figure of panels side by side, with `beside` inches for a legend."""
     return load_pyplot().subplots(
         1, number, figsize=(2.2 + 4.4 * number + beside, 3.9), layout="constrained", sharey=shared, squeeze=False
     )
 
 
 def style(axis, xlabel: str, ylabel: str, tick: Callable[[float], str], base: int = 10) -> None:
-    """Logarithmic axes; vertical ticks at powers of `base`, written by `tick`."""
+    """Style an axis: logarithmic, with vertical ticks at powers of `base`, formatted by `tick`."""
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axis.set_yscale("log", base=base)
     axis.xaxis.label.set(color=INK, fontsize=9)
@@ -40,12 +40,12 @@ def style(axis, xlabel: str, ylabel: str, tick: Callable[[float], str], base: in
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name."""
+    """Return a colour and marker for each name."""
     return {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 def finish(figure, path: Path, title: str = "") -> Path:
-    """Write the picture, with a legend in each panel that has none beside it."""
+    """Write the figure, with a legend in each panel unless there is one beside them."""
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     if not figure.legends:
@@ -56,14 +56,14 @@ def finish(figure, path: Path, title: str = "") -> Path:
 
 
 def device_name(device: str) -> str:
-    """A processor's name without its small print."""
+    """Shorten a processor's name."""
     for noise in ("(R)", "(TM)", " Processor", " CPU"):
         device = device.replace(noise, "")
     return device.split(" @")[0].strip()
 
 
 def si(value: float, unit: str) -> str:
-    """A number with its unit's prefix."""
+    """Format a number with an SI prefix."""
     for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "u")):
         if value >= 0.999 * scale:
             return f"{value / scale:.3g} {letter}{unit}"

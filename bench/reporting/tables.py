@@ -1,4 +1,4 @@
-"""The Markdown of any set of measurements: machines, targets, then all figures by group."""
+"""Measurements as Markdown: machines, targets, then all figures by group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASELINES = {
 
 
 def report(measurements: Sequence[Measurement]) -> str:
-    """Everything, as Markdown."""
+    """Format all measurements as Markdown."""
     found = [(_on(each, measurements), record) for each in measurements for record in each.records]
     blocks = ["\n".join(f"- {machine(each)}" for each in measurements)]
     rows = [
@@ -40,7 +40,7 @@ def report(measurements: Sequence[Measurement]) -> str:
 
 
 def machine(measurement: Measurement) -> str:
-    """One line: name, machine, versions, commit, and what the checks on a GPU gave."""
+    """Format a measurement's name, machine, versions, commit and GPU checks as one line."""
     facts = measurement.environment
     smi = facts.get("nvidia-smi", {})
     gpu = f" (driver {smi.get('driver_version', 'unknown')}, CUDA {facts.get('cuda')})" if measurement.on_gpu else ""
@@ -53,7 +53,7 @@ def machine(measurement: Measurement) -> str:
 
 
 def standing(measurement: Measurement) -> str:
-    """Whether the tests that need a GPU passed before, and all benchmarks: what bench/gpu.py has written of both."""
+    """Say whether the GPU checks and all benchmarks passed, as bench/gpu.py recorded."""
     checks, bench = (measurement.environment.get(name) for name in ("checks", "bench"))
     failed = f"**BENCHMARKS FAILED ({bench['summary']}).**" if bench and not bench["passed"] else ""
     if measurement.environment.get("sizes") == "smoke":
@@ -68,12 +68,12 @@ def standing(measurement: Measurement) -> str:
 
 
 def _on(measurement: Measurement, among: Sequence[Measurement]) -> str:
-    """The name of a measurement where there are several."""
+    """Return the measurement's name if there are several."""
     return measurement.name if len(among) > 1 else ""
 
 
 def _each(record: Record) -> str:
-    """The time of one unit."""
+    """Format the time of one unit."""
     return f"{duration(1 / record.rate()[1])} a {record.facts['unit'].removesuffix('s')}"
 
 
@@ -90,19 +90,19 @@ def _batch(record: Record) -> str:
 
 
 def memory(record: Record) -> str:
-    """The most memory of a call, where it was measured."""
+    """Format the peak memory of a call, "" if not measured."""
     size = record.facts.get("peak_bytes")
     return "" if size is None else binary(size)
 
 
 def steps(record: Record) -> str:
-    """The steps of an iteration, and of how many by the model's own schedule."""
+    """Format the steps of an iteration, "of" those of the model's own schedule."""
     taken, own = (record.facts.get(name) for name in ("steps", "own_steps"))
     return "" if taken is None else f"{taken}" if own is None else f"{taken} of {own}"
 
 
 def subject(record: Record) -> str:
-    """The model or the operation, and how it is called."""
+    """Return the model or operation, and the kind of call."""
     call = record.facts.get("call")
     return record.facts.get("subject", record.name) + (f", one call, {call}" if call else "")
 

@@ -1,4 +1,4 @@
-"""Numbers in words and tables, as the reports of bench/ write them."""
+"""Formatting of numbers and tables in the reports of bench/."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, without the columns that nobody filled in; nothing without rows."""
+    """Format a Markdown table without empty columns; "" without rows."""
     rows = list(rows)
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     if not kept:
         return ""
-    # Numbers stand to the right: what begins with a digit in every row that has it.
+    # A column of numbers, whose cells begin with digits, is aligned right.
     marks = ["---:" if all(row[i][:1].isdigit() for row in rows if row[i]) else "---" for i in kept]
     lines = [[head[i] for i in kept], marks, *([row[i] for i in kept] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def short(value: float) -> str:
-    """Three digits that count, and never fewer than there are before the point."""
+    """Format with three significant digits, and all before the point."""
     digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
 
 
 def times(quartiles: Sequence[float]) -> str:
-    """A ratio or a rate: median [quartiles]."""
+    """Format a ratio or rate as median [quartiles]."""
     low, middle, high = map(short, quartiles)
     return f"{middle} [{low}, {high}]"
 
 
 def percent(quartiles: Sequence[float]) -> str:
-    """A share: median [quartiles]."""
+    """Format a share as median % [quartiles]."""
     low, middle, high = (short(100 * share) for share in quartiles)
     return f"{middle} % [{low}, {high}]"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """Format a time in s, ms or us."""
     for scale, unit in ((1, "s"), (1e-3, "ms")):
         if seconds >= scale:
             return f"{short(seconds / scale)} {unit}"
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 
 def binary(size: int) -> str:
-    """Bytes in the unit that suits them."""
+    """Format bytes in GiB, MiB, KiB or bytes."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 2**power:
             return f"{short(size / 2**power)} {unit}"
@@ -53,5 +53,5 @@ def binary(size: int) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """Join names as "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

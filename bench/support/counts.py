@@ -1,20 +1,20 @@
-"""What a piece of work does, counted and not timed: operators, looks at the data, floating-point operations, bytes.
+"""Counts of a piece of work: operators, host synchronisations, FLOPs, bytes, allocations.
 
-Counted is what PyTorch dispatches: with the torch twins, as a CPU runs them, or with Triton kernels, as a GPU would,
-though none is launched. On tensors without data (device "meta") that takes neither memory nor arithmetic, and is the
-same on every machine.
+Counts what PyTorch dispatches, with the torch twins, as on a CPU, or with Triton kernels, as on a GPU, though none is
+launched. On tensors without data (device "meta") counting takes neither memory nor arithmetic, and gives the same on
+every machine.
 
-On a CPU the engine runs packed weights (ipr_fast/models/packed.py) where torch is built with oneDNN; tensors without
-data take the plain layers, whose operators and bytes are others.
+On a CPU the engine runs packed weights (ipr_fast/models/packed.py) where torch is built with oneDNN; meta tensors take
+the plain layers, which have other operators and bytes.
 
-Operators: one that is made of others counts as those, except for linear layers, attention, GroupNorm and resampling,
-which every backend does in one go. Views are free, and so is memory that is only reserved. A launch is one operator.
-FLOPs: those of matrix products, convolutions and attention, as torch's flop counter has them; no others. So a sum or
-GELU in which a packed layer ends adds none.
-Bytes: of the tensors that an operator reads and writes, each once, and of what an index picks, not of all that it
-picks from. So a cache may save some of them.
+Operators: a composite one counts as its parts, except linear layers, attention, GroupNorm and resampling, which every
+    backend fuses. Views and reserved memory are free. A kernel launch is one operator.
+FLOPs: of matrix products, convolutions and attention, by torch's flop counter. The sum or GELU that ends a packed layer
+    adds none.
+Bytes: of the tensors that an operator reads and writes, each once; for an index, of the picked elements. A cache may
+    save some of them.
 Allocations: tensors with memory of their own; not the workspaces of libraries, nor the padding of packed weights, which
-differs between machines.
+    differs between machines.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from support.launches import is_packed, launches_to, size_of, tensors_of
 
 WHOLE = {"group_norm", "linear", "scaled_dot_product_attention", "upsample_bilinear2d", "upsample_nearest2d"}
 RESERVES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-OVERWRITES = {"copy_", "fill_", "zero_"}  # what was there is not read
-PICKS = {"embedding", "gather", "index", "index_select"}  # of the first tensor, as much as comes out
-PUTS = {"index_copy_", "index_put_", "scatter_"}  # into the first tensor, as much as the last one holds
-LAID_OUT = {"convolution", "group_norm", "scaled_dot_product_attention"}  # contiguous, where there is no data
+OVERWRITES = {"copy_", "fill_", "zero_"}  # do not read the old values
+PICKS = {"embedding", "gather", "index", "index_select"}  # read of the first tensor as much as they return
+PUTS = {"index_copy_", "index_put_", "scatter_"}  # write into the first tensor as much as the last one holds
+LAID_OUT = {"convolution", "group_norm", "scaled_dot_product_attention"}  # meta results get a device's layout
 FLOPS = {
     "linear": lambda out, x, weight, bias=None: 2 * x.numel() * weight.shape[0],
     "scaled_dot_product_attention": lambda out, q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
     "mkldnn::_linear_pointwise": lambda out, x, weight, *_: 2 * x.numel() * weight.shape[0],
     "mkldnn::_convolution_pointwise": lambda out, *given: 2 * out.numel() * _terms(*given),
     "mkldnn::_convolution_pointwise_": lambda out, *given: 2 * out.numel() * _terms(*given),
-}  # where torch's flop counter looks at what they are made of, or does not know them
+}  # operators that torch's flop counter decomposes or does not know
 
 
 class Operation(NamedTuple):
@@ -59,7 +59,7 @@ class Operation(NamedTuple):
 
 @dataclass
 class Counts:
-    """What a piece of work did; allocated: in bytes. given: the storages that operators were given, by address."""
+    """Counts of a piece of work. allocated: bytes. given: addresses of the storages that operators read."""
 
     operations: list[Operation] = field(default_factory=list)
     host_syncs: int = 0
@@ -68,7 +68,7 @@ class Counts:
     given: set[int] = field(default_factory=set)
 
     def add(self, name: str, flops: int, moved: int, given: list[Tensor]) -> None:
-        """One more operation on the tensors given."""
+        """Add an operation on the tensors given."""
         self.operations.append(Operation(name, flops, moved))
         self.given |= _storages(given)
 
@@ -82,15 +82,15 @@ class Counts:
 
     @property
     def by_name(self) -> Counter[str]:
-        """How often each operator was called."""
+        """Calls of each operator."""
         return Counter(each.name for each in self.operations)
 
 
 def count(work: Callable[[], object], device: torch.device | str, *, kernels: bool = False) -> Counts:
-    """What `work` does with tensors of a device; what the host does with its own, beside a GPU, is its own business.
+    """Count what `work` does with tensors on a device; beside a GPU, tensors of the host do not count.
 
-    kernels: with Triton kernels, which write nothing here: for tensors without data. Raises RuntimeError where there is
-    no Triton, or its interpreter.
+    kernels: count Triton kernels instead of twins, for meta tensors, as nothing is launched. Raises RuntimeError
+    without Triton, and under its interpreter.
     """
     counts = Counts()
     with (
@@ -106,7 +106,7 @@ class _Counting(TorchDispatchMode):
     def __init__(self, counts: Counts, device: torch.device) -> None:
         super().__init__()
         self.counts, self.device = counts, device
-        # On a CPU only looks at the data count: there, a tensor made of Python's numbers is copied from nowhere.
+        # On a CPU only reads of the data count: a tensor made of Python's numbers is no copy there.
         self.watch = Watch("the work", None if device.type == "cpu" else device)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -129,14 +129,14 @@ class _Counting(TorchDispatchMode):
     def _run(self, func: Any, name: str, types: Any, args: tuple, kwargs: dict) -> object:
         try:
             out = self.watch.__torch_dispatch__(func, types, args, kwargs)
-        except CaptureError:  # copies are found once they are done, and may be done twice
+        except CaptureError:  # a copy is detected after it is done, and may be repeated
             self.counts.host_syncs += 1
             out = func(*args, **kwargs)
         return _laid_out(name, args[0], out) if name in LAID_OUT and args[0].is_meta else out
 
 
 def _made(given: list[Tensor], out: object) -> list[Tensor]:
-    """The results with memory of their own."""
+    """Return the results with memory of their own."""
     known = _storages(given)
     return [tensor for tensor in tensors_of(out) if is_packed(tensor) or not _storages([tensor]) <= known]
 
@@ -150,8 +150,8 @@ def _allocated(tensor: Tensor) -> int:
 
 
 def _laid_out(name: str, given: Tensor, out: Tensor) -> Tensor:
-    """A result without data in the layout that it has on a device, on which depends what is copied later."""
-    if name == "scaled_dot_product_attention":  # (B, heads, A, D), of which a token's heads are one row
+    """Return a meta result in the layout that it has on a device, on which later copies depend."""
+    if name == "scaled_dot_product_attention":  # (B, heads, A, D) in memory as (B, A, heads, D)
         return out.new_empty(out.transpose(1, 2).shape).transpose(1, 2)
     channels_last = given.ndim == 4 and given.is_contiguous(memory_format=torch.channels_last)
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
@@ -165,7 +165,7 @@ def _flops(func: Any, name: str, args: tuple, kwargs: dict, out: object) -> int:
 
 
 def _terms(*given: object) -> int:
-    """The products in each number of a packed convolution; a map to be added may stand before its weight."""
+    """Return the products per output of a packed convolution; a map to be added may precede its weight."""
     weight = next(each for each in given if isinstance(each, Tensor) and is_packed(each))
     return prod(weight.shape[1:])
 

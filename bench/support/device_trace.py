@@ -1,7 +1,7 @@
-"""What torch's profiler saw on a GPU: where the device's time went, and where the host waited for it.
+"""Traces of torch's profiler on a GPU: device time by range, and host waits.
 
-A kernel belongs to the host's range from which it was launched. That is exact for work that runs without graphs; a
-replay is one launch for all of its kernels.
+A kernel belongs to the host range that launched it. This is exact without graphs; a replay launches all kernels of a
+graph at once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Span = tuple[float, float]
 
 
 def record(works: dict[str, Callable[[], object]], device: torch.device) -> list[dict]:
-    """The events, in Chrome's trace format, of these works one after the other, each in a range of its name.
+    """Run the works in turn, each in a range of its name; return the events in Chrome's trace format.
 
-    All in one recording, since some versions of CUPTI see nothing in a second one.
+    It is one recording, as some versions of CUPTI see nothing in a second one.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     synchronize(device)
@@ -48,7 +48,7 @@ def record(works: dict[str, Callable[[], object]], device: torch.device) -> list
 
 @contextmanager
 def marked(module: nn.Module, name: str) -> Iterator[None]:
-    """Within, calls of the module are ranges of that name."""
+    """Within, calls of the module are ranges of this name."""
     ranges: list[record_function] = []
 
     def enter(*_: object) -> None:
@@ -67,9 +67,9 @@ def marked(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def time_by_place(events: list[dict], work: str, place: str) -> dict:
-    """Of a work's time on the device: microseconds of what was launched inside ranges of a name, and of all else.
+    """Return a work's device microseconds inside ranges of the name `place`, and outside by kernel.
 
-    What has no launch in the trace counts as outside.
+    A kernel without a launch in the trace counts as outside.
     """
     ranges, places = spans(events, work + UNTIL_DONE), spans(events, place)
     calls = (event for event in events if event.get("cat") in FROM_HOST)
@@ -90,7 +90,7 @@ def time_by_place(events: list[dict], work: str, place: str) -> dict:
 
 
 def waits(events: list[dict], work: str) -> dict:
-    """Where the host waited for the device in a work: synchronising calls, and copies to the host."""
+    """Count the host's waits for the device in a work: synchronising calls and copies to the host."""
     ranges = spans(events, work)
     calls = [e for e in events if e.get("cat") in FROM_HOST and _in(e["ts"], ranges)]
     replays = sum("GraphLaunch" in call["name"] for call in calls)
@@ -103,7 +103,7 @@ def waits(events: list[dict], work: str) -> dict:
 
 
 def spans(events: list[dict], name: str) -> list[Span]:
-    """The host's ranges of a name."""
+    """Return the host's ranges of a name."""
     found = (e for e in events if e.get("cat") == "user_annotation" and e.get("name") == name)
     return [(e["ts"], e["ts"] + e["dur"]) for e in found]
 

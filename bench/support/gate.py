@@ -1,6 +1,6 @@
-"""No speed-up from a wrong result: what is timed against `backend="reference"`, in the precision that is timed.
+"""Correctness gates: what is timed must agree with `backend="reference"`, in the precision that is timed.
 
-All run the same algorithm from the same random numbers, on the device that is measured.
+Both run the same algorithm with the same random numbers, on the measured device.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from support.measure import Check
 
 # float32 leaves 1e-5 at the most; another formula or another order of the patches moves samples by 0.1 and more.
 TOLERANCE = 1e-3
-ROUNDING = 1e-5  # of the largest value: float32 through a whole forward pass, summed in another order
-CHECKED, MAY_DIFFER = 4, 1  # chains; in one, two patches may be so equally certain that rounding swaps them
+ROUNDING = 1e-5  # of the largest value: float32 through a forward pass, summed in another order
+CHECKED, MAY_DIFFER = 4, 1  # chains; in one, rounding may swap two equally uncertain patches
 
 
 def closeness(found: Tensor, expected: Tensor, name: str) -> Check:
-    """How far samples (B, C, H, W) are from those expected, in the chain that is furthest off.
+    """Return the largest difference of samples (B, C, H, W) from those expected; NaN or inf in any chain fails.
 
-    Of CHECKED chains and more, without the MAY_DIFFER that are further off; but none may be undefined.
+    With CHECKED chains or more, the MAY_DIFFER worst ones are left out.
     """
     if not found.isfinite().all():
         return Check(name, float("inf"), TOLERANCE)
@@ -34,7 +34,7 @@ def closeness(found: Tensor, expected: Tensor, name: str) -> Check:
 
 
 def loops_and_engine(model: Denoiser, network: loops.Network, sampling: loops.Sampling, device: torch.device) -> Check:
-    """`refine_batch` and both loops with its random numbers, against the reference: whichever is furthest off."""
+    """Check `refine_batch` and both loops, with its random numbers, against the reference; return the worst check."""
     x, ids = subjects.samples(model, CHECKED, device), torch.arange(CHECKED)
     policy = ipr_fast.random_patches(sampling.ratio)
     ours = {"model": model, "schedule": sampling.schedule, "seed": 11}
@@ -51,14 +51,14 @@ def loops_and_engine(model: Denoiser, network: loops.Network, sampling: loops.Sa
 
 
 def predictions(found: Prediction, expected: Prediction, name: str, tolerance: float = ROUNDING) -> Check:
-    """How far a prediction is from that expected, of the largest number of each field."""
+    """Check a prediction against the expected one, relative to the largest value of each field."""
     off = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)]
     return Check(name, max(off), tolerance)
 
 
 @torch.inference_mode()
 def compiled(fast: Callable, network: loops.Network, x: Tensor) -> Check:
-    """The compiled network against the eager one."""
+    """Check the compiled network against the eager one."""
     patches = network.grid.to_patches(x)
     levels = uniform(patches)
     call = patches, levels, torch.ones_like(levels, dtype=torch.bool)
@@ -67,9 +67,9 @@ def compiled(fast: Callable, network: loops.Network, x: Tensor) -> Check:
 
 @torch.inference_mode()
 def lower_precision(model: Denoiser, network: Callable, exact: Denoiser) -> Check:
-    """How far the velocity of a model in a lower precision is from that of `exact`, the same in float32.
+    """Check the velocity of a model in lower precision against `exact`, the same model in float32.
 
-    At most twice as far as that of the plain network in this precision is.
+    The tolerance is twice the error of the plain network in that precision.
     """
     patches = exact.grid.to_patches(subjects.samples(exact, CHECKED, next(exact.parameters()).device))
     number = subjects.num_active(exact)
@@ -82,6 +82,6 @@ def lower_precision(model: Denoiser, network: Callable, exact: Denoiser) -> Chec
 
 
 def uniform(patches: Tensor, seed: int = 0) -> Tensor:
-    """A number in [0, 1) for each patch, (B, N)."""
+    """Return a random number in [0, 1) for each patch, (B, N)."""
     generator = torch.Generator(patches.device).manual_seed(seed)
     return torch.rand(patches.shape[:2], generator=generator, device=patches.device)

@@ -1,4 +1,4 @@
-"""What measurements share: a time budget, timing that ends in a synchronisation, the most memory, bench/'s options."""
+"""Timing that ends in a synchronisation, peak memory, a time budget, and the options of `pytest bench`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ipr_fast.engine.memory import PeakBytes
 if TYPE_CHECKING:
     import pytest
 
-FEWEST_ROUNDS = 3  # of which a median is reported
+FEWEST_ROUNDS = 3  # for a median
 Made = TypeVar("Made")
 
 
@@ -37,17 +37,17 @@ class Clock:
         return seconds <= self.left()
 
     def share(self, share: float) -> Clock:
-        """A clock that ends after a share of what is left."""
+        """Return a clock that ends after a share of the time left."""
         return Clock(share * self.left(), self.now)
 
 
 def say(line: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(line, flush=True)
 
 
 def device_argument(text: str) -> torch.device:
-    """For argparse: a device on which tensors can be made."""
+    """Parse a usable device, for argparse."""
     try:
         return usable_device("device", text)
     except ValueError as error:
@@ -55,7 +55,7 @@ def device_argument(text: str) -> torch.device:
 
 
 def device_of(config: pytest.Config) -> torch.device:
-    """Where to measure, by bench/'s option."""
+    """Return the device to measure, from the option --device."""
     device = torch.device(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -63,7 +63,7 @@ def device_of(config: pytest.Config) -> torch.device:
 
 
 def sizes_of(config: pytest.Config) -> str:
-    """Which sizes, by bench/'s option: "full" for a GPU, "small" for two cores, "smoke" to try the benchmarks."""
+    """Return the sizes, from --sizes: "full" for a GPU, "small" for two cores, "smoke" to try the benchmarks."""
     return config.getoption("--sizes") or ("full" if device_of(config).type == "cuda" else "small")
 
 
@@ -73,7 +73,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """The time of one call, from an idle device to an idle device."""
+    """Time one call, from an idle device to an idle device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -84,9 +84,9 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 def interleaved(
     functions: dict[str, Callable[[], object]], device: torch.device, rounds: int, clock: Clock
 ) -> dict[str, list[float]]:
-    """The times of each function in each round, one after the other, each first in its turn.
+    """Time the functions in interleaved rounds that rotate their order; return each one's seconds by round.
 
-    Fewer rounds than `rounds`, but at least FEWEST_ROUNDS, where the clock runs out.
+    When the clock runs out there are fewer rounds, but at least FEWEST_ROUNDS.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
@@ -99,24 +99,24 @@ def interleaved(
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """First quartile, median, third quartile."""
+    """Return first quartile, median, third quartile."""
     if len(values) < 2:
         return values * 3
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free the memory of unreachable tensors."""
     gc.collect()
     if device.type == "cuda":
-        with suppress(RuntimeError):  # of a device that an error has spoiled: whoever uses it next will say so
+        with suppress(RuntimeError):  # after a CUDA error; its next user will raise it
             torch.cuda.empty_cache()
 
 
 def most_bytes(work: Callable[[], Made], device: torch.device) -> tuple[int, Made]:
-    """The most bytes of tensors at a time that a first call of `work` makes beside those there are; and its result.
+    """Return the peak bytes of tensors that a first call of `work` adds, and its result.
 
-    As counted on a CPU, as asked of the allocator on a GPU: what it gives depends on the blocks it has at hand.
+    Counted on a CPU; on a GPU, the bytes requested from the allocator, as those reserved depend on its free blocks.
     """
     graph_cache.drop_kept()
     free_memory(device)

@@ -1,6 +1,6 @@
-"""The launches of Triton kernels, with their FLOPs and bytes, where none is launched: for bench/support/counts.py.
+"""Counts launches of Triton kernels, with FLOPs and bytes, without launching any: for bench/support/counts.py.
 
-The launchers of kernels/ run as they do on a GPU, and what they would have launched is reported in its place.
+The launchers of kernels/ run as on a GPU; a stand-in reports the launch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
 from ipr_fast.kernels.launch import triton
 
-Report = Callable[[str, int, int, list[Tensor]], None]  # a kernel's name, its FLOPs and bytes, the tensors it was given
+Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FLOPs, bytes, tensors
 
 FILES = (advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise)
 BYTES = {
@@ -30,20 +30,20 @@ BYTES = {
     "gated_sum_kernel": lambda given: _of_tokens(given, gated_sum.bytes_moved),
     "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
-}  # as if every slot moved and tables stayed in cache; the other kernels read or write each of their tensors once
+}  # with every slot moving and tables in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
 
 
 def can_be_counted() -> bool:
-    """Whether there is Triton, and not its interpreter, whose kernels are others."""
+    """Return whether Triton compiles kernels here: it is installed, and not interpreting."""
     return bool(_kernels())
 
 
 @contextmanager
 def launches_to(report: Report) -> Iterator[None]:
-    """Within, operations take their Triton kernels for tensors of any device, and launches are reported instead."""
+    """Within, operations take their Triton kernels on any device, and launches are reported instead."""
     if not can_be_counted():
-        raise RuntimeError("to count kernels takes Triton, and not its interpreter")
+        raise RuntimeError("counting kernels needs Triton, without its interpreter")
     with ExitStack() as stack:
         for file, name, kernel in _kernels():
             stack.enter_context(patch.object(file, name, _Launcher(kernel, report)))
@@ -51,17 +51,17 @@ def launches_to(report: Report) -> Iterator[None]:
 
 
 def tensors_of(tree: object) -> list[Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
+    """Return all tensors in nested tuples, lists and dictionaries."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def size_of(tensors: list[Tensor]) -> int:
-    """Bytes of tensors; what is expanded along a dimension stands in memory once."""
+    """Return the bytes of tensors in memory; an expanded dimension counts once."""
     return sum(tensor.element_size() * prod(_in_memory(tensor)) for tensor in tensors)
 
 
 def is_packed(tensor: Tensor) -> bool:
-    """Whether it holds weights in a layout of oneDNN's, which has neither strides nor a storage."""
+    """Return whether a tensor has oneDNN's packed layout, without strides or storage."""
     return tensor.layout != torch.strided
 
 
@@ -73,14 +73,14 @@ def _in_memory(tensor: Tensor) -> list[int]:
 
 
 def _of_tokens(given: dict[str, Any], with_tables: Callable[[int, int, int, int, bool], int]) -> int:
-    """Of an operation that modulates tokens: without tables each tensor once, of which some may be expanded."""
+    """Bytes of an operation that modulates tokens; without tables, each tensor once."""
     if given["p_row"] is None:
         return size_of(tensors_of(given))
     return with_tables(1, given["ROWS"], given["W"], given["p_h"].element_size(), True)
 
 
 def _kernels() -> list[tuple[Any, str, Any]]:
-    """Every file, name and kernel that a launcher may launch."""
+    """Return (module, name, kernel) for every kernel."""
     return [
         (file, name, kernel)
         for file in FILES
@@ -91,7 +91,7 @@ def _kernels() -> list[tuple[Any, str, Any]]:
 
 @dataclass(frozen=True)
 class _Launcher:
-    """Stands in for a kernel."""
+    """Stands in for a kernel and reports its launches."""
 
     kernel: Any
     report: Report

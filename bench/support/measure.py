@@ -1,8 +1,8 @@
-"""How everything here is timed: after a check, against its yardsticks in turn, each round ending on an idle device.
+"""The fixture `measure`: checks a benchmark, then times it interleaved with its yardsticks.
 
-pytest-benchmark times the subject and writes the file; before each of its rounds the yardsticks (baselines, a copy, a
-matrix product) are timed once each. So a ratio is of times that stand side by side, and what slows the machine down for
-a while slows both. What was measured and checked goes to `extra_info`; records.py reads it again.
+pytest-benchmark times the subject and writes the file; before each of its rounds every yardstick (baseline, copy,
+matrix product) is timed once. So a ratio compares neighbouring times, and a slow phase of the machine slows both. Facts
+and checks go to `extra_info`, which records.py reads.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ MOST_ROUNDS = 25
 
 
 class Check(NamedTuple):
-    """How far a result is from that of `against`, and how far it may be; in the result's own numbers."""
+    """The difference of a result from that of `against`, and its tolerance, in the result's own units."""
 
     against: str
     difference: float
     tolerance: float
 
     def hold(self) -> None:
-        """No figure from a wrong result."""
+        """Raise AssertionError for a wrong result, so that it gives no figure."""
         assert self.difference <= self.tolerance, f"{self.difference:.3g} off, {self.tolerance:.3g} allowed: {self}"
 
 
 class Arm(NamedTuple):
-    """One side of a comparison: a call of `work` does so many units, after `reset`, which is not timed."""
+    """One side of a comparison: a call of `work` does `units` units; `reset` comes before it, not timed."""
 
     work: Callable[[], object]
     units: float = 1.0
@@ -46,7 +46,7 @@ class Arm(NamedTuple):
 
 @dataclass
 class Measure:
-    """The fixture `measure`: checks and times one subject, and keeps the record of it for the summary."""
+    """Checks and times one subject, and keeps its record for the summary."""
 
     benchmark: object  # pytest-benchmark's fixture
     device: torch.device
@@ -67,10 +67,10 @@ class Measure:
     ) -> None:
         """Check, then time `ours` and its yardsticks for about `budget` seconds, at least FEWEST_ROUNDS rounds.
 
-        unit: what an arm's units are. A rate is units a second; a ratio is our rate over theirs, round by round.
-        needs: skip, where less than so many seconds are left of the whole run.
-        derive: more facts, from the record of what was measured.
-        facts: what JSON can hold, to say what was measured: subject, batch, iters, flops, bytes, peak_bytes, ...
+        unit: name of the arms' units. A rate is units per second; a ratio is our rate over theirs, round by round.
+        needs: seconds; skip the benchmark if the run has less time left.
+        derive: returns further facts from the record.
+        facts: JSON values that describe the measurement: subject, batch, iters, flops, bytes, peak_bytes, ...
         """
         self.may_take(needs)
         against = dict(against or {})
@@ -113,7 +113,7 @@ class Measure:
         self.records.append(record)
 
     def may_take(self, seconds: float) -> None:
-        """Skip the benchmark where less time is left."""
+        """Skip the benchmark if less time is left."""
         if not self.clock.fits(seconds):
             pytest.skip(f"{self.clock.left():.0f} s are left, and it needs about {seconds:.0f}")
 

@@ -14,7 +14,7 @@ LEVELS = 16  # rows of the tables that modulate tokens
 
 
 def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """Of so many tokens and numbers each; a row of tables for each, slices of one that is wider, as in the network."""
+    """shape: tokens, width. Each token has a row of the tables, which are slices of a wider one, as in the network."""
     inputs, (tokens, width), eps = Inputs(device, seed), shape, 1e-6
     h, row = inputs.normals(batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
     scale, shift, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
@@ -28,7 +28,7 @@ def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: i
 
 
 def add_gated(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """Of so many tokens and numbers each; the gate is a row of a table for each, a slice of one that is wider."""
+    """shape: tokens, width. Each token's gate is a row of a table, which is a slice of a wider one."""
     inputs, (tokens, width) = Inputs(device, seed), shape
     (h, x), row = inputs.normals(2, batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
     _, _, gate, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
@@ -42,7 +42,7 @@ def add_gated(shape: tuple[int, int], batch: int, device: torch.device, seed: in
 
 
 def group_norm_silu(shape: tuple[int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """Of maps with so many channels and pixels across, after a row for each cell has been added, and before SiLU."""
+    """shape: channels, pixels a side, cells a side. Adds a row for each cell before the norm; SiLU after it."""
     inputs, (channels, size, cells), eps = Inputs(device, seed), shape, 1e-5
     original = inputs.normals(batch, channels, size, size).to(memory_format=torch.channels_last)
     h, rows = original.clone(), inputs.normals(16, channels)
@@ -59,7 +59,7 @@ def group_norm_silu(shape: tuple[int, int, int], batch: int, device: torch.devic
 
 
 def attention(shape: tuple[int, int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """Of A queries to N tokens, in heads of so many numbers; plain: of all N queries, with the mask of their roles."""
+    """shape: A queries, N tokens, heads, head size. plain: all N queries, with a mask of roles."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     inputs, (slots, tokens, heads, size) = Inputs(device, seed), shape
     width, index = heads * size, inputs.subset(batch, tokens, slots)

@@ -1,7 +1,6 @@
-"""The operations of a step, each as a call on buffers of its own: the call, its twin, its definition, its cost.
+"""The operations of a step on buffers of their own: the call, its twin, its definition, its cost.
 
-Floating-point operations are those of the formula, where a function such as exp counts as one; the integers of Philox
-count as none.
+FLOPs are those of the formula, a function such as exp counting as one, and Philox's integers as none.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_REN
 from support import definitions
 
 SEED, ITERATION, ETA = 5, 3, 0.5
-NORMAL_FLOPS = 5  # for each normal: half of two conversions, log, sqrt, cos, sin and five products
+NORMAL_FLOPS = 5  # per normal: half of two conversions, log, sqrt, cos, sin and five products
 
 
 class Operation(NamedTuple):
-    """One call: `run`, `twin` and `definition`, after `reset`, give tensors that must be the same.
+    """One call: `run`, `twin` and `definition`, each after `reset`, return tensors that must agree.
 
-    bytes: that must move. flops: see above. dtype: of the numbers that it computes. plain: the same work in plain
-    torch, where that is worth a comparison.
+    bytes: that must move. dtype: of the arithmetic. plain: the same work in plain torch, as a yardstick.
     """
 
     run: Callable[[], Iterable[Tensor]]
@@ -39,7 +37,7 @@ class Operation(NamedTuple):
 
 
 class Board(NamedTuple):
-    """Chains of N patches of P numbers each, A of them active; `schedule` is that of their refinement."""
+    """Chains of N patches of P numbers, A of them active, with their refinement schedule."""
 
     num_patches: int
     slots: int
@@ -55,7 +53,7 @@ BOARDS = {
 
 
 class Inputs:
-    """Random tensors on a device, the same for the same seed."""
+    """Seeded random tensors on a device."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
@@ -67,19 +65,19 @@ class Inputs:
         return torch.randint(0, high, shape, generator=self.generator, device=self.device)
 
     def subset(self, batch: int, number: int, size: int) -> Tensor:
-        """(batch, size) int64: so many of `number`, ascending."""
+        """(batch, size) int64: `size` of 0..number-1, ascending."""
         keys = torch.rand(batch, number, generator=self.generator, device=self.device)
         return keys.argsort(1)[:, :size].sort(1).values
 
     def counters(self, batch: int) -> dict[str, Tensor]:
-        """The arguments of kernels that draw random numbers, chains in no order."""
+        """Arguments of kernels that draw random numbers; chain ids in random order."""
         ids = torch.randperm(batch, generator=self.generator, device=self.device)
         number = torch.tensor(ITERATION, device=self.device)
         return {"seed": seed_tensor(SEED, self.device), "iteration": number, "chain_ids": ids}
 
 
 def renoise_chosen(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
-    """An iteration's beginning: A of each chain's free patches, three quarters of all, are chosen and renoised."""
+    """The beginning of an iteration: choose A of each chain's free patches, three quarters of all, and renoise them."""
     inputs = Inputs(device, seed)
     free = torch.ones(batch, board.num_patches, dtype=torch.bool, device=device)
     free.scatter_(1, inputs.subset(batch, board.num_patches, board.num_patches // 4), False)
@@ -89,7 +87,7 @@ def renoise_chosen(board: Board, batch: int, device: torch.device, seed: int) ->
 
 
 def renoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
-    """A generation's beginning: every patch becomes its initial noise, so nearly all of the time goes to normals."""
+    """The beginning of a generation: all patches become noise, so nearly all time goes to normals."""
     every = torch.ones(batch, board.num_patches, dtype=torch.bool, device=device)
     return _renoise(board, Inputs(device, seed), every, board.num_patches, STREAM_INITIAL, None)
 
@@ -102,14 +100,14 @@ def _renoise(
     z, ids = original.clone(), counters["chain_ids"]
     index, start = (torch.zeros(batch, slots, dtype=torch.int32, device=device) for _ in range(2))
     count, level = torch.zeros(batch, dtype=torch.int32, device=device), torch.zeros(batch, slots, device=device)
-    into = renoise.Slots(index, count, level, start)
+    slots_out = renoise.Slots(index, count, level, start)
 
     def run() -> Iterable[Tensor]:
-        renoise.renoise(z, mask, into, stream=stream, choice=choice, **counters)
+        renoise.renoise(z, mask, slots_out, stream=stream, choice=choice, **counters)
         return z, mask, index, count, level, start
 
     def twin() -> Iterable[Tensor]:
-        renoise._renoise(z, mask, into, counters["seed"], stream, counters["iteration"], ids, choice, None)
+        renoise._renoise(z, mask, slots_out, counters["seed"], stream, counters["iteration"], ids, choice, None)
         return z, mask, index, count, level, start
 
     def definition() -> Iterable[Tensor]:
@@ -127,7 +125,7 @@ def _renoise(
 
 
 def advance_half_way(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
-    """A step at which the second half of the slots begins to start, one in each chain."""
+    """A step at which the first slot of the second half starts."""
     inputs, slots = Inputs(device, seed), board.slots
     starts, half = board.schedule.starts(slots), slots // 2
     original = torch.full((batch, slots), -1, dtype=torch.int32, device=device)
@@ -154,24 +152,24 @@ def advance_half_way(board: Board, batch: int, device: torch.device, seed: int) 
 
 
 def denoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
-    """A step at which every slot moves, from levels of 0.1 to 1 to a tenth less."""
+    """A step at which every slot moves, from a level of 0.1 to 1 to a tenth less."""
     inputs, (num_patches, slots, numel, _) = Inputs(device, seed), board
     original, counters = inputs.normals(batch, num_patches, numel), inputs.counters(batch)
     z, index = original.clone(), inputs.subset(batch, num_patches, slots).int()
     tenths = inputs.integers(10, batch, slots)
     level, next_level = (tenths + 1) / 10, tenths / 10
     u, v = inputs.normals(batch, slots, numel), inputs.normals(batch, slots, numel).sigmoid()
-    given = {"index": index, "level": level, "next_level": next_level, "velocity": u, "variance_mix": v}
+    arguments = {"index": index, "level": level, "next_level": next_level, "velocity": u, "variance_mix": v}
     at = 7
     step, ids = torch.tensor(at, device=device), counters["chain_ids"]
 
     def run() -> Iterable[Tensor]:
-        denoise.denoise(z, **given, step=step, stochasticity=ETA, temperature=1.0, **counters)
+        denoise.denoise(z, **arguments, step=step, stochasticity=ETA, temperature=1.0, **counters)
         return (z,)
 
     def twin() -> Iterable[Tensor]:
         random = counters["seed"], STREAM_POSTERIOR, step, counters["iteration"], ids
-        denoise._denoise(z, *given.values(), ETA, 1.0, random, None)
+        denoise._denoise(z, *arguments.values(), ETA, 1.0, random, None)
         return (z,)
 
     def definition() -> Iterable[Tensor]:

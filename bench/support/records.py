@@ -1,4 +1,4 @@
-"""A measurement as it is read: what bench/support/measure.py made, from a run or from a file of pytest-benchmark."""
+"""Records of bench/support/measure.py, from a run or from a file of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from support.harness import quartiles
 
-ALWAYS = ("device", "unit", "units", "check", "first_call", "against")  # facts that every record has
-MACHINE = ("commit", "device", "processor", "cores", "threads", "python", "torch", "triton")  # and every machine
+ALWAYS = ("device", "unit", "units", "check", "first_call", "against")  # facts of every record
+MACHINE = ("commit", "device", "processor", "cores", "threads", "python", "torch", "triton")  # facts of every machine
 
 
 class Unreadable(ValueError):
-    """A file that is not a measurement of bench/, or not a whole one."""
+    """Raised for a file that is not a complete measurement of bench/."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Record:
     facts: dict
 
     def each(self) -> list[float]:
-        """Seconds a unit, round by round."""
+        """Seconds per unit, by round."""
         return [time / self.facts["units"] for time in self.seconds]
 
     def rate(self) -> list[float]:
-        """Units a second: first quartile, median, third quartile."""
+        """Units per second: first quartile, median, third quartile."""
         return quartiles([1 / time for time in self.each()])
 
     def yardstick_rate(self, yardstick: str) -> list[float]:
-        """The same of a yardstick."""
+        """Units per second of a yardstick, in quartiles."""
         other = self.facts["against"][yardstick]
         return quartiles([other["units"] / time for time in other["seconds"]])
 
     def ratios(self, yardstick: str) -> list[float]:
-        """Our rate over a yardstick's, round by round."""
+        """Our rate over that of a yardstick, by round."""
         other = self.facts["against"][yardstick]
         pairs = zip(self.seconds, other["seconds"], strict=True)
         return [(self.facts["units"] / ours) / (other["units"] / theirs) for ours, theirs in pairs]
@@ -51,7 +51,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """What was measured, in words."""
+        """Subject, shape and size in words."""
         facts = self.facts
         words = [facts.get(name) for name in ("subject", "shape", "variant", "call")]
         if "batch" in facts:
@@ -63,7 +63,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All records of a file, and the machine, versions and commit that they are of; `name` is the file's."""
+    """All records of a file `name`, with their machine, versions and commit."""
 
     name: str
     environment: dict
@@ -78,12 +78,12 @@ class Measurement:
 
     @property
     def device(self) -> str:
-        """The name of what was measured: on a machine with a GPU that may still be the processor."""
+        """The measured device: on a machine with a GPU it may still be the processor."""
         return self.environment["device" if self.on_gpu else "processor"]
 
 
 def read(path: Path) -> Measurement:
-    """The measurement in a JSON file that pytest-benchmark has written for bench/; Unreadable where it is none."""
+    """Read a JSON file that pytest-benchmark wrote for bench/; raise Unreadable for any other."""
     try:
         found = json.loads(path.read_text())
     except OSError as error:
@@ -115,5 +115,5 @@ def _record(each: dict) -> Record:
     numbers = [*seconds, facts["units"], *(n for other in others for n in (*other["seconds"], other["units"]))]
     if not seconds or not all(isinstance(n, (int, float)) and 0 < n < float("inf") for n in numbers):
         raise ValueError(f"{each['name']}: rounds and units must be numbers above 0")
-    facts["check"]["difference"]  # what was not checked has no figure
+    facts["check"]["difference"]  # required: no figure without a check
     return Record(each["name"], each["group"] or "", seconds, facts)

@@ -23,7 +23,7 @@ TINY_UNET = SRMUNetConfig(1, 16, 4, (32, 32), (False, True), 1, 32, 32, 16)
 
 
 def makers(smoke: bool) -> dict[str, Callable[[], Denoiser]]:
-    """What makes each model, on the CPU. All but the 4x4 boards' have random weights: times do not depend on them."""
+    """Return a maker of each model on the CPU. Only 4x4 boards have trained weights: times do not depend on them."""
     if smoke:
         return {"4x4 transformer": lambda: random_transformer(TINY), "Even Pixels": lambda: random_unet(TINY_UNET)}
     return {
@@ -36,10 +36,10 @@ def makers(smoke: bool) -> dict[str, Callable[[], Denoiser]]:
 
 
 class Case(NamedTuple):
-    """One comparison: so many chains of a model, against some of the loops of bench/baselines/loops.py.
+    """One comparison: `batch` chains of a model against loops of bench/baselines/loops.py.
 
-    most_steps: of an iteration. iters: of a call of refine_batch, so that what it does once a call weighs little, as it
-    does in a refinement of fifty. needs: seconds that it takes, about. targets: how many times faster is aimed at.
+    most_steps: of an iteration. iters: per call of refine_batch, enough to make the cost of a call small, as in a
+    refinement of fifty. needs: about how many seconds it takes. targets: the speed-ups aimed at.
     """
 
     subject: str
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def cases(sizes: str) -> list[Case]:
-    """What to compare, the most important first, since time may run out; torch.compile takes long: mostly last."""
+    """Return the comparisons, the most important first, as time may run out; slow torch.compile mostly last."""
     if sizes == "smoke":
         small = [Case(name, batch, most_steps=4) for name in makers(smoke=True) for batch in (1, 3)]
         return small + [Case(name, 3, ("batched",), torch.bfloat16, 4) for name in makers(smoke=True)]
@@ -98,9 +98,9 @@ def cases(sizes: str) -> list[Case]:
 
 
 def shortened(own: Schedule, num_active: int, most_steps: int) -> Schedule:
-    """The model's own schedule with as many steps a patch as fit into `most_steps` steps.
+    """Return the model's schedule with as many steps per patch as fit into `most_steps` steps.
 
-    Where a step a patch is too many already, all patches at once, in that many steps.
+    If one step per patch is too many, all patches go at once, in `most_steps` steps.
     """
     fitting = (Schedule(p, own.overlap) for p in range(own.steps_per_patch, 0, -1))
     fitting = (schedule for schedule in fitting if schedule.steps(num_active) <= most_steps)
@@ -108,18 +108,18 @@ def shortened(own: Schedule, num_active: int, most_steps: int) -> Schedule:
 
 
 def num_active(model: Denoiser, ratio: float = RATIO) -> int:
-    """The patches of a chain that an iteration renoises, where none are known."""
+    """Return the number of patches that an iteration renoises without known patches."""
     return max(1, math.floor(ratio * model.grid.num_patches))
 
 
 def samples(model: Denoiser, batch: int, device: torch.device) -> torch.Tensor:
-    """Images (batch, C, H, W) in [-1, 1]."""
+    """Return random images (batch, C, H, W) in [-1, 1]."""
     generator = torch.Generator(device).manual_seed(batch)
     return torch.randn(batch, *model.grid.sample_shape, generator=generator, device=device).clamp_(-1, 1)
 
 
 def random_transformer(config: PatchTransformerConfig) -> PatchTransformer:
-    """Every weight away from its start, which is zero in part: else all patches would be equally certain."""
+    """Return a transformer with all weights random: zeros would make all patches equally uncertain."""
     model, generator = PatchTransformer(config), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = 0.25 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
