@@ -27,7 +27,7 @@ from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling, Schedule
-from ipr_fast.sampling.selection import MaskFn, Selection, Selector
+from ipr_fast.sampling.selection import MaskFn, Selection, make_selector
 from ipr_fast.trace import span
 
 Callback = Callable[[int, Tensor], "Tensor | None"]
@@ -107,7 +107,7 @@ def refine_batch(
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
     backend = _backend(backend, x.device)
     max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
-    select = Selector(mask_fn, grid, free, ids, sampling.seed)
+    select = make_selector(mask_fn, grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
     if not len(x) or not iters:
@@ -136,7 +136,8 @@ def refine_batch(
             if not steps:
                 pace.step()
             if callback is not None:
-                if select.freeze(_call_back(callback, iteration, images())):
+                frozen = _call_back(callback, iteration, images())
+                if frozen is not None and select.freeze(frozen):
                     break
                 engine.notice_changes()
         select.verify()

@@ -18,7 +18,7 @@ from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
 from ipr_fast.sampling.schedule import Sampling
-from ipr_fast.sampling.selection import Selector
+from ipr_fast.sampling.selection import make_selector
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -99,7 +99,7 @@ def make_engine(model, finished):
 @pytest.mark.parametrize("ratio", [0.25, 0.6])
 def test_nothing_synchronises_within_an_iteration(there, finished, ragged_known, ratio):
     engine = make_engine(there, finished)
-    select = Selector(random_patches(ratio), there.grid, ~ragged_known.cuda(), engine.chain_ids, 0)
+    select = make_selector(random_patches(ratio), there.grid, ~ragged_known.cuda(), engine.chain_ids, 0)
 
     def iterations(*numbers):
         for number in numbers:

@@ -13,7 +13,7 @@ from ipr_fast.engine.graphs import Capture, CudaCapture
 from ipr_fast.engine.lanes import Lanes, Settings, Start
 from ipr_fast.engine.scheduler import Plan, make_plan
 from ipr_fast.sampling.schedule import Sampling
-from ipr_fast.sampling.selection import Selector
+from ipr_fast.sampling.selection import make_selector
 from support import subjects
 
 
@@ -76,7 +76,7 @@ class Chains(Step):
         free = torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device) if known is None else ~known
         self.x = subjects.samples(model, batch, device)
         self.engine = Engine(model, grid.to_patches(self.x), ids, sampling, lanes)
-        self.select = Selector(random_patches(subjects.RATIO), grid, free, ids, sampling.seed)
+        self.select = make_selector(random_patches(subjects.RATIO), grid, free, ids, sampling.seed)
         super().__init__(lanes, self.select.most_active)
         self.iteration = 0
 

@@ -1,4 +1,4 @@
-"""Checks of patch masks, chain ids, schedules and counters; each raises a ValueError, as in `ipr_fast.checks`."""
+"""Checks of patch masks, chain ids, schedules and random-number counters; each raises ValueError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipr_fast.sampling.schedule import Schedule
 
 
 def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
-    """A bool mask over patches, (B, N) or (B, grid_h, grid_w), as (B, N)."""
+    """Check a bool mask over patches, (B, N) or (B, grid_h, grid_w), and return it as (B, N)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     shapes = (batch, grid.num_patches), (batch, grid.grid_h, grid.grid_w)
@@ -25,35 +25,34 @@ def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: to
 
 
 def free_patches(known: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
-    """The patches (B, N) bool that are not known; all of them by default."""
+    """Return the patches (B, N) bool that are not known; all of them for None."""
     if known is None:
         return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
     return ~patch_mask("known", known, batch, grid, device)
 
 
 def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
-    """Chain ids int64 (B,); by default 0..B-1."""
+    """Check chain ids int64 (B,) and return a copy; 0..B-1 for None."""
     if value is None:
         return torch.arange(batch, device=device)
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or tuple(value.shape) != (batch,):
-        came = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {came}")
+        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {got}")
     checks.same_device("chain_ids", value, device)
-    value = value.clone()  # the caller may go on with it
     if batch and not 0 <= int(value.min()) <= int(value.max()) <= philox.MAX_CHAIN_ID:
         raise ValueError(f"chain_ids must lie in 0..{philox.MAX_CHAIN_ID}, got {int(value.min())}..{int(value.max())}")
-    return value
+    return value.clone()  # a callback may change the caller's tensor
 
 
 def schedule(value: object) -> Schedule:
-    """A Schedule."""
+    """Check that a value is a Schedule."""
     if not isinstance(value, Schedule):
         raise ValueError(f"schedule must be an ipr_fast.Schedule, got {type(value).__name__}")
     return value
 
 
 def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) -> None:
-    """The random numbers' counters must hold every patch, element, step and iteration."""
+    """Check that the random numbers' counters can hold every patch, value, step and iteration."""
     if grid.num_patches > philox.MAX_PATCHES:
         raise ValueError(f"model: at most {philox.MAX_PATCHES} patches can be counted, got {grid.num_patches}")
     if grid.patch_numel > philox.MAX_PATCH_NUMEL:

@@ -1,4 +1,4 @@
-"""Corrupted starts: finished samples with mistakes of known size, to be repaired by refinement."""
+"""Corrupted starts: finished samples with a known number of mistakes, for refinement to repair."""
 
 from __future__ import annotations
 
@@ -22,28 +22,33 @@ def swap_patches(
 ) -> Tensor:
     """Swap `pairs` random pairs of patches in each sample: the K-corrupted start of Kang et al. 2026.
 
-    x: float images (B, C, H, W); left alone. pairs: K >= 0; the 2 K patches of a sample are all different.
-    patch_size: of the model that is to repair them. known: bool (B, N) or (B, grid_h, grid_w), patches that stay.
-    seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A sample's pairs depend on
-        seed and chain id alone.
+    x: float images (B, C, H, W); not written to.
+    pairs: K >= 0; the 2 K patches of a sample all differ.
+    patch_size: that of the model which is to repair the samples.
+    known: bool (B, N) or (B, grid_h, grid_w), patches that stay in place.
+    seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A sample's pairs depend on seed and
+        chain id alone.
 
-    Returns images of the shape, dtype and device of x. Raises ValueError for bad input, among it samples with fewer
-    than 2 K patches that may move.
+    Returns images of the shape, dtype and device of x. Raises ValueError for bad input, including samples with fewer
+    than 2 K free patches.
     """
     x = checks.images("x", x).detach()
     checks.extremes("x", x)
-    grid = PatchGrid(*x.shape[1:], checks.integer("patch_size", patch_size, 1))
+    channels, height, width = x.shape[1:]
+    grid = PatchGrid(channels, height, width, checks.integer("patch_size", patch_size, 1))
     free = arguments.free_patches(known, len(x), grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
     seed = checks.integer("seed", seed, 0, 2**64 - 1)
-    moved = 2 * checks.integer("pairs", pairs, 0)
-    fewest = int(free.sum(1).min()) if len(x) else moved
-    if moved > fewest:
-        raise ValueError(f"pairs must be at most {fewest // 2}, half the free patches of every sample, got {pairs}")
+    num_moved = 2 * checks.integer("pairs", pairs, 0)
+    fewest_free = int(free.sum(1).min()) if len(x) else num_moved
+    if num_moved > fewest_free:
+        raise ValueError(
+            f"pairs must be at most {fewest_free // 2}, half the free patches of every sample, got {pairs}"
+        )
     keys = patch_keys(seed, STREAM_SWAP, 0, ids, grid.num_patches)
-    chosen = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[:, :moved]
-    partners = chosen.unflatten(1, (-1, 2)).flip(2).flatten(1) if moved else chosen
+    moved = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[:, :num_moved]
+    partners = moved.unflatten(1, (-1, 2)).flip(2).flatten(1) if num_moved else moved
     patches = grid.to_patches(x).clone()
     chain = torch.arange(len(x), device=x.device)[:, None]
-    patches[chain, chosen] = patches[chain, partners]
+    patches[chain, moved] = patches[chain, partners]
     return grid.to_images(patches)

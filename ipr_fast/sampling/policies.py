@@ -1,7 +1,7 @@
-"""Mask policies: which patches an iteration renoises, decided on the device.
+"""Mask policies: rules, run on the device, for the patches that an iteration renoises.
 
-`refine_batch` takes these or any callable `mask_fn(x, iteration)`. A policy chooses among each chain's free patches and
-tells in advance how many it can choose at the most, so the engine needs no look at the data.
+`refine_batch` takes a policy or any callable `mask_fn(x, iteration)`. A policy chooses among each chain's free patches
+and states in advance how many it chooses at most, so the host never has to read the data.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.sampling.patches import PatchGrid
 
 
 class MaskPolicy(ABC):
-    """A rule made of tensor operations, with no host round trip; `bind` comes before the other two."""
+    """Base class of mask policies: tensor operations only, without host synchronisation.
+
+    `bind` is called once a call of `refine_batch`, before the other two methods.
+    """
 
     @abstractmethod
     def sizes(self, free: Tensor) -> Tensor:
-        """(B,) int64: how many patches the rule chooses, at most, given the free ones (B, N) bool.
+        """Return the largest number of patches that `choose` can return for each chain: (B,) int64.
 
-        A chain gets the steps for so many: with more patches than that, some would not be denoised to the end.
+        free: (B, N) bool, the patches that may be chosen. A chain gets the steps for that many patches, so a patch
+        beyond the number would not be denoised to the end.
         """
 
     @abstractmethod
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
-        """The mask (B, N) bool of the patches to renoise; `iteration` is a scalar tensor."""
+        """Return the mask (B, N) bool of the patches to renoise.
+
+        free: (B, N) bool. iteration: () int64. chain_ids: (B,) int64. The inputs must not be written to.
+        """
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> MaskPolicy:
-        """The policy for these samples. Raises ValueError when it does not fit them."""
+        """Return the policy for `batch` samples of this grid. Raises ValueError when it does not fit them."""
         return self
 
 
@@ -44,23 +52,24 @@ class RandomPatches(MaskPolicy):
 
     ratio: float
     fixed: bool = False
-    size_of: Tensor | None = None  # (N + 1,) how many of n free patches are chosen; on the device, made by `bind`
+    size_of: Tensor | None = None  # (N + 1,) int64 on the device, set by `bind`: number chosen of n free patches
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, Real) or not 0 < self.ratio <= 1:
+        if not _is_ratio(self.ratio):
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
-        if not isinstance(self.fixed, bool):
-            raise ValueError(f"fixed must be a bool, got {self.fixed!r}")
+        checks.boolean("fixed", self.fixed)
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:
         sizes = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, grid.num_patches + 1))]
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
     def sizes(self, free: Tensor) -> Tensor:
+        if self.size_of is None:
+            raise ValueError("random_patches: bind must be called before sizes")
         return self.size_of[free.sum(1)]
 
     def choice(self, free: Tensor, iteration: Tensor) -> PatchChoice:
-        """The choice among the free patches (B, N), for the engine to make."""
+        """Describe the choice among the free patches (B, N), for the engine to make."""
         if self.fixed:
             iteration = torch.zeros_like(iteration)  # the initial generation chooses no patches: its keys are unused
         return PatchChoice(free, self.sizes(free), iteration)
@@ -84,7 +93,7 @@ class AllPatches(MaskPolicy):
 class FixedPatches(MaskPolicy):
     """See `fixed_patches`."""
 
-    mask: Tensor
+    mask: Tensor  # bool mask or int64 patch ids; after `bind`, (B, N) bool on the device
 
     def sizes(self, free: Tensor) -> Tensor:
         return (free & self.mask).sum(1)
@@ -94,14 +103,7 @@ class FixedPatches(MaskPolicy):
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> FixedPatches:
         n, plane = grid.num_patches, (grid.grid_h, grid.grid_w)
-        if self.mask.dtype != torch.bool:  # patch ids
-            if self.mask.numel() and not 0 <= int(self.mask.min()) <= int(self.mask.max()) < n:
-                raise ValueError(f"fixed_patches: patch ids must lie in 0..{n - 1}, got {self.mask.tolist()}")
-            if len(self.mask.unique()) < self.mask.numel():
-                raise ValueError(f"fixed_patches: patch ids must differ, got {self.mask.tolist()}; a mask must be bool")
-            mask = torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, self.mask.cpu(), True)
-        else:
-            mask = self.mask
+        mask = self.mask if self.mask.dtype == torch.bool else _mask_of_ids(self.mask, n)
         shapes = ((n,), plane, (batch, n), (batch, *plane))
         if tuple(mask.shape) not in shapes:
             raise ValueError(f"fixed_patches: the mask must have one of the shapes {shapes}, got {tuple(mask.shape)}")
@@ -109,19 +111,19 @@ class FixedPatches(MaskPolicy):
 
 
 def random_patches(ratio: float = 0.25, *, fixed: bool = False) -> MaskPolicy:
-    """A random subset of each chain's free patches, of size max(1, floor(ratio * free)), a fresh one every iteration.
+    """Choose a random subset of each chain's free patches, of size max(1, floor(ratio * free)), in every iteration.
 
     ratio: in (0, 1]; 0.25 is the setting of Kang et al. 2026. The choice depends on seed, chain id and iteration alone.
-    fixed: choose once for each chain, and renoise the same patches every iteration.
+    fixed: choose once for each chain, and renoise the same patches in every iteration.
     """
     return RandomPatches(ratio, fixed)
 
 
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
-    """The same patches every iteration.
+    """Choose the same patches in every iteration, as far as they are free.
 
     patches: a bool mask (N,), (grid_h, grid_w), (B, N) or (B, grid_h, grid_w), or a sequence of patch ids; a tensor, an
-    array or a list. Known patches are left out.
+    array or a list.
     """
     try:
         mask = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, device="cpu")
@@ -135,5 +137,18 @@ def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
 
 
 def all_patches() -> MaskPolicy:
-    """Every free patch: each iteration starts again from noise. The control that tells refinement from mere compute."""
+    """Choose every free patch, so that each iteration regenerates from noise: the control for the compute spent."""
     return AllPatches()
+
+
+def _is_ratio(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and bool(0 < float(value) <= 1)
+
+
+def _mask_of_ids(ids: Tensor, num_patches: int) -> Tensor:
+    """Turn patch ids (K,) into a mask (N,) bool on the CPU. Raises ValueError for ids out of range or repeated."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < num_patches:
+        raise ValueError(f"fixed_patches: patch ids must lie in 0..{num_patches - 1}, got {ids.tolist()}")
+    if len(ids.unique()) < ids.numel():
+        raise ValueError(f"fixed_patches: patch ids must differ, got {ids.tolist()}; a mask must be bool")
+    return torch.zeros(num_patches, dtype=torch.bool, device="cpu").index_fill_(0, ids.cpu(), True)

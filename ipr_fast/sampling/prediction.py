@@ -1,7 +1,8 @@
-"""What a denoiser returns."""
+"""The output of a denoiser."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from ipr_fast.sampling.patches import ActivePatches
 
 
 class Prediction(NamedTuple):
-    """A denoiser's output for n patches a chain: all N of them, or the A active slots.
+    """A denoiser's output for n patches per chain: all N of them, or the A active slots.
 
     velocity      (B, n, P)  u = eps - x
-    variance_mix  (B, n, P)  v in [0, 1], or None: the posterior's small standard deviation is used
+    variance_mix  (B, n, P)  v in [0, 1], or None: the smaller standard deviation of the posterior is used
     log_variance  (B, n)     the model's uncertainty, or None: waiting patches start in the order of their ids
     """
 
@@ -22,13 +23,22 @@ class Prediction(NamedTuple):
     variance_mix: Tensor | None = None
     log_variance: Tensor | None = None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Prediction:
+        """Apply a function to every field that is not None."""
+        _, mix, log_variance = self
+        return Prediction(
+            function(self.velocity),
+            None if mix is None else function(mix),
+            None if log_variance is None else function(log_variance),
+        )
+
     def at(self, active: ActivePatches) -> Prediction:
-        """The predictions of all patches, gathered to the active slots."""
-        return Prediction(*(None if field is None else active.gather(field) for field in self))
+        """Gather the prediction of all patches to the active slots."""
+        return self.map(active.gather)
 
 
 def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
-    """The smallest and largest variance mix (B, A, P) of the occupied slots (B, A): a tensor (2,), on their device."""
+    """Return the smallest and largest variance mix (B, A, P) in the occupied slots (B, A), as a tensor (2,)."""
     if mix is None or not mix.numel():
         return None
     return torch.stack(torch.aminmax(torch.where(occupied[..., None], mix.float(), 0.5)))

@@ -1,6 +1,6 @@
-"""The algorithm as it is defined, for one chain, slowly: the specification that tests compare the engine with.
+"""The algorithm's definition, one chain and one patch at a time: the specification that tests compare the engine with.
 
-Nothing here is shared with the engine but the model, the schedule's integers and the definition of the random numbers.
+It shares with the engine only the model, the schedule's integers and the definition of the random numbers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def regenerate(
     """Denoise the unknown patches of one chain from pure noise, given the others.
 
     patches (N, P): the unknown ones hold noise already. unknown (N,) bool. noise(step) -> (N, P), the posterior noise.
-    Returns the patches (N, P) and the levels (T + 1, N) before the first and after each step.
+    Returns the patches (N, P) and the levels (T + 1, N): those before the first step and after each step.
     """
     if patches.ndim != 2 or unknown.shape != patches.shape[:1] or unknown.dtype != torch.bool:
-        came = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
-        raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {came}")
+        got = f"{tuple(patches.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
+        raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {got}")
     user_code.check_eval_mode(model)
     sampling = Sampling(schedule, stochasticity, temperature)
     return _regenerate(partial(_predict, model), patches, unknown, sampling, noise)
@@ -51,7 +51,7 @@ def regenerate(
 def _regenerate(
     predict: Predict, patches: Tensor, unknown: Tensor, sampling: Sampling, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """See `regenerate`; predict(patches, level, unknown) is the model's call."""
+    """See `regenerate`; predict(patches, level, unknown) calls the model."""
     patches, schedule = patches.clone(), sampling.schedule
     num_active = int(unknown.sum())
     num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)
@@ -63,16 +63,18 @@ def _regenerate(
     for step in range(num_steps):
         velocity, mix, log_variance = predict(patches, level, unknown)
 
-        uncertainty = [0.0] * len(unknown) if log_variance is None else _finite(log_variance).tolist()
+        # At s = S_k the waiting patch with the lowest log-variance starts, of equals the first.
+        uncertainty = [0.0] * len(unknown) if log_variance is None else _nan_as_largest(log_variance).tolist()
         for _ in range(starts.count(step)):
-            certain = min(waiting, key=uncertainty.__getitem__)  # the first of equals
-            waiting.remove(certain)
-            started_at[certain] = step
+            most_certain = min(waiting, key=uncertainty.__getitem__)
+            waiting.remove(most_certain)
+            started_at[most_certain] = step
 
+        # A patch started at step b has level (L - (s + 1 - b)) / L after step s; after the last step all are clean.
         next_level = level.clone()
-        for n, start in started_at.items():
-            left = torch.tensor(block - (step + 1 - start), dtype=level.dtype, device=level.device)
-            next_level[n] = left / block
+        for patch, start in started_at.items():
+            steps_left = torch.tensor(block - (step + 1 - start), dtype=level.dtype, device=level.device)
+            next_level[patch] = steps_left / block
         next_level = next_level.clamp(0, 1) if step + 1 < num_steps else torch.zeros_like(level)
 
         patches = flow.posterior_step(
@@ -90,30 +92,29 @@ def _regenerate(
     return patches, torch.stack(levels)
 
 
-def _finite(log_variance: Tensor) -> Tensor:
-    """NaN, as any uncertainty too large for a float, is the largest one."""
+def _nan_as_largest(log_variance: Tensor) -> Tensor:
+    """Replace NaN and infinity by the largest number: patches of undefined uncertainty start last."""
     return log_variance.nan_to_num(nan=torch.finfo(log_variance.dtype).max)
 
 
 def _predict(model: Model, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
-    """The model's prediction for one chain, spread over all N patches; 0 where the patch is not active."""
+    """Call the model for one chain and scatter its prediction to all N patches, with 0 in inactive ones."""
     active = ActivePatches.from_mask(unknown[None])
     patches, levels = patches[None], active.gather(level[None])
     inputs = {"patches": patches, "levels": levels, "active.index": active.index, "active.count": active.count}
     with user_code.model_call(model, **inputs):
         prediction = model(patches, levels, active)
-    fields = (None if field is None else active.scatter(field.float(), len(unknown))[0] for field in prediction)
-    return Prediction(*fields)
+    return prediction.map(lambda field: active.scatter(field.float(), len(unknown))[0])
 
 
 class ReferenceEngine:
-    """Chains one after another through `regenerate`, with the engine's random numbers; slow, for comparison."""
+    """Runs chains one after another through `regenerate`, with the engine's random numbers and its interface."""
 
     def __init__(self, model: Model, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
         self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
         self.patches = patches.float()
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
-        self._called = False
+        self._is_first_call = True
         self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
 
     def begin(self, iteration: int) -> None:
@@ -131,20 +132,21 @@ class ReferenceEngine:
         mask = selection.mask
         if selection.choice is not None:
             mask.copy_(choose_patches(selection.choice, seed=self.sampling.seed, chain_ids=self.chain_ids))
-        as_initial = initial or self.sampling.fixed_noise
-        refined = [self._regenerate_chain(chain, mask[chain], as_initial) for chain in range(len(mask))]
+        use_initial_noise = initial or self.sampling.fixed_noise
+        refined = [self._regenerate_chain(chain, mask[chain], use_initial_noise) for chain in range(len(mask))]
         self.patches = torch.stack(refined) if refined else self.patches
-        for _ in range(self.num_steps(selection.counts) if on_step is not None else 0):
-            on_step()
+        if on_step is not None:
+            for _ in range(self.num_steps(selection.counts)):
+                on_step()
 
     def notice_changes(self) -> None:
-        """See `Engine.notice_changes`: here, nothing is kept."""
+        """See `Engine.notice_changes`; the reference keeps nothing between calls of the model."""
 
     def num_steps(self, counts: Tensor) -> int:
         """See `Engine.num_steps`."""
         return self.sampling.schedule.steps(max(counts.tolist(), default=0))
 
-    def _regenerate_chain(self, chain: int, unknown: Tensor, as_initial: bool) -> Tensor:
+    def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
         patches, sampling = self.patches[chain], self.sampling
 
         def normals(stream: int, step: int, iteration: Tensor | int) -> Tensor:
@@ -152,7 +154,7 @@ class ReferenceEngine:
             chain_id, numel = self.chain_ids[chain : chain + 1], patches.shape[-1]
             return philox.patch_normals(sampling.seed, stream, step, iteration, chain_id, ids, numel)[0]
 
-        if as_initial:
+        if use_initial_noise:
             fresh = normals(philox.STREAM_INITIAL, 0, 0)
         else:
             fresh = normals(philox.STREAM_RENOISE, 0, self.iteration)
@@ -162,7 +164,7 @@ class ReferenceEngine:
 
     def _predict(self, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
         prediction = _predict(self.model, patches, level, unknown)
-        if not self._called:
+        if self._is_first_call:
             mix = None if prediction.variance_mix is None else prediction.variance_mix[None]
-            self._called, self.mix_range = True, mix_range(mix, unknown[None])
+            self._is_first_call, self.mix_range = False, mix_range(mix, unknown[None])
         return prediction

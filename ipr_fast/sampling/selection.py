@@ -1,4 +1,4 @@
-"""Which patches an iteration of `refine_batch` renoises: the policy's or the mask_fn's choice among the free ones."""
+"""Selection of the patches that an iteration renoises: among the free ones, by a mask policy or a mask_fn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]
 
-TRUSTED = (RandomPatches, FixedPatches, AllPatches)  # never choose more patches than their sizes say
+TRUSTED = (RandomPatches, FixedPatches, AllPatches)  # policies that never choose more patches than their sizes
 
 
 class Selection(NamedTuple):
@@ -45,115 +45,121 @@ class Selection(NamedTuple):
     varies: bool = False
 
 
-class Selector:
-    """What each iteration renoises: a policy's choice, or that of a Python mask_fn, among the free patches.
+def make_selector(
+    mask_fn: object, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
+) -> PolicySelector | FunctionSelector:
+    """Return the selector of a `mask_fn` argument, for free patches (B, N). Raises ValueError if it is no mask_fn."""
+    for factory in (random_patches, fixed_patches, all_patches):
+        if mask_fn is factory:
+            raise ValueError(f"mask_fn: {factory.__name__} makes a policy, call it: {factory.__name__}(...)")
+    if isinstance(mask_fn, MaskPolicy):
+        return PolicySelector(mask_fn, grid, free, chain_ids, seed)
+    if callable(mask_fn):
+        return FunctionSelector(mask_fn, grid, free)
+    raise ValueError(f"mask_fn must be a mask policy or a callable mask_fn(x, iteration), got {type(mask_fn).__name__}")
 
-    most_active: a number that no chain's count of active patches will exceed.
-    """
 
-    def __init__(
-        self, mask_fn: MaskPolicy | MaskFn, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
-    ) -> None:
-        if any(mask_fn is make for make in (random_patches, fixed_patches, all_patches)):
-            raise ValueError(f"mask_fn: {mask_fn.__name__} makes a policy, call it: {mask_fn.__name__}(...)")
+class FunctionSelector:
+    """Selects the patches of each iteration by calling a user's mask_fn with the samples."""
+
+    def __init__(self, mask_fn: Callable[..., object], grid: PatchGrid, free: Tensor) -> None:
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
-        self.counters = {"chain_ids": chain_ids, "seed": seed}
-        self.sizes: Tensor | None = None  # of a policy, while the free patches stay the same ...
-        self.counts: Tensor | None = None  # ... and those on the CPU
-        self._excess: Tensor | None = None  # the most patches that a policy has chosen beyond its sizes
+        self.name = f"mask_fn {checks.name_of(mask_fn)}"
         self.most_active = grid.num_patches
-        if isinstance(mask_fn, MaskPolicy):
-            self.mask_fn = self._bound()
-            self.sizes = self._sizes()
-            self.counts = self.sizes.cpu()
-            self.most_active = max(self.counts.tolist(), default=0)
-        elif not callable(mask_fn):
-            raise ValueError(
-                f"mask_fn must be a mask policy or a callable mask_fn(x, iteration), got {type(mask_fn).__name__}"
-            )
 
     def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
-        """For one iteration, whose number is also given as a scalar tensor; `images` makes x for a Python mask_fn."""
-        if type(self.mask_fn) is RandomPatches:
-            choice = self.mask_fn.choice(self.free, on_device)
-            return Selection(torch.zeros_like(self.free), self.counts, choice)
-        if isinstance(self.mask_fn, MaskPolicy):
-            return Selection(self._chosen(iteration, on_device), self.counts)
-        name = f"mask_fn {checks.name_of(self.mask_fn)}"
+        """Select for one iteration, also given as a scalar tensor; `images()` are the samples (B, C, H, W)."""
         with span("mask_fn"):
-            mask = user_code.call(name, iteration, self.mask_fn, images(), iteration)
-        mask = arguments.patch_mask(name, mask, len(self.free), self.grid, self.free.device) & self.free
-        return Selection(mask, mask.sum(1).cpu(), varies=True)  # the one look at the data
+            mask = user_code.call(self.name, iteration, self.mask_fn, images(), iteration)
+        mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
+        return Selection(mask, mask.sum(1).cpu(), varies=True)  # the iteration's only host synchronisation
+
+    def freeze(self, chains: Tensor) -> bool:
+        """Remove the chains (B,) bool from those to refine. Returns True when none is left."""
+        self.free = self.free & ~chains.to(self.free.device)[:, None]
+        return not bool(self.free.any())
 
     def verify(self) -> None:
-        """Raise ValueError where a policy has chosen more patches than its `sizes` said; one look at the data."""
+        """Do nothing: each mask is counted when it comes."""
+
+
+class PolicySelector:
+    """Selects the patches of each iteration by a mask policy, without host synchronisation.
+
+    most_active: upper bound of the active patches of a chain in any iteration.
+    """
+
+    def __init__(self, policy: MaskPolicy, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int) -> None:
+        self.policy, self.grid, self.free, self.chain_ids, self.seed = policy, grid, free, chain_ids, seed
+        self.policy = self._bind()
+        self.sizes = self._sizes()  # (B,), until chains are frozen
+        self.counts = self.sizes.cpu()
+        self.most_active = max(self.counts.tolist(), default=0)
+        self._excess: Tensor | None = None  # (), the most patches that a chain has had beyond its size
+
+    @property
+    def name(self) -> str:
+        return f"mask policy {checks.name_of(self.policy)}"
+
+    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
+        """Select for one iteration, also given as a scalar tensor; `images` is not used."""
+        if type(self.policy) is RandomPatches:
+            choice = self.policy.choice(self.free, on_device)
+            return Selection(torch.zeros_like(self.free), self.counts, choice)
+        return Selection(self._choose(iteration, on_device), self.counts)
+
+    def freeze(self, chains: Tensor) -> bool:
+        """Remove the chains (B,) bool from those to refine. Returns True when none is left."""
+        self.free = self.free & ~chains.to(self.free.device)[:, None]
+        sizes = self._sizes()
+        counts, free = torch.stack([sizes, self.free.sum(1)]).cpu()  # the only host synchronisation
+        if not torch.equal(counts, self.counts):  # else keep the tensor: the engine has a plan for it
+            self.sizes, self.counts = sizes, counts
+        return not bool(free.any())
+
+    def verify(self) -> None:
+        """Raise ValueError if the policy chose more patches than its `sizes`; synchronises with the device."""
         if self._excess is not None and int(self._excess) > 0:
             raise ValueError(
-                f"{self._name}: its `choose` returned up to {int(self._excess)} patches more for a chain than its "
+                f"{self.name}: its `choose` returned up to {int(self._excess)} patches more for a chain than its "
                 "`sizes` said. A chain gets the steps for so many, and the others would stay noise: let `sizes` give "
                 "the most that `choose` can return"
             )
 
     @property
     def _is_trusted(self) -> bool:
-        return type(self.mask_fn) in TRUSTED
+        return type(self.policy) in TRUSTED
 
-    @property
-    def _name(self) -> str:
-        return f"mask policy {checks.name_of(self.mask_fn)}"
-
-    def _chosen(self, iteration: int, on_device: Tensor) -> Tensor:
-        """The mask (B, N) of a policy that makes its own choice."""
-        choose = partial(self.mask_fn.choose, iteration=on_device, **self.counters)
+    def _choose(self, iteration: int, on_device: Tensor) -> Tensor:
+        """Call the policy's `choose` and check the mask (B, N)."""
+        choose = partial(self.policy.choose, seed=self.seed, iteration=on_device, chain_ids=self.chain_ids)
         if self._is_trusted:
             return choose(self.free)
-        with user_code.unwritten(self._name, free=self.free, iteration=on_device, chain_ids=self.counters["chain_ids"]):
-            mask = user_code.call(self._name, iteration, choose, self.free)
-        mask = arguments.patch_mask(self._name, mask, len(self.free), self.grid, self.free.device) & self.free
-        self._note_excess((mask.sum(1) - self.sizes).amax())
+        with user_code.unwritten(self.name, free=self.free, iteration=on_device, chain_ids=self.chain_ids):
+            mask = user_code.call(self.name, iteration, choose, self.free)
+        mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
+        excess = (mask.sum(1) - self.sizes).amax()
+        is_first = self._excess is None
+        self._excess = excess if self._excess is None else torch.maximum(self._excess, excess)
+        if is_first or excess.device.type == "cpu":  # on a GPU once now and once at the end
+            self.verify()
         return mask
 
-    def _note_excess(self, excess: Tensor) -> None:
-        """Note how many patches too many a policy has chosen, at the most; looked at now, or in the end on a GPU."""
-        first = self._excess is None
-        self._excess = excess if first else torch.maximum(self._excess, excess)
-        if first or excess.device.type == "cpu":
-            self.verify()
-
-    def _bound(self) -> MaskPolicy:
-        """The policy for these samples. Raises ValueError where it does not fit them."""
-        bound = self._ask("bind", self.grid, len(self.free), self.free.device)
+    def _bind(self) -> MaskPolicy:
+        """Call the policy's `bind`."""
+        with user_code.before_work(f"{self.name}: bind"):
+            bound: object = self.policy.bind(self.grid, len(self.free), self.free.device)
         if not isinstance(bound, MaskPolicy):
-            raise ValueError(f"{self._name}: bind must return a MaskPolicy, got {type(bound).__name__}")
+            raise ValueError(f"{self.name}: bind must return a MaskPolicy, got {type(bound).__name__}")
         return bound
 
     def _sizes(self) -> Tensor:
-        """The policy's numbers of patches (B,), within 0..N."""
+        """Call the policy's `sizes`, check them (B,), and limit them to 0..N."""
         batch = len(self.free)
-        with nullcontext() if self._is_trusted else user_code.unwritten(self._name, free=self.free):
-            sizes = self._ask("sizes", self.free)
+        guard = nullcontext() if self._is_trusted else user_code.unwritten(self.name, free=self.free)
+        with guard, user_code.before_work(f"{self.name}: sizes"):
+            sizes: object = self.policy.sizes(self.free)
         if not isinstance(sizes, Tensor) or tuple(sizes.shape) != (batch,) or sizes.dtype != torch.int64:
-            came = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__
-            raise ValueError(f"{self._name}: sizes must be an int64 tensor of shape ({batch},), got {came}")
+            got = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__
+            raise ValueError(f"{self.name}: sizes must be an int64 tensor of shape ({batch},), got {got}")
         return sizes.clamp(0, self.grid.num_patches)
-
-    def _ask(self, method: str, *args: object) -> object:
-        """Call a method of the policy; whatever it raises comes back as a ValueError that names it."""
-        try:
-            return getattr(self.mask_fn, method)(*args)
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{self._name}: {method} raised {type(error).__name__}: {error}") from error
-
-    def freeze(self, chains: Tensor | None) -> bool:
-        """Take the patches of frozen chains out of the free ones; True when no chain is left."""
-        if chains is None:
-            return False
-        self.free = self.free & ~chains.to(self.free.device)[:, None]
-        is_policy = isinstance(self.mask_fn, MaskPolicy)
-        sizes = self._sizes() if is_policy else self.free.sum(1)
-        both = torch.stack([sizes, self.free.sum(1)]).cpu()  # the one look at the data
-        if is_policy and not torch.equal(both[0], self.counts):
-            self.sizes, self.counts = sizes, both[0]
-        return not bool(both[1].any())

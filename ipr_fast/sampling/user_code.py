@@ -1,11 +1,11 @@
-"""Calls of a user's code, models above all: what they may not do, and the errors that say so."""
+"""Guards around user code (models, mask policies, functions): errors that name it, and what it must not do."""
 
 from __future__ import annotations
 
 import functools
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Real
 
 import torch
@@ -16,7 +16,7 @@ from ipr_fast import checks
 
 
 def call(name: str, iteration: int, function: Callable[..., object], *args: object) -> object:
-    """Call a user's function. Raises RuntimeError, with its name and the iteration, for whatever it raises."""
+    """Call a user's function in an iteration. Raises RuntimeError, with its name, for any exception of its own."""
     try:
         return function(*args)
     except Exception as error:
@@ -24,41 +24,58 @@ def call(name: str, iteration: int, function: Callable[..., object], *args: obje
 
 
 @contextmanager
-def unwritten(who: str, **inputs: Tensor) -> Iterator[None]:
-    """Within, code of the user's may read these tensors. Raises ValueError where it has written to one.
+def before_work(name: str) -> Iterator[None]:
+    """Turn any exception of user code into a ValueError with its name, as for other bad input."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
 
-    Tensors count the writes to themselves and to their views, so this costs nothing on the device; those that do not,
-    which are made under `torch.inference_mode`, are compared with a copy.
+
+@contextmanager
+def unwritten(name: str, **inputs: Tensor) -> Iterator[None]:
+    """Raise ValueError if the code in this block writes into one of these tensors.
+
+    Tensors count the writes to themselves and their views, so this costs nothing on the device. Inference tensors do
+    not; they are compared with a copy.
     """
-    before = {name: tensor.clone() if tensor.is_inference() else tensor._version for name, tensor in inputs.items()}
+    versions = {key: tensor._version for key, tensor in inputs.items() if not tensor.is_inference()}
+    copies = {key: tensor.clone() for key, tensor in inputs.items() if tensor.is_inference()}
     yield
-    for name, tensor in inputs.items():
-        same = _same(tensor, before[name]) if tensor.is_inference() else tensor._version == before[name]
-        if not same:
-            raise ValueError(f"{who} writes into its input `{name}`: let it work on a copy, {name}.clone()")
+    for key, tensor in inputs.items():
+        unchanged = _equal(tensor, copies[key]) if key in copies else tensor._version == versions[key]
+        if not unchanged:
+            raise ValueError(f"{name} writes into its input `{key}`: let it work on a copy, {key}.clone()")
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors, with NaN equal to NaN."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 @contextmanager
 def model_call(model: object, **inputs: Tensor) -> Iterator[None]:
-    """Within, a model is called with these tensors: it must not write to them, and gradients need some care."""
+    """Guard a model's call with these tensors: it must not write into them, nor need gradients.
+
+    Raises ValueError for both; the one for gradients says how a model can compute them all the same.
+    """
+    name = f"model: {checks.name_of(model)}"
     try:
-        with unwritten(f"model: {checks.name_of(model)}", **inputs):
+        with unwritten(name, **inputs):
             yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in NEEDS_GRADIENTS):
+        if not any(message in str(error) for message in GRADIENT_ERRORS):
             raise
         raise ValueError(
-            f"model: {checks.name_of(model)} computes gradients, but is called without them ({error}). In the model, "
-            "use `with torch.inference_mode(False), torch.enable_grad():` and clone the inputs there, before the first "
+            f"{name} computes gradients, but is called without them ({error}). In the model, use "
+            "`with torch.inference_mode(False), torch.enable_grad():` and clone the inputs there, before the first "
             "operation: z = patches.clone().requires_grad_()"
         ) from error
 
 
-NEEDS_GRADIENTS = (
+GRADIENT_ERRORS = (
     "does not require grad",
     "Inference tensors cannot be saved for backward",
     "Setting requires_grad=True on inference tensor",
@@ -66,11 +83,14 @@ NEEDS_GRADIENTS = (
 )
 
 
-def check_eval_mode(model: object) -> None:
-    """Raise ValueError for a model that computes otherwise in training mode and is in it, or that mixes its chains.
+# --------------------------------------------------------------------------------------------------- training mode
 
-    A module counts that reads `self.training`: dropout, batch norm, and classes of a user's own that do. A batch norm
-    without running statistics takes the batch's own in either mode, so that a chain would depend on the others.
+
+def check_eval_mode(model: object) -> None:
+    """Raise ValueError for a model that is in training mode and computes differently there, or that mixes its chains.
+
+    A module computes differently if its class reads `self.training`, as dropout, batch norm and some user classes do. A
+    batch norm without running statistics is refused in either mode: it mixes the chains of a batch.
     """
     for path, module in _modules_of(model):
         where = f"its {type(module).__name__} ({path})" if path else type(module).__name__
@@ -80,59 +100,52 @@ def check_eval_mode(model: object) -> None:
             raise ValueError(f"model: {where} is in training mode, in which it computes otherwise: call model.eval()")
 
 
-def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in a model by their paths: also those in its lists, of a function's closure, or of a partial call."""
-    seen: set[int] = set()
+MAX_DEPTH = 4  # of objects within objects that are searched for modules
+MAX_ITEMS = 1000  # of a container that is searched
+LEAVES = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)
 
-    def within(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
-        if id(value) in seen or depth > DEEPEST:
+
+def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path and module of each module in a model, also within containers, closures, partials and objects."""
+    visited: set[int] = set()
+
+    def search(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+        if isinstance(value, LEAVES) or id(value) in visited or depth > MAX_DEPTH:
             return
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, nn.Module):
             for name, module in value.named_modules(prefix=path):
                 yield name, module
-                seen.add(id(module))
-                yield from within(vars(module), name, depth + 1)
-            return
-        for name, inner in _parts_of(value):
-            yield from within(inner, f"{path}.{name}" if path and name else path or name, depth + 1)
+                visited.add(id(module))
+                yield from search(vars(module), name, depth + 1)
+        else:
+            for name, part in _parts_of(value):
+                yield from search(part, ".".join(filter(None, (path, name))), depth + 1)
 
-    return within(model, "", 0)
-
-
-DEEPEST = 4  # objects within objects in which modules are looked for
-LONGEST = 1000  # items of a list that may hold them
-PLAIN = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)
+    return search(model, "", 0)
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
-    """What an object holds that may hold a module, with the names of attributes."""
+    """Yield the parts of a container, a function or an object, with their names if they have any."""
     if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(inner, PLAIN) and not str(name).startswith("_"):
-                yield str(name), inner
+        yield from ((str(name), part) for name, part in value.items() if not str(name).startswith("_"))
     elif isinstance(value, list | tuple | set):
-        yield from (("", inner) for inner in value if len(value) <= LONGEST and not isinstance(inner, PLAIN))
+        yield from (("", part) for part in value if len(value) <= MAX_ITEMS)
     elif isinstance(value, functools.partial):
-        yield from (("", inner) for inner in (value.func, *value.args, *value.keywords.values()))
+        yield from (("", part) for part in (value.func, *value.args, *value.keywords.values()))
     elif isinstance(value, types.FunctionType):
-        yield from (("", cell.cell_contents) for cell in value.__closure__ or () if _is_filled(cell))
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                yield "", cell.cell_contents
     elif isinstance(value, types.MethodType):
         yield "", value.__self__
     elif hasattr(value, "__dict__"):
         yield from _parts_of(vars(value))
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
 def _depends_on_training(module: nn.Module) -> bool:
-    """Whether a module reads `self.training`, or a hook of it does, and does anything with it."""
-    if getattr(module, "track_running_stats", None) is False:  # a norm by a sample's own statistics in both modes
+    """Whether a module computes differently in training mode: its class or a hook reads `self.training`."""
+    if getattr(module, "track_running_stats", None) is False:  # an instance norm: the sample's statistics in both modes
         return False
     rates = [getattr(module, name, None) for name in ("p", "dropout")]
     if any(isinstance(rate, Real) and rate == 0 for rate in rates) and type(module).__module__.startswith("torch."):
@@ -140,32 +153,26 @@ def _depends_on_training(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return "training" in module.code
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return _reads_training(type(module)) or any(_reads_training(type(hook)) for hook in hooks)
+    classes: list[type] = [type(each) for each in (module, *hooks)]
+    return any(map(_reads_training, classes))
 
 
 @functools.cache
-def _reads_training(kind: type) -> bool:
-    """Whether a class has a method or property that names `training`, torch's own base classes left out."""
-    ours = [cls for cls in kind.__mro__ if cls not in (nn.Module, object, types.FunctionType)]
-    ours = [cls for cls in ours if not cls.__module__.startswith("torch._dynamo")]
-    codes = (code for cls in ours for value in vars(cls).values() for code in _codes_of(value))
-    return any("training" in names for code in codes for names in _names_in(code))
+def _reads_training(cls: type) -> bool:
+    """Whether a method or property of a class names `training`; the base classes of torch itself do not count."""
+    bases = [base for base in cls.__mro__ if base not in (nn.Module, object, types.FunctionType)]
+    bases = [base for base in bases if not base.__module__.startswith("torch._dynamo")]
+    return any(_names_training(value) for base in bases for value in vars(base).values())
 
 
-def _codes_of(value: object) -> Iterator[types.CodeType]:
-    """The code of a function, method or property, and of what a decorator has wrapped."""
-    for name in ("fget", "__func__", "__wrapped__", "_torchdynamo_orig_callable"):
-        inner = getattr(value, name, None)
-        if inner is not None:
-            yield from _codes_of(inner)
-    if isinstance(value, types.FunctionType):
-        yield value.__code__
+def _names_training(value: object) -> bool:
+    """Whether code names `training`, as an attribute or a string for `getattr`.
 
-
-def _names_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
-    """The names that a function's code uses, in functions within it too: attributes, and strings as for `getattr`."""
-    yield code.co_names
-    yield tuple(constant for constant in code.co_consts if constant == "training")
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _names_in(inner)
+    value: a code object with the functions within it, or a function, method or property with what decorators wrapped.
+    """
+    if isinstance(value, types.CodeType):
+        return "training" in value.co_names or any(c == "training" or _names_training(c) for c in value.co_consts)
+    if isinstance(value, types.FunctionType) and _names_training(value.__code__):
+        return True
+    wrapped = (getattr(value, name, None) for name in ("fget", "__func__", "__wrapped__", "_torchdynamo_orig_callable"))
+    return any(inner is not None and _names_training(inner) for inner in wrapped)

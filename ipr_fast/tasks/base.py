@@ -1,7 +1,8 @@
-"""What the trainer, the demo and the evaluation ask of a task."""
+"""The protocols of a task: what the trainer, the demo and the evaluation ask of one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -9,24 +10,26 @@ from torch import Tensor
 
 
 class Report(Protocol):
-    """What a judge finds: a NamedTuple of tensors, each with one entry a sample."""
+    """A judge's verdict on B samples: a NamedTuple of tensors with B rows each."""
 
     @property
     def good(self) -> Tensor:
-        """(B,) bool: the sample is what the task asks for."""
+        """(B,) bool: whether the sample satisfies the task."""
         ...
 
     def measures(self) -> dict[str, Tensor]:
-        """How far each sample is from that, by name: (B,) numbers, 0 at best."""
+        """Return distances from a good sample by name: (B,) numbers, 0 at best."""
         ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
 
 
 class Judge(Protocol):
-    """Tells good samples from others."""
+    """A function that judges samples."""
 
     @property
     def note(self) -> str:
-        """How far to trust it, in words; empty where it cannot err."""
+        """One line on the judge's own errors, printed beside its counts; empty if it makes none."""
         ...
 
     def __call__(self, images: Tensor) -> Report:
@@ -35,11 +38,11 @@ class Judge(Protocol):
 
 
 class Task(Protocol):
-    """A source of training samples, and a judge of samples.
+    """A source of training samples, and their judge.
 
-    noun, adjective: what a sample is called, and a good one ("board", "valid").
+    noun, adjective: words for a sample and for a good one ("board", "valid"), used in printed results.
 
-    A task of your own that is to be trained also has the network's `config`, see `ipr_fast.training.configs`.
+    To be trained, a task of your own also needs its network's `config`, see `ipr_fast.training.configs`.
     """
 
     name: str
@@ -47,9 +50,9 @@ class Task(Protocol):
     adjective: str
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Images (B, C, H, W) float32 in [-1, 1], made on the generator's device."""
+        """Draw samples (B, C, H, W) float32 in [-1, 1], on the generator's device, from its random numbers only."""
         ...
 
     def judge(self) -> Judge:
-        """What judges samples of this task."""
+        """Return the judge of this task's samples."""
         ...

@@ -1,4 +1,4 @@
-"""The tasks by name, and the one that a model was made for."""
+"""The package's tasks by name, and by the patch grid of a model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ KnownTask = DigitSudoku | EvenPixels
 
 
 def make_task(name: str, mnist: str | None = None) -> KnownTask:
-    """The task of that name. mnist: the folder of MNIST's files, for boards of 28x28 cells.
+    """Make a task by its name. mnist: the folder of MNIST's files, for boards of 28x28 cells.
 
-    Raises ValueError for another name, or MNIST where there are no digits.
+    Raises ValueError for an unknown name, and for `mnist` with a task that has no digits.
     """
     if name in DIGIT_SUDOKU:
         return DigitSudoku(DIGIT_SUDOKU[name], mnist)
@@ -27,20 +27,19 @@ def make_task(name: str, mnist: str | None = None) -> KnownTask:
 
 
 def task_of(grid: PatchGrid, mnist: str | None = None) -> KnownTask:
-    """The task whose samples have that grid. Raises ValueError when there is none."""
+    """Make the task whose samples have a model's grid. Raises ValueError if there is none."""
     channels, side = grid.channels, grid.grid_h
     if channels == 1 and side == grid.grid_w and side in SIDES:
-        name = next(name for name in DIGIT_SUDOKU if DIGIT_SUDOKU[name] == side)
+        name = f"digit-sudoku-{side}x{side}"
     elif channels == 3:
         name = EvenPixels.name
     else:
-        raise ValueError(f"model: it makes samples {grid.sample_shape}, which are those of no task: {', '.join(TASKS)}")
+        raise ValueError(f"model: no task has samples {grid.sample_shape}; the tasks are {', '.join(TASKS)}")
     task = make_task(name, mnist)
-    own = task.grid
-    if own != grid:
+    if task.grid != grid:
         hint = " (see --mnist)" if name in DIGIT_SUDOKU else ""
         raise ValueError(
-            f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, those of {name} are "
-            f"{own.sample_shape} of {own.num_patches}{hint}"
+            f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but {name} has "
+            f"{task.grid.sample_shape} of {task.grid.num_patches}{hint}"
         )
     return task

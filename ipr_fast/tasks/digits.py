@@ -1,8 +1,8 @@
-"""Images of handwritten digits, and a reader that tells which digit an image shows.
+"""Images of handwritten digits, and a classifier that reads them.
 
 Two sources: scikit-learn's bundled copy of the UCI optical digits (Alpaydin & Kaynak 1998; 1,797 images of 8x8 pixels,
-no download), and MNIST's original files (28x28) where the user has them. Training and test images are kept apart:
-models and the reader see the former only, clues and held-out accuracy use the latter.
+no download), and MNIST's original files (28x28) if the user has them. Models and the reader see training images only;
+clues and the reader's accuracy use test images only.
 """
 
 from __future__ import annotations
@@ -38,28 +38,27 @@ class Digits:
         return Digits(self.images.to(device), self.labels.to(device))
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """A random image of each label: labels (...) int64 to images (..., size, size)."""
+        """Draw a random image (..., size, size) for each of the labels (...) int64."""
         by_label, first, count = self._sorted
-        pick = torch.rand(labels.shape, generator=generator, device=labels.device)
-        offset = (pick * count[labels]).long().clamp(max=count[labels] - 1)
+        u = torch.rand(labels.shape, generator=generator, device=labels.device)
+        offset = (u * count[labels]).long().clamp(max=count[labels] - 1)
         return by_label[first[labels] + offset]
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The images sorted by label, and where each label's begin and how many they are."""
+        """The images sorted by label, with the first index and the number of images of each label."""
         count = self.labels.bincount(minlength=10)
         return self.images[self.labels.argsort(stable=True)], count.cumsum(0) - count, count
 
 
-# How far an image may be jittered. Of a hundred thousand jittered training digits the reader misreads one or two; of
-# those jittered twice as far one in a hundred.
-TURN, SHEAR, STRETCH, SHIFT = math.radians(3), 0.04, 0.035, 0.025  # SHIFT in widths of the image
+# Largest jitter. The reader misreads one or two of 100,000 jittered training digits; at twice the jitter, one in 100.
+TURN, SHEAR, STRETCH, SHIFT = math.radians(3), 0.04, 0.035, 0.025  # radians, ratio, ratio, image widths
 
 
 def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (..., size, size) in [-1, 1], each a little turned, sheared, stretched and shifted, at random.
+    """Turn, shear, stretch and shift each image (..., size, size) in [-1, 1] by small random amounts.
 
-    On the device of images and generator; resampled bilinearly, and -1, the paper, where nothing was.
+    Images and generator are on one device. Resampled bilinearly; pixels from beyond the image are -1 (paper).
     """
     if not images.numel():
         return images
@@ -67,16 +66,16 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     u = 2 * torch.rand(len(flat), 6, generator=generator, device=generator.device) - 1
     turn, shear, (wide, high) = TURN * u[:, 0], SHEAR * u[:, 1], (1 + STRETCH * u[:, 2:4]).unbind(1)
     x, y = (2 * SHIFT * u[:, 4:]).unbind(1)
-    first = torch.stack([wide * turn.cos(), shear - high * turn.sin(), x], dim=1)
-    second = torch.stack([wide * turn.sin(), high * turn.cos(), y], dim=1)
-    where = F.affine_grid(torch.stack([first, second], dim=1), list(flat.shape), align_corners=False)
-    return (F.grid_sample(flat + 1, where, align_corners=False) - 1).view_as(images)
+    x_row = torch.stack([wide * turn.cos(), shear - high * turn.sin(), x], dim=1)
+    y_row = torch.stack([wide * turn.sin(), high * turn.cos(), y], dim=1)
+    grid = F.affine_grid(torch.stack([x_row, y_row], dim=1), list(flat.shape), align_corners=False)
+    return (F.grid_sample(flat + 1, grid, align_corners=False) - 1).view_as(images)
 
 
 def load_digits(split: str, root: str | Path | None = None) -> Digits:
-    """The "train" or "test" digits: scikit-learn's 8x8, or MNIST's 28x28 when `root` is the folder of its files.
+    """Load the "train" or "test" digits: scikit-learn's 8x8, or MNIST's 28x28 if `root` is the folder of its files.
 
-    Of scikit-learn's images every fourth is a test image. Raises ValueError for an unknown split or a folder without
+    Every fourth of scikit-learn's images is a test image. Raises ValueError for an unknown split or a folder without
     MNIST's files, MissingExtra or BrokenExtra when scikit-learn cannot be imported.
     """
     if split not in SPLITS:
@@ -104,7 +103,7 @@ def _load_mnist(split: str, root: Path) -> Digits:
 
 
 def _read_idx(root: Path, name: str, rank: int) -> np.ndarray:
-    """One file of MNIST's IDX format: a magic number, the sizes as big-endian 32-bit numbers, then bytes."""
+    """Read a file in MNIST's IDX format: a magic number, the sizes as big-endian 32-bit numbers, then bytes."""
     path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise ValueError(f"no MNIST file {name} or {name}.gz in {root}")
@@ -122,14 +121,14 @@ def _read_idx(root: Path, name: str, rank: int) -> np.ndarray:
 
 
 class DigitReader:
-    """Reads digits by kernel ridge regression on the training images (a Gaussian kernel, one-hot targets).
+    """Classifies digits by kernel ridge regression on the training images (Gaussian kernel, one-hot targets).
 
-    Closed form, so the same on every machine to rounding, with nothing to train or ship. It knows all ten digits, so a
-    cell that shows a 7 on a 4x4 board is read as 7 and makes the board invalid.
+    The solution is closed-form: equal on every machine up to rounding, with nothing to train or ship. It knows all ten
+    digits, so a 7 on a 4x4 board is read as 7 and makes the board invalid.
     """
 
-    MAX_IMAGES = 10_000  # the solve grows with their cube
-    BANDWIDTH = 0.3  # root mean square distance of two pixels; 0.15 to 0.4 read a quarter of the training images alike
+    MAX_IMAGES = 10_000  # training images; the solve's time grows with their cube
+    BANDWIDTH = 0.3  # of the kernel, in RMS pixel difference; 0.15 to 0.4 read a held-out quarter of them equally well
     RIDGE = 1e-2
 
     def __init__(self, train: Digits) -> None:
@@ -143,20 +142,20 @@ class DigitReader:
 
     @property
     def size(self) -> int:
-        """Pixels of a side of the images that it reads."""
+        """Side of the images that it reads, in pixels."""
         return math.isqrt(self._images.shape[1])
 
     def read(self, images: Tensor) -> Tensor:
-        """Images (..., size, size) as digits (...) int64 in 0..9, on the images' device, to which the reader moves."""
+        """Read images (..., size, size) as digits (...) int64 in 0..9. The reader moves to the images' device."""
         lead = images.shape[:-2]
         if images.device != self._images.device:
             self._images, self._weights = self._images.to(images.device), self._weights.to(images.device)
         flat = images.flatten(-2).reshape(-1, self._images.shape[1]).to(self._images)
-        read = [self._scores(chunk).argmax(1) for chunk in flat.split(8192)]
-        return torch.cat(read).reshape(lead) if read else images.new_zeros(lead, dtype=torch.long)
+        digits = [self._scores(chunk).argmax(1) for chunk in flat.split(8192)]
+        return torch.cat(digits).reshape(lead) if digits else images.new_zeros(lead, dtype=torch.long)
 
     def accuracy(self, digits: Digits) -> float:
-        """The share of `digits` read as labelled."""
+        """Return the share of `digits` that are read as labelled."""
         return (self.read(digits.images) == digits.labels).float().mean().item()
 
     def _scores(self, flat: Tensor) -> Tensor:

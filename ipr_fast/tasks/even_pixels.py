@@ -1,8 +1,8 @@
-"""Even Pixels: images of two opposite hues, half of the pixels each, and how far from even an image is.
+"""Even Pixels: images with equally many pixels of two opposite hues.
 
-The task and its metrics are those of Wewer et al. 2025, "Spatial Reasoning with Denoising Models" (their package
-srmbench): 32x32 RGB, every pixel of saturation 1 and value 0.7, a hue h in [0, 0.5) or its opposite h + 0.5, and just
-512 of the 1,024 pixels of either. A pixel is right or wrong only by the count of all others.
+Task and metrics of Wewer et al. 2025, "Spatial Reasoning with Denoising Models" (their package srmbench): 32x32 RGB
+images, each pixel of saturation 1, value 0.7 and hue h in [0, 0.5) or h + 0.5, 512 pixels of either. No pixel is right
+or wrong by itself, only the counts are.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from ipr_fast.sampling.patches import PatchGrid
 
 SIZE, PATCH = 32, 4
 SATURATION, VALUE = 1.0, 0.7
-BINS = 256  # of the hue's histogram
+BINS = 256  # of the hue histogram
 
 
 class EvenPixelsReport(NamedTuple):
-    """How even each image is.
+    """The benchmark's metrics of each image.
 
     balanced        (B,) bool: imbalance is 0
-    imbalance       (B,) int64: pixels of one hue too many, 0..512
-    saturation_std  (B,) float32: standard deviation of the saturation over the image's pixels; 0 for even pixels
+    imbalance       (B,) int64: surplus pixels of one hue, 0..512
+    saturation_std  (B,) float32: standard deviation of the saturation over the image's pixels; 0 for a perfect image
     value_std       (B,) float32: likewise of the value
 
-    The benchmark's definitions: an image is balanced by its hues alone, as two of a hundred images of noise are by
-    chance, and the deviations are from the image's own mean. So the three are to be read together.
+    Read all three: `balanced` looks at hues alone, and two of a hundred images of noise are balanced by chance.
     """
 
     balanced: Tensor
@@ -45,7 +44,7 @@ class EvenPixelsReport(NamedTuple):
 
 
 class EvenPixels:
-    """Even Pixels as a training task."""
+    """The task of Even Pixels."""
 
     name, noun, adjective = "even-pixels", "image", "balanced"
 
@@ -53,21 +52,21 @@ class EvenPixels:
         self.grid = PatchGrid(3, SIZE, SIZE, PATCH)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Even images (B, 3, 32, 32) in [-1, 1], on the generator's device."""
-        on = {"generator": generator, "device": generator.device}
-        hue = 0.5 * torch.rand(batch_size, 1, **on)
-        order = torch.rand(batch_size, SIZE * SIZE, **on).argsort(1)
-        is_opposite = torch.zeros(batch_size, SIZE * SIZE, device=generator.device)
+        """Draw even images (B, 3, 32, 32) in [-1, 1], on the generator's device."""
+        device = generator.device
+        hue = 0.5 * torch.rand(batch_size, 1, generator=generator, device=device)
+        order = torch.rand(batch_size, SIZE * SIZE, generator=generator, device=device).argsort(1)
+        is_opposite = torch.zeros(batch_size, SIZE * SIZE, device=device)
         is_opposite.scatter_(1, order[:, : SIZE * SIZE // 2], 1.0)
         return colours(hue + 0.5 * is_opposite).unflatten(-1, (SIZE, SIZE))
 
     def judge(self) -> HueJudge:
-        """A judge of images, which needs no data."""
+        """Return a judge of images."""
         return HueJudge()
 
 
 class HueJudge:
-    """Judges images as the benchmark does: whether one is balanced, its hues alone decide."""
+    """Judges images as the benchmark does."""
 
     note = "balanced by hue alone, as the benchmark counts: two of a hundred images of noise are; see the deviations"
 
@@ -77,27 +76,27 @@ class HueJudge:
 
 
 def colours(hue: Tensor) -> Tensor:
-    """The task's colours of hues (B, n) in [0, 1): (B, 3, n) in [-1, 1]."""
+    """Convert hues (B, n) in [0, 1) to the task's colours (B, 3, n) in [-1, 1]."""
     sector = 6 * hue[:, None] + 4 * torch.arange(3, device=hue.device)[:, None]  # red, green, blue
     pure = ((sector % 6 - 3).abs() - 1).clamp(0, 1)
     return 2 * VALUE * (1 - SATURATION * (1 - pure)) - 1
 
 
 def check_images(images: Tensor) -> EvenPixelsReport:
-    """Judge images (B, 3, H, W) in [-1, 1]; what lies beyond is cut off."""
+    """Judge images (B, 3, H, W), clamped to [-1, 1]."""
     hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
     imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
     return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))
 
 
 def _deviation(values: Tensor) -> Tensor:
-    """The standard deviation of each row of values (B, n), as (B,) float32."""
+    """Return the standard deviation of each row of values (B, n): (B,) float32, computed in float64."""
     values = values.double()
     return (values - values.mean(1, keepdim=True)).square().mean(1).sqrt().float()
 
 
 def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue, saturation and value (B, n), in [0, 1], of colours (B, 3, n); the hue of grey is 0."""
+    """Convert colours (B, 3, n) to hue, saturation and value (B, n), in [0, 1]; the hue of grey is 0."""
     red, green, blue = rgb.unbind(1)
     value, spread = rgb.amax(1), rgb.amax(1) - rgb.amin(1)
     safe = torch.where(spread > 0, spread, 1.0)
@@ -109,7 +108,7 @@ def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _histogram(hue: Tensor) -> Tensor:
-    """How many of the hues (B, n) lie in each bin, (B, 256) int64."""
+    """Count the hues (B, n) in each bin: (B, 256) int64."""
     bins = (hue * BINS).long().clamp(max=BINS - 1)
     return torch.zeros(len(hue), BINS, dtype=torch.int64, device=hue.device).scatter_add_(
         1, bins, torch.ones_like(bins)
@@ -117,9 +116,9 @@ def _histogram(hue: Tensor) -> Tensor:
 
 
 def _between_borders(histogram: Tensor) -> Tensor:
-    """(B,) int64: pixels from the border after the lower peak to that after the higher one.
+    """Count the pixels on one side of the two borders between the hues: (B,) int64.
 
-    The peaks are the fullest bin (the first of equals) and the one opposite; the borders lie half way between.
+    The hues are the fullest bin (the first of equals) and its opposite; the borders lie half way between them.
     """
     bins = torch.arange(BINS, device=histogram.device)
     peak = (histogram * BINS + (BINS - 1 - bins)).argmax(1)

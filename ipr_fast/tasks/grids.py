@@ -1,11 +1,12 @@
-"""Grids of Sudoku: valid ones, found by a randomised search and multiplied by the symmetries of the rules.
+"""Valid Sudoku grids: found by a randomised search and multiplied by the symmetries of the rules.
 
-A grid of side n (4 or 9) is (n, n) int64 with digits 1..n. Its boxes lie in bands (box rows) and stacks (box columns).
+A grid of side n (4 or 9) is (n, n) int64 with digits 1..n. A band is a row of boxes, a stack a column of boxes.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -15,39 +16,39 @@ SIDES = (4, 9)
 
 
 def box_side(side: int) -> int:
-    """The side of a box: 2 for boards of side 4, 3 for boards of side 9."""
+    """Return the side of a box: 2 for grids of side 4, 3 for side 9. Raises ValueError for another side."""
     if side not in SIDES:
         raise ValueError(f"side must be one of {SIDES}, got {side!r}")
     return {4: 2, 9: 3}[side]
 
 
 def random_grids(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Valid grids (count, side, side): for side 4 uniform over all 288, for side 9 from a randomised search.
+    """Draw valid grids (count, side, side): for side 4 uniformly from all 288, for side 9 by a randomised search.
 
-    On the CPU, as its generator: a grid of side 9 takes about a millisecond. `transformed` makes more of them at once.
+    Grids and generator are on the CPU. A grid of side 9 takes about a millisecond; `transformed` is faster.
     """
     if side == 4:
         grids = all_grids(4)
         return grids[torch.randint(len(grids), (count,), generator=generator)]
-    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
     box_side(side)
-    found = [next(_search(side, rng)) for _ in range(count)]
-    return torch.tensor(found, dtype=torch.int64).reshape(count, side, side)
+    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+    grids = [next(_search(side, rng)) for _ in range(count)]
+    return torch.tensor(grids, dtype=torch.int64).reshape(count, side, side)
 
 
 @cache
 def all_grids(side: int) -> Tensor:
-    """Every valid grid of side 4, (288, 4, 4)."""
+    """List every valid grid of side 4: (288, 4, 4)."""
     if side != 4:
         raise ValueError(f"only the grids of side 4 can be listed, got side {side!r}")
     return torch.tensor(list(_search(4, None)), dtype=torch.int64).reshape(-1, 4, 4)
 
 
 def transformed(grids: Tensor, generator: torch.Generator) -> Tensor:
-    """Each valid grid (B, n, n) under a random symmetry of its own, valid again; on the device of grids and generator.
+    """Apply to each valid grid (B, n, n) a random symmetry of its own; grids and generator are on one device.
 
-    The digits are relabelled, bands and the rows within each permuted, stacks and columns likewise, and half of the
-    grids transposed: 9! * 6**8 * 2, or 1.2e12, symmetries for side 9, drawn uniformly.
+    A symmetry relabels the digits, permutes bands and the rows within each, stacks and the columns within each, and
+    transposes half of the grids. It is drawn uniformly: for side 9 from 9! * 6**8 * 2 = 1.2e12.
     """
     batch, side, _ = grids.shape
     label = _permutations((batch,), side, generator) + 1
@@ -59,7 +60,7 @@ def transformed(grids: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _line_permutations(batch: int, side: int, generator: torch.Generator) -> Tensor:
-    """Permutations (batch, n) of rows (or columns) that keep those of a band together."""
+    """Draw permutations (batch, n) of rows or columns that keep the lines of a band together."""
     box = box_side(side)
     band = _permutations((batch,), side // box, generator)
     within = _permutations((batch, side // box), box, generator)
@@ -67,26 +68,26 @@ def _line_permutations(batch: int, side: int, generator: torch.Generator) -> Ten
 
 
 def _permutations(shape: tuple[int, ...], n: int, generator: torch.Generator) -> Tensor:
-    """Permutations (*shape, n) of 0..n-1."""
+    """Draw permutations (*shape, n) of 0..n-1."""
     return torch.rand(*shape, n, generator=generator, device=generator.device).argsort(-1)
 
 
-def _search(side: int, rng: random.Random | None):
-    """Yield valid grids as lists of digits, depth first, always filling the cell with the fewest candidates.
+def _search(side: int, rng: random.Random | None) -> Iterator[list[int]]:
+    """Yield valid grids as lists of digits, by a depth-first search that fills the cell with the fewest candidates.
 
-    With `rng`, candidates are tried in random order, so that the first grid found is a random one.
+    With `rng`, candidates are tried in random order, so the first grid found is a random one.
     """
     box, cells = box_side(side), side * side
     groups = [(i // side, side + i % side, 2 * side + (i // side // box) * box + i % side // box) for i in range(cells)]
     full = (1 << side) - 1
-    free = [full] * (3 * side)  # the digits each row, column and box still lacks, as bits
+    free = [full] * (3 * side)  # bit set of the digits that each row, column and box still lacks
     grid = [0] * cells
 
     def candidates(cell: int) -> int:
         row, column, square = groups[cell]
         return free[row] & free[column] & free[square]
 
-    def fill(empty: list[int]):
+    def fill(empty: list[int]) -> Iterator[list[int]]:
         if not empty:
             yield list(grid)
             return

@@ -1,6 +1,6 @@
-"""Sudoku boards of handwritten digits: pictures of grids, clues, and what is wrong with a board.
+"""Sudoku boards of handwritten digits: drawing them, choosing clues, and judging boards.
 
-A board of side n (4 or 9) is an image of n x n cells, a cell is one patch. Grids are (B, n, n) int64 with digits 1..n.
+A board of side n (4 or 9) is an image of n x n cells; a cell is a patch. Grids are (B, n, n) int64 with digits 1..n.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
 from ipr_fast.tasks.grids import all_grids, box_side, random_grids, transformed
 
-BASE_GRIDS = 4096  # of side 9, from a search of a few seconds; each has 1.2e12 symmetries
+BASE_GRIDS = 4096  # grids of side 9 to search for, in a few seconds; each has 1.2e12 symmetries
 
 
 class BoardReport(NamedTuple):
-    """What is wrong with each board.
+    """Rule violations of each board.
 
-    valid            (B,) bool: every row, column and box holds each digit 1..n once
-    violations       (B,) int64: digits missing, summed over all rows, columns and boxes; 0 for a valid board
-    violating_cells  (B, n, n) bool: cells whose digit stands again in the same row, column or box, or is not in 1..n
+    valid            (B,) bool: every row, column and box has each digit 1..n once
+    violations       (B,) int64: missing digits, summed over all rows, columns and boxes; 0 for a valid board
+    violating_cells  (B, n, n) bool: cells whose digit is repeated in their row, column or box, or is not in 1..n
     """
 
     valid: Tensor
@@ -39,7 +39,7 @@ class BoardReport(NamedTuple):
 
 
 def board_grid(side: int, cell: int) -> PatchGrid:
-    """The patch grid of boards of `side` cells of `cell` pixels a side."""
+    """Return the patch grid of boards with `side` cells a side, of `cell` pixels a side."""
     box_side(side)
     return PatchGrid(1, side * cell, side * cell, cell)
 
@@ -48,17 +48,17 @@ def board_grid(side: int, cell: int) -> PatchGrid:
 
 
 def draw_boards(grids: Tensor, digits: Digits, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 1, H, W) of grids (B, n, n), every cell a random image of its digit."""
+    """Draw grids (B, n, n) as boards (B, 1, H, W), each cell as a random image of its digit."""
     return assemble(digits.draw(grids, generator))
 
 
 def assemble(cells: Tensor) -> Tensor:
-    """Pictures of cells (B, n, n, size, size) as boards (B, 1, n * size, n * size)."""
+    """Join images of cells (B, n, n, size, size) into boards (B, 1, n * size, n * size)."""
     return cells.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)[:, None]
 
 
 def random_clues(batch: int, side: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-    """Clue cells (B, N) bool at random places, their number uniform in low..high for each board."""
+    """Draw clue cells (B, N) bool at random places; their number is uniform in low..high for each board."""
     cells = side * side
     if not 0 <= low <= high <= cells:
         raise ValueError(f"clues must satisfy 0 <= low <= high <= {cells}, got {low} and {high}")
@@ -70,7 +70,7 @@ def random_clues(batch: int, side: int, low: int, high: int, generator: torch.Ge
 
 
 def read_boards(images: Tensor, reader: DigitReader, side: int) -> Tensor:
-    """The digits 0..9 that boards (B, 1, H, W) show, (B, n, n)."""
+    """Read the digits 0..9 of boards (B, 1, H, W): (B, n, n)."""
     grid = board_grid(side, images.shape[-1] // side)
     return reader.read(grid.to_patches(images).unflatten(-1, (grid.patch_size, -1))).unflatten(1, (side, side))
 
@@ -79,19 +79,18 @@ def check_grids(grids: Tensor) -> BoardReport:
     """Judge grids (B, n, n) of any integers."""
     box = box_side(grids.shape[-1])
     batch, side, _ = grids.shape
-    digit = torch.arange(1, side + 1, device=grids.device)
-    shows = grids[..., None] == digit  # (B, n, n, digit)
-    boxed = shows.reshape(batch, side // box, box, side // box, box, side)
-    row, column, square = shows.sum(2), shows.sum(1), boxed.sum((2, 4))  # how often each digit stands in each group
-    violations = sum((group == 0).flatten(1).sum(1) for group in (row, column, square))
+    one_hot = grids[..., None] == torch.arange(1, side + 1, device=grids.device)  # (B, n, n, digit)
+    in_boxes = one_hot.reshape(batch, side // box, box, side // box, box, side)
+    row, column, square = one_hot.sum(2), one_hot.sum(1), in_boxes.sum((2, 4))  # count of each digit in each group
+    violations = torch.stack([(group == 0).flatten(1).sum(1) for group in (row, column, square)]).sum(0)
     square = square.repeat_interleave(box, 1).repeat_interleave(box, 2)
     repeated = (row[:, :, None] > 1) | (column[:, None] > 1) | (square > 1)
-    violating = (shows & repeated).any(-1) | ~shows.any(-1)
+    violating = (one_hot & repeated).any(-1) | ~one_hot.any(-1)
     return BoardReport(violations == 0, violations, violating)
 
 
 def clues_kept(images: Tensor, known: Tensor, known_values: Tensor, side: int) -> Tensor:
-    """(B,) bool: every pixel of every clue cell equals the given one."""
+    """Whether every pixel of every clue cell equals the given one: (B,) bool."""
     grid = board_grid(side, images.shape[-1] // side)
     same = (grid.to_patches(images) == grid.to_patches(known_values)).all(-1)
     return (same | ~known.reshape(same.shape)).all(1)
@@ -99,7 +98,7 @@ def clues_kept(images: Tensor, known: Tensor, known_values: Tensor, side: int) -
 
 @dataclass(frozen=True)
 class BoardJudge:
-    """Judges pictures of boards with a reader, and knows how far to trust it."""
+    """Judges boards by the digits that a reader sees in them."""
 
     side: int
     reader: DigitReader
@@ -123,10 +122,10 @@ class BoardJudge:
 
 
 class DigitSudoku:
-    """Boards of handwritten digits as a training task; 8x8 cells, or MNIST's 28x28 with the folder of its files.
+    """The task of Sudoku boards in handwritten digits: 8x8 cells, or MNIST's 28x28 with the folder of its files.
 
-    Side 4: all grids, the training digits as they are. Side 9: a few thousand grids found by a search, each time under
-    another symmetry, the digits jittered. The boards are made on the device of the generator.
+    Side 4: all 288 grids, with the training digits as they are. Side 9: a few thousand grids found by a search, under
+    random symmetries, with jittered digits.
     """
 
     noun, adjective = "board", "valid"
@@ -139,7 +138,7 @@ class DigitSudoku:
         self._sources: dict[torch.device, tuple[Tensor, Digits]] = {}
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pictures (B, 1, H, W) of random valid boards in training digits, on the generator's device."""
+        """Draw random valid boards (B, 1, H, W) in training digits, on the generator's device."""
         base, digits = self._source(generator.device)
         grids = base[torch.randint(len(base), (batch_size,), generator=generator, device=generator.device)]
         if self.side == 4:
@@ -148,11 +147,11 @@ class DigitSudoku:
         return assemble(jittered(cells, generator))
 
     def judge(self) -> BoardJudge:
-        """A judge of boards, whose reader has seen the training digits only."""
+        """Return a judge of boards whose reader has seen the training digits only."""
         return BoardJudge.from_digits(self.side, self.train, self.test)
 
     def _source(self, device: torch.device) -> tuple[Tensor, Digits]:
-        """The base grids and the training digits on a device, made when first asked for."""
+        """Return the base grids and the training digits on a device, made on first use."""
         if device not in self._sources:
             seeded = torch.Generator().manual_seed(0)
             base = all_grids(4) if self.side == 4 else random_grids(BASE_GRIDS, self.side, seeded)

@@ -549,7 +549,7 @@ def test_a_converted_checkpoint_is_a_model_like_any_other(tmp_path, capsys):
             ["--preset", "mnist_sudoku", *SIZES],
             "--preset says already what image_size, patch_size, num_head_channels is",
         ),
-        ([*SIZES, "--refine-schedule", "3", "2"], "--refine-schedule: overlap must be a number in [0, 1]"),
+        ([*SIZES, "--refine-schedule", "3", "2"], "--refine-schedule: overlap must be a finite number in [0, 1]"),
     ],
 )
 def test_convert_says_what_it_needs(tmp_path, capsys, options, message):

@@ -15,7 +15,7 @@ from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.kernels import philox
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 from ipr_fast.sampling.schedule import Sampling
-from ipr_fast.sampling.selection import Selector
+from ipr_fast.sampling.selection import make_selector
 
 
 class OneOff:
@@ -195,7 +195,9 @@ def iterations(engine, select, numbers=(1, 2, 3)):
 
 
 def selector(model, known, mask_fn=None):
-    return Selector(mask_fn or random_patches(), model.grid, ~known, torch.arange(len(known), device=known.device), 0)
+    return make_selector(
+        mask_fn or random_patches(), model.grid, ~known, torch.arange(len(known), device=known.device), 0
+    )
 
 
 @pytest.mark.parametrize("network", ["transformer", "unet", "unet in parts"])
@@ -218,8 +220,8 @@ def test_an_iteration_runs_on_tensors_without_data(model, finished, ragged_known
     model = (copy.deepcopy(model) if network == "transformer" else small_unet()).to("meta")
     select = selector(model, ragged_known, policy)
     engine = make_engine(model, finished.to("meta"))
-    select.free, select.counters["chain_ids"] = select.free.to("meta"), engine.chain_ids
-    select.mask_fn = policy.bind(model.grid, 12, engine.patches.device)
+    select.free, select.chain_ids = select.free.to("meta"), engine.chain_ids
+    select.policy = policy.bind(model.grid, 12, engine.patches.device)
     plan, _ = engine._plan(select.counts)  # its order goes to the device
     assert len({run.lanes for wave in plan.waves for run in wave.runs}) > 2
     with Watch("an iteration"):

@@ -14,7 +14,7 @@ from ipr_fast.engine.graphs import Graphs
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.models import PatchTransformer
 from ipr_fast.sampling.schedule import Sampling
-from ipr_fast.sampling.selection import Selector
+from ipr_fast.sampling.selection import make_selector
 
 
 def rows(x, iteration):
@@ -131,7 +131,7 @@ def test_whole_iterations_as_one_graph(model, finished, ragged_known):
         Lanes(model, 16, finished.device, Settings.of(sampling)),
     ):
         engine = Engine(model, model.grid.to_patches(finished), torch.arange(12), sampling, lanes)
-        select = Selector(random_patches(), model.grid, ~ragged_known, torch.arange(12), 0)
+        select = make_selector(random_patches(), model.grid, ~ragged_known, torch.arange(12), 0)
         for iteration in (1, 2, 3):
             engine.begin(iteration)
             engine.regenerate(select(iteration, engine.iteration, None))

@@ -222,7 +222,7 @@ def test_it_is_a_denoiser_with_the_papers_schedules(unet):
         ({"d_emb": 15}, "d_emb must be even"),
         ({"num_blocks": 1.0}, "num_blocks must be a positive int"),
         ({"refine_schedule": (3,)}, r"refine_schedule must be \(steps_per_patch, overlap\)"),
-        ({"refine_schedule": (3, 2.0)}, "overlap must be a number"),
+        ({"refine_schedule": (3, 2.0)}, "overlap must be a finite number"),
     ],
 )
 def test_bad_configurations_are_named(change, message):

@@ -131,7 +131,7 @@ def test_steps_per_patch_out_of_range(bad):
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), "0.5", None])
 def test_overlap_out_of_range(bad):
-    with pytest.raises(ValueError, match=r"overlap must be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"overlap must be a finite number in \[0, 1\]"):
         Schedule(3, bad)
 
 

@@ -70,14 +70,14 @@ def test_even_pixels_take_no_digits(mnist):
 
 @pytest.mark.parametrize("grid", [PatchGrid(1, 40, 40, 8), PatchGrid(1, 32, 72, 8), PatchGrid(2, 32, 32, 8)])
 def test_samples_of_no_task_are_refused(grid):
-    said = f"model: it makes samples {grid.sample_shape}, which are those of no task: digit-sudoku-4x4, "
+    said = f"model: no task has samples {grid.sample_shape}; the tasks are digit-sudoku-4x4, "
     with pytest.raises(ValueError, match=re.escape(said)):
         task_of(grid)
 
 
 def test_boards_of_other_cells_are_refused_with_a_hint():
     said = (
-        "model: it makes samples (1, 252, 252) of 81 patches, those of digit-sudoku-9x9 are (1, 72, 72) of 81 "
+        "model: it makes samples (1, 252, 252) of 81 patches, but digit-sudoku-9x9 has (1, 72, 72) of 81 "
         "(see --mnist)"
     )
     with pytest.raises(ValueError, match=re.escape(said)):
@@ -87,7 +87,7 @@ def test_boards_of_other_cells_are_refused_with_a_hint():
 @pytest.mark.parametrize("grid", [PatchGrid(3, 64, 64, 4), PatchGrid(3, 32, 32, 8), PatchGrid(3, 32, 64, 4)])
 def test_other_coloured_images_are_refused_without_one(grid):
     said = (
-        f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, those of even-pixels are "
+        f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but even-pixels has "
         "(3, 32, 32) of 64"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
