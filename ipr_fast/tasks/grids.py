@@ -32,8 +32,8 @@ def random_grids(count: int, side: int, generator: torch.Generator) -> Tensor:
         return grids[torch.randint(len(grids), (count,), generator=generator)]
     box_side(side)
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-    grids = [next(_search(side, rng)) for _ in range(count)]
-    return torch.tensor(grids, dtype=torch.int64).reshape(count, side, side)
+    found = [next(_search(side, rng)) for _ in range(count)]
+    return torch.tensor(found, dtype=torch.int64).reshape(count, side, side)
 
 
 @cache
