@@ -22,6 +22,7 @@ import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.sampling.schedule import Sampling
@@ -84,10 +85,10 @@ def make_run(
     sampling, ids = Sampling(schedule), torch.arange(len(x))
 
     def run() -> torch.Tensor:
-        lanes = Lanes(model, len(x), x.device, Settings.of(sampling))
+        runner = Runner(Lanes(model, len(x), x.device, Settings.of(sampling)))
         if every:
-            lanes.lanes_for = lambda chains: len(x)
-        engine = Engine(model, x, ids, sampling, lanes)
+            runner.lanes_for = lambda chains: len(x)
+        engine = Engine(runner, x, ids, sampling)
         engine.begin(1)
         engine.regenerate(Selection(free, free.sum(1)))
         return engine.patches

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ipr_fast import checks
-from ipr_fast.engine import memory
-from ipr_fast.engine.engine import Engine
-from ipr_fast.engine.graph_cache import lanes_for
-from ipr_fast.engine.graphs import CudaCapture
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast import checks, resolve
 from ipr_fast.engine.progress import Pace
 from ipr_fast.kernels import philox
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
 from ipr_fast.sampling import arguments, user_code
-from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy
-from ipr_fast.sampling.reference import ReferenceEngine
-from ipr_fast.sampling.schedule import Sampling, Schedule
-from ipr_fast.sampling.selection import MaskFn, Selection, make_selector
+from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
 from ipr_fast.trace import span
 
 Callback = Callable[[int, Tensor], "Tensor | None"]
 
-BACKENDS = ("auto", "graphs", "torch", "reference")
-DEFAULT_MODEL = "digit-sudoku-4x4"
-MOST_TEMPERATURE = 1000.0  # far more noise than a model has seen; beyond, its float32 overflows
 DEFAULT_REFINE_SCHEDULE = Schedule(10, 0.8)
 DEFAULT_GENERATE_SCHEDULE = Schedule(3, 0.0)
 
@@ -92,7 +79,9 @@ def refine_batch(
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     x = checks.images("x", x).detach()
-    model, grid = _resolve_model(model, x)
+    model = resolve.model_for(x) if model is None else model
+    grid = contract.denoiser(model)
+    checks.model_device(model, x.device)
     checks.images("x", x, grid.sample_shape)
     _warn(checks.range_complaint("x", checks.extremes("x", x), model))
     iters = checks.integer("iters", iters, 0)
@@ -101,48 +90,20 @@ def refine_batch(
         schedule = getattr(model, "refine_schedule", DEFAULT_REFINE_SCHEDULE)
     if not isinstance(noise, str) or noise not in ("random", "fixed"):
         raise ValueError(f'noise must be "random" or "fixed", got {noise!r}')
-    sampling = replace(_sampling(schedule, stochasticity, temperature, seed), fixed_noise=noise == "fixed")
+    sampling = resolve.sampling(schedule, stochasticity, temperature, seed, noise == "fixed")
     arguments.counters(grid, sampling.schedule, first_iteration, iters)
     free = arguments.free_patches(known, len(x), grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
-    backend = _backend(backend, x.device)
-    max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
+    backend, max_chains = resolve.backend_on(x.device, backend), resolve.chains_at_a_time(max_chains)
+    call = resolve.Call(model, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
     select = make_selector(mask_fn, grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
     if not len(x) or not iters:
         return x.clone()
-
-    given = grid.to_patches(x)
-    touched = torch.zeros_like(free)
     iterations = range(first_iteration, first_iteration + iters)
-    lanes = _lanes(backend, model, len(x), select.most_active, sampling, max_chains, tf32, x.device)
-    bar = Pace(x.device, iters, "refine", "iteration", progress, decimals=1)
-    with span("refine_batch"), lanes as run_on, bar as pace:
-        engine = _engine(model, given, ids, sampling, run_on)
-
-        def images() -> Tensor:
-            return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), given))
-
-        for iteration in iterations:
-            with span("iteration"):
-                engine.begin(iteration)
-                selected = select(iteration, engine.iteration, images)
-                if selected.varies:  # a function of the user's has been called
-                    engine.notice_changes()
-                steps = engine.num_steps(selected.counts) if progress else 0
-                engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
-                touched |= selected.mask
-            if not steps:
-                pace.step()
-            if callback is not None:
-                frozen = _call_back(callback, iteration, images())
-                if frozen is not None and select.freeze(frozen):
-                    break
-                engine.notice_changes()
-        select.verify()
-        _warn(contract.mix_complaint(model, engine.mix_range))
-        return _finite(images())
+    with span("refine_batch"):
+        return _with_warnings(model, *_iterate(call, select, x, iterations, callback, progress))
 
 
 def generate_batch(
@@ -179,44 +140,79 @@ def generate_batch(
     if model is None:
         default = known.device if isinstance(known, Tensor) else "cpu"
         device = checks.usable_device("device", default if device is None else device)
-        model = _bundled(DEFAULT_MODEL, device)
+        model = resolve.bundled(resolve.DEFAULT_MODEL, device)
     grid = contract.denoiser(model)
-    device = _resolve_device(device, model)
+    device = resolve.device_for(device, model)
     checks.model_device(model, device)
     if schedule is None:
         schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
-    sampling = _sampling(schedule, stochasticity, temperature, seed)
+    sampling = resolve.sampling(schedule, stochasticity, temperature, seed)
     arguments.counters(grid, sampling.schedule, 0, 1)
-    memory.check_samples("batch_size", batch_size, grid.num_patches * grid.patch_numel, device)
+    resolve.check_memory("batch_size", batch_size, grid.num_patches * grid.patch_numel, device)
     free = arguments.free_patches(known, batch_size, grid, device)
-    given = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
+    values = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
     if known_values is not None:
         checks.images("known_values", known_values, grid.sample_shape)
         checks.same_device("known_values", known_values, device)
         if len(known_values) != batch_size:
             raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
         checks.extremes("known_values", known_values)
-        given = known_values.detach().float()
+        values = known_values.detach().float()
     ids = arguments.chain_ids(chain_ids, batch_size, device)
-    values = grid.to_patches(given)
+    patches = grid.to_patches(values)
     if known_values is not None and batch_size:
-        in_use = values.masked_fill(free[..., None], values.new_zeros(()))
+        in_use = patches.masked_fill(free[..., None], patches.new_zeros(()))
         _warn(checks.range_complaint("known_values", checks.extremes("known_values", in_use), model))
-    backend = _backend(backend, device)
-    max_chains, tf32 = _max_chains(max_chains), checks.boolean("tf32", tf32)
+    backend, max_chains = resolve.backend_on(device, backend), resolve.chains_at_a_time(max_chains)
+    call = resolve.Call(model, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
     if not batch_size:
-        return given
+        return values
 
     selected = Selection(free.clone(), free.sum(1).cpu())
-    most_active = max(selected.counts.tolist())
-    lanes = _lanes(backend, model, batch_size, most_active, sampling, max_chains, tf32, device)
-    with span("generate_batch"), lanes as run_on:
-        engine = _engine(model, values, ids, sampling, run_on)
+    with span("generate_batch"), call.engine(patches, max(selected.counts.tolist())) as engine:
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
             engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
-        _warn(contract.mix_complaint(model, engine.mix_range))
-        return _finite(grid.to_images(torch.where(free[..., None], engine.patches, values)))
+        x = grid.to_images(torch.where(free[..., None], engine.patches, patches))
+        return _with_warnings(model, x, engine.mix_range)
+
+
+def _iterate(
+    call: resolve.Call,
+    select: PolicySelector | FunctionSelector,
+    x: Tensor,
+    iterations: range,
+    callback: Callback | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Refine x. Returns the samples and the range (2,) of the first call's variance mix."""
+    grid = call.model.grid
+    original = grid.to_patches(x)
+    touched = torch.zeros_like(select.free)
+    bar = Pace(x.device, len(iterations), "refine", "iteration", progress, decimals=1)
+    with call.engine(original, select.most_active) as engine, bar as pace:
+
+        def samples() -> Tensor:
+            return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), original))
+
+        for iteration in iterations:
+            with span("iteration"):
+                engine.begin(iteration)
+                selected = select(iteration, engine.iteration, samples)
+                if selected.varies:  # a Python mask_fn was called
+                    engine.notice_changes()
+                steps = engine.num_steps(selected.counts) if progress else 0
+                engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
+                touched |= selected.mask
+            if not steps:
+                pace.step()
+            if callback is not None:
+                frozen = _call_back(callback, iteration, samples())
+                if frozen is not None and select.freeze(frozen):
+                    break
+                engine.notice_changes()
+        select.verify()
+        return samples(), engine.mix_range
 
 
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
@@ -231,90 +227,20 @@ def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
     return frozen
 
 
-def _finite(x: Tensor) -> Tensor:
-    """x, with a warning when a model has made it undefined."""
-    bad = checks.count_not_finite(x) if len(x) else 0
-    if bad:
-        warnings.warn(f"{bad} of {len(x)} samples are not finite: the model's predictions were not", RuntimeWarning, 3)
+def _with_warnings(model: Denoiser, x: Tensor, mix_range: Tensor | None) -> Tensor:
+    """Return x; warn the caller of the public function if the model's variance mix or x itself is out of range."""
+    for complaint in (contract.mix_complaint(model, mix_range), _not_finite(x)):
+        if complaint is not None:
+            warnings.warn(complaint, RuntimeWarning, 3)
     return x
 
 
+def _not_finite(x: Tensor) -> str | None:
+    bad = checks.count_not_finite(x) if len(x) else 0
+    return f"{bad} of {len(x)} samples are not finite: the model's predictions were not" if bad else None
+
+
 def _warn(complaint: str | None) -> None:
-    """Warn the caller of the public function, if there is something to say."""
+    """Warn the caller of the public function, if there is a complaint."""
     if complaint is not None:
         warnings.warn(complaint, RuntimeWarning, 3)
-
-
-def _resolve_model(model: Denoiser | None, x: Tensor) -> tuple[Denoiser, PatchGrid]:
-    if model is None:
-        model = _bundled(bundled_model_for(tuple(x.shape[1:])), x.device)
-    grid = contract.denoiser(model)
-    checks.model_device(model, x.device)
-    return model, grid
-
-
-@lru_cache(maxsize=4)
-def _bundled(name: str, device: torch.device) -> Denoiser:
-    """A bundled model, the same for all calls, so that they find its graphs again."""
-    return load_model(name, device=device)
-
-
-def _resolve_device(device: torch.device | str | None, model: Denoiser) -> torch.device:
-    if device is not None:
-        return checks.usable_device("device", device)
-    return checks.device_of(model) or torch.device("cpu")
-
-
-def _sampling(schedule: object, stochasticity: float, temperature: float, seed: int) -> Sampling:
-    return Sampling(
-        arguments.schedule(schedule),
-        checks.number("stochasticity", stochasticity, 0, 1),
-        checks.number("temperature", temperature, 0, MOST_TEMPERATURE),
-        checks.integer("seed", seed, 0, 2**64 - 1),
-    )
-
-
-def _backend(name: str, device: torch.device) -> str:
-    """The backend, "auto" resolved."""
-    if not isinstance(name, str) or name not in BACKENDS:
-        raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
-    if name == "graphs" and device.type != "cuda":
-        raise ValueError(f'backend "graphs" needs the samples on a CUDA device, got {device}')
-    if name == "auto":
-        return "graphs" if device.type == "cuda" else "torch"
-    return name
-
-
-def _max_chains(value: object) -> int | str:
-    if isinstance(value, str) and value == "auto":
-        return value
-    try:
-        return checks.integer("max_chains", value, 1)
-    except ValueError as error:
-        raise ValueError(f'max_chains must be "auto" or an int >= 1, got {value!r}') from error
-
-
-def _lanes(
-    backend: str,
-    model: Denoiser,
-    batch: int,
-    most_active: int,
-    sampling: Sampling,
-    max_chains: int | str,
-    tf32: bool,
-    device: torch.device,
-) -> AbstractContextManager[Lanes | None]:
-    """Where the chains run; None for the reference, which has no lanes."""
-    if backend == "reference":
-        return nullcontext()
-    capture = CudaCapture if backend == "graphs" else None
-    settings = Settings.of(sampling, tf32)
-    return lanes_for(model, batch, most_active, device, settings, max_chains=max_chains, capture=capture)
-
-
-def _engine(
-    model: Denoiser, patches: Tensor, chain_ids: Tensor, sampling: Sampling, lanes: Lanes | None
-) -> Engine | ReferenceEngine:
-    if lanes is None:
-        return ReferenceEngine(model, patches, chain_ids, sampling)
-    return Engine(model, patches, chain_ids, sampling, lanes)

@@ -56,7 +56,7 @@ def least_bytes(step: Step, tick: Counts) -> int:
     """Return the bytes, each once, of weights, tables, prepared context, patches read and written, and predictions."""
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.patches.shape
     weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
-    prepared = lanes.prepared(chains)
+    prepared = lanes.precomputed.arguments(chains)
     read = step.slots if "context" in prepared else patches  # with a context, only active patches
     state = 4 * chains * (read + step.slots) * numel
     return state + size_of([*weights, *tensors_of(prepared), *tensors_of(lanes.predict(chains, step.slots))])

@@ -5,7 +5,7 @@ import torch
 from small_models import TINY, randomise
 from tape import Tape
 
-from ipr_fast import refine as refine_module
+from ipr_fast import resolve
 from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.models import PatchTransformer, packed
 
@@ -41,9 +41,9 @@ def finished(generator) -> torch.Tensor:
 def tape(monkeypatch):
     """Every call captures, on this tape."""
     tape = Tape()
-    monkeypatch.setattr(refine_module, "CudaCapture", lambda device: tape)
+    monkeypatch.setattr(resolve, "CudaCapture", lambda device: tape)
     monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)  # as on the GPU that it stands for
-    monkeypatch.setattr(refine_module, "_backend", lambda name, device: "graphs" if name == "auto" else name)
+    monkeypatch.setattr(resolve, "backend_on", lambda device, name: "graphs" if name == "auto" else name)
     drop_kept()
     yield tape
     drop_kept()

@@ -16,6 +16,7 @@ from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import CudaCapture
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.precision import float32_products
+from ipr_fast.engine.runner import Runner
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import make_selector
@@ -92,8 +93,8 @@ def make_engine(model, finished):
     sampling = Sampling(Schedule(10, 0.8))
     patches, ids = model.grid.to_patches(finished.cuda()), torch.arange(len(finished), device="cuda")
     device = patches.device
-    lanes = Lanes(model, 16, device, Settings.of(sampling), CudaCapture(device))
-    return Engine(model, patches, ids, sampling, lanes)
+    runner = Runner(Lanes(model, 16, device, Settings.of(sampling)), CudaCapture(device))
+    return Engine(runner, patches, ids, sampling)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.6])
@@ -142,7 +143,7 @@ def test_python_costs_one_look_at_the_data_an_iteration(there, finished, mask_fn
 @pytest.mark.parametrize("preset", ["even_pixels", "mnist_sudoku"])
 def test_little_of_a_tick_is_outside_the_network(preset, monkeypatch):
     """At most 3 % at batch 64, by the time that kernels take."""
-    monkeypatch.setattr(graph_cache, "_fitting", lambda *arguments: (arguments[-1], 0))  # no ticks on fewer lanes
+    monkeypatch.setattr(memory, "count", lambda *_: memory.Need(0, 0))  # no ticks on fewer lanes
     config = PRESETS[preset]
     with torch.device("cuda"):
         model = SRMUNet(config).eval().requires_grad_(False)

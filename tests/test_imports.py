@@ -17,6 +17,7 @@ ORDER = (  # from the top; `ipr_fast` is the package's own __init__.py
     "tasks",
     "ipr_fast",
     "refine",
+    "resolve",
     "engine",
     "models",
     "sampling",

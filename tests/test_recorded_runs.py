@@ -8,7 +8,8 @@ from recordings import model_of, read
 
 from ipr_fast import Schedule, reference
 from ipr_fast.engine.engine import Engine
-from ipr_fast.engine.lanes import GivenNoise
+from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import slot_bucket
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
@@ -64,20 +65,22 @@ def test_the_engine_repeats_it(run, spare_slots):
     for part in run.parts:
         mask = torch.stack([part.active, part.active.roll(1)])
         z = torch.where(mask[..., None], torch.nan, z)  # what the given noise has to replace
-        engine = Engine(run.model, z, torch.arange(2), Sampling(part.schedule, **run.options))
+        sampling = Sampling(part.schedule, **run.options)
+        runner = Runner(Lanes(run.model, 2, z.device, Settings.of(sampling)))
+        engine = Engine(runner, z, torch.arange(2), sampling)
         selected = Selection(mask, mask.sum(1), varies=spare_slots)
         count, levels = int(part.active.sum()), [part.active.float()]
         slots = slot_bucket(count, len(part.active)) if spare_slots else count
 
-        def posterior(step, noise=part.noise):
-            return torch.stack([noise[step], noise[step].roll(1, 0)])
+        def noise(chains, step, part=part):
+            pair = (part.initial, other) if step < 0 else (part.noise[step], part.noise[step].roll(1, 0))
+            return torch.stack(pair)[chains]
 
-        def on_step(engine=engine, slots=slots, levels=levels, active=part.active):
-            state = engine.lanes.slots(slots)
+        def on_step(runner=runner, slots=slots, levels=levels, active=part.active):
+            state = runner.lanes.slots(slots)
             levels.append(state.active.scatter(state.level, len(active))[0])
 
-        given = GivenNoise(torch.stack([part.initial, other]), posterior)
-        engine.regenerate(selected, noise=given, on_step=on_step)
+        engine.regenerate(selected, noise=noise, on_step=on_step)
         z = engine.patches
         assert torch.equal(torch.stack(levels), part.levels)
         torch.testing.assert_close(z[0], part.z, atol=WITHIN, rtol=0)

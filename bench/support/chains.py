@@ -10,7 +10,8 @@ from torch import Tensor
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import Capture, CudaCapture
-from ipr_fast.engine.lanes import Lanes, Settings, Start
+from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Plan, make_plan
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import make_selector
@@ -29,7 +30,6 @@ class Step:
         """A step without an engine, on any device, "meta" too; it has begun once, so all buffers are allocated."""
         lanes = Lanes(model, chains, torch.device(device), Settings(0.5, 1.0))
         lanes.set_sampling(0, schedule)
-        lanes.notes_mix = False  # only the first step of a call notes it
         lanes.state.free.fill_(True)
         lanes.state.size.fill_(slots)
         step = cls(lanes, slots)
@@ -39,17 +39,17 @@ class Step:
     @torch.inference_mode()
     def begin(self) -> None:
         """Choose patches, renoise them, prepare the model."""
-        self.lanes.begin(self.lanes.lanes, self.slots, Start(chooses=True, initial=False))
+        self.lanes.begin(self.lanes.num_lanes, self.slots, chooses=True, initial=False)
 
     @torch.inference_mode()
     def tick(self) -> None:
         """One denoiser call and one update."""
-        self.lanes.tick(self.lanes.lanes, self.slots)
+        self.lanes.tick(self.lanes.num_lanes, self.slots)
 
     @torch.inference_mode()
     def predict(self) -> None:
         """The denoiser call of a tick."""
-        self.lanes.predict(self.lanes.lanes, self.slots)
+        self.lanes.predict(self.lanes.num_lanes, self.slots)
 
 
 class Chains(Step):
@@ -71,11 +71,11 @@ class Chains(Step):
         grid, sampling = model.grid, Sampling(schedule)
         self.model, self.schedule, self.known = model, schedule, known
         capture = capture_on(device) if graphs else None
-        lanes = Lanes(model, batch, device, Settings.of(sampling), capture, whole_iterations)
+        lanes = Lanes(model, batch, device, Settings.of(sampling))
         ids = torch.arange(batch, device=device)
         free = torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device) if known is None else ~known
         self.x = subjects.samples(model, batch, device)
-        self.engine = Engine(model, grid.to_patches(self.x), ids, sampling, lanes)
+        self.engine = Engine(Runner(lanes, capture, whole_iterations), grid.to_patches(self.x), ids, sampling)
         self.select = make_selector(random_patches(subjects.RATIO), grid, free, ids, sampling.seed)
         super().__init__(lanes, self.select.most_active)
         self.iteration = 0
@@ -107,7 +107,7 @@ class Chains(Step):
     @property
     def plan(self) -> Plan:
         """The waves of one iteration: which chains take which steps."""
-        return make_plan(self.select.counts, self.schedule, self.lanes.lanes, self.lanes.lanes_for)
+        return make_plan(self.select.counts, self.schedule, self.lanes.num_lanes, self.engine.runner.lanes_for)
 
 
 class Again:

@@ -21,7 +21,7 @@ from ipr_fast.kernels.philox import MAX_CHAIN_ID
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.models.files.sources import NoSuchModel
-from ipr_fast.refine import BACKENDS
+from ipr_fast.resolve import BACKENDS
 from ipr_fast.sampling.schedule import Schedule
 
 # Panels of `--help`, in the order in which commands declare them.

@@ -16,7 +16,7 @@ from ipr_fast.cli.common import (
     path_option,
 )
 from ipr_fast.evaluation.demo import DemoSettings, run_demo
-from ipr_fast.refine import DEFAULT_MODEL
+from ipr_fast.resolve import DEFAULT_MODEL
 from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.catalog import task_of
 from ipr_fast.tasks.sudoku import DigitSudoku

@@ -16,7 +16,7 @@ from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.report import report
-from ipr_fast.refine import DEFAULT_MODEL
+from ipr_fast.resolve import DEFAULT_MODEL
 from ipr_fast.tasks.catalog import task_of
 
 # Experiments, and the options of each.

@@ -16,7 +16,8 @@ from ipr_fast.cli.common import (
     option,
     path_option,
 )
-from ipr_fast.refine import DEFAULT_MODEL, generate_batch
+from ipr_fast.refine import generate_batch
+from ipr_fast.resolve import DEFAULT_MODEL
 
 
 def run(

@@ -1,9 +1,9 @@
-"""The buffers of the lanes: made once, then written to by every chain that passes through."""
+"""The tensors of the lanes: allocated once, then overwritten by every chain that passes through."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,59 +11,58 @@ from torch import Tensor
 from ipr_fast.sampling.patches import ActivePatches
 
 
-class _PerLane:
-    def first(self, lanes: int) -> Any:
-        """The first lanes of these buffers, as views."""
-        return replace(self, **{name: getattr(self, name)[:lanes] for name in self.per_lane})
+@dataclass(frozen=True)
+class _Buffers:
+    def first(self, num_lanes: int) -> Self:
+        """Return views of the first lanes; scalars are shared by all lanes."""
+        return replace(self, **{name: value[:num_lanes] for name, value in vars(self).items() if value.ndim})
 
 
 @dataclass(frozen=True)
-class LaneState(_PerLane):
-    """The buffers of W lanes, and the counters that all share."""
+class LaneState(_Buffers):
+    """The chains in W lanes, and the counters that they share."""
 
     patches: Tensor  # (W, N, P) float32
     chain_ids: Tensor  # (W,) int64
-    mask: Tensor  # (W, N) bool, the patches of this iteration
-    free: Tensor  # (W, N) bool, among which to choose
+    mask: Tensor  # (W, N) bool, the active patches of this iteration
+    free: Tensor  # (W, N) bool, the patches to choose from
     size: Tensor  # (W,) int64, how many to choose
-    step: Tensor  # () int64, of the regeneration under way
-    iteration: Tensor  # () int64, of the random numbers
-    choice_iteration: Tensor  # () int64, of the choice
+    step: Tensor  # () int64, step of the regeneration
+    iteration: Tensor  # () int64, counter of the noise
+    choice_iteration: Tensor  # () int64, counter of the choice of patches
     origin: Tensor  # () int64, 0: the iteration of the initial generation
     seed: Tensor  # () int64
 
-    per_lane = ("patches", "chain_ids", "mask", "free", "size")
-
     @classmethod
-    def allocate(cls, lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
-        shapes = {"patches": (lanes, num_patches, numel), "mask": (lanes, num_patches), "free": (lanes, num_patches)}
-        shapes |= {"chain_ids": (lanes,), "size": (lanes,)}
-        types = {"patches": torch.float32, "mask": torch.bool, "free": torch.bool}
-        buffers = {
-            field.name: torch.zeros(shapes.get(field.name, ()), dtype=types.get(field.name, torch.int64), device=device)
-            for field in fields(cls)
-        }
-        return cls(**buffers)
+    def allocate(cls, num_lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
+        patches = torch.zeros(num_lanes, num_patches, numel, device=device, dtype=torch.float32)
+        chain_ids, size = torch.zeros(2, num_lanes, device=device, dtype=torch.int64).unbind()
+        mask, free = torch.zeros(2, num_lanes, num_patches, device=device, dtype=torch.bool).unbind()
+        counters = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(5))
+        return cls(patches, chain_ids, mask, free, size, *counters)
+
+    def clear(self) -> None:
+        """Make the lanes idle: with nothing to choose, no slot is taken and no patch moves."""
+        for buffer in (self.patches, self.mask, self.free, self.size):
+            buffer.zero_()
 
 
 @dataclass(frozen=True)
-class SlotState(_PerLane):
-    """The buffers of a regeneration with A slots a lane."""
+class SlotState(_Buffers):
+    """The active patches of W lanes, in A slots each."""
 
     index: Tensor  # (W, A) int32, patch ids, padded with -1
     count: Tensor  # (W,) int32
     level: Tensor  # (W, A) float32
     next_level: Tensor  # (W, A) float32
-    start: Tensor  # (W, A) int32, -1 while waiting
-
-    per_lane = ("index", "count", "level", "next_level", "start")
+    start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
 
     @classmethod
-    def allocate(cls, lanes: int, slots: int, device: torch.device) -> SlotState:
-        whole = torch.zeros(4, lanes, slots, dtype=torch.int32, device=device)
-        index, start, *levels = (buffer.data for buffer in whole)  # each counts what is written to it alone
+    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> SlotState:
+        whole = torch.zeros(4, num_lanes, num_slots, dtype=torch.int32, device=device)
+        index, start, *levels = (buffer.data for buffer in whole)  # with `data`, each has a version counter of its own
         level, next_level = (buffer.view(torch.float32) for buffer in levels)
-        return cls(index, torch.zeros(lanes, dtype=torch.int32, device=device), level, next_level, start)
+        return cls(index, torch.zeros(num_lanes, dtype=torch.int32, device=device), level, next_level, start)
 
     @property
     def active(self) -> ActivePatches:

@@ -1,4 +1,8 @@
-"""What of a model a captured graph holds as it was: where its weights are, its structure, its plain attributes."""
+"""Detects changes to a model that invalidate a captured CUDA graph: weight addresses, module structure, attributes.
+
+Not detected: variables that a function has closed over, and attributes nested deeper than DEEPEST objects. New values
+written into a weight need no detection, since a graph reads them.
+"""
 
 from __future__ import annotations
 
@@ -12,71 +16,70 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-DEEPEST = 4  # objects within objects that are looked into
+DEEPEST = 4
 PLAIN = (Number, str, bytes, torch.dtype, torch.device, torch.Size, type(None), type)
+
+Alive = list[Callable[[], object]]
 
 
 class Fingerprint(NamedTuple):
-    """Two of a model are equal unless something has changed that a graph may hold.
+    """The state of a model that a graph depends on.
 
-    parts: what is compared. alive: of objects that are told apart by their identity alone, whether each is still there;
-    an identity is another object's after that.
+    values: what is compared. alive: references to the objects that are compared by their id, which another object may
+    get after their end; each returns None then.
     """
 
-    parts: Hashable
-    alive: tuple[Callable[[], object], ...]
+    values: Hashable
+    alive: Alive
 
     def equals(self, other: Fingerprint) -> bool:
-        return self.parts == other.parts and all(each() is not None for each in (*self.alive, *other.alive))
+        """Return whether graphs captured in one state are valid in the other."""
+        return self.values == other.values and all(each() is not None for each in (*self.alive, *other.alive))
 
 
 def fingerprint(model: object) -> Fingerprint:
-    """Of a module and all within it, or of another object's attributes.
-
-    Values that change in place within a weight make no difference: a graph reads them anew. Neither do those that a
-    function has closed over, nor objects beyond a few levels of nesting, which nobody can tell.
-    """
-    alive: list[Callable[[], object]] = []
+    """Take the fingerprint of a module with all modules within it, or of another object's attributes."""
+    alive: Alive = []
     if not isinstance(model, nn.Module):
-        return Fingerprint(_of(getattr(model, "__dict__", None), alive, 0), tuple(alive))
-    modules = model.named_modules(remove_duplicate=False)  # a module in two places is two parts of the structure
-    parts = tuple((name, _of(type(module), alive, 0), _of_module(module, alive)) for name, module in modules)
-    return Fingerprint(parts, tuple(alive))
+        return Fingerprint(_value(getattr(model, "__dict__", None), alive, 0), alive)
+    modules = model.named_modules(remove_duplicate=False)  # sharing a module is part of the structure
+    values = tuple((name, type(module), _value(_attributes(module), alive, 0)) for name, module in modules)
+    return Fingerprint(values, alive)
 
 
-def _of_module(module: nn.Module, alive: list) -> Hashable:
-    """Its own attributes, without the many containers that are mostly empty, and the modules, whose turn comes."""
-    attributes = {
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """Return a module's attributes but for its child modules, and for empty containers, to save time."""
+    return {
         name: value
         for name, value in vars(module).items()
         if name != "_modules" and not (isinstance(value, (dict, set)) and not value)
     }
-    return _of(attributes, alive, 0)
 
 
-def _of(value: object, alive: list, depth: int) -> Hashable:
+def _value(value: object, alive: Alive, depth: int) -> Hashable:
+    """Return what to compare of a value; by its id, which is added to `alive`, if there is nothing better."""
     if isinstance(value, PLAIN):
         return type(value), value
     if isinstance(value, Tensor) and value.layout == torch.strided:
-        if value.device.type == "cpu" and value.numel() <= 16:
+        if value.device.type == "cpu" and value.numel() <= 16:  # the host may read it
             return tuple(value.flatten().tolist()), value.dtype, tuple(value.shape)
         return value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(_of(item, alive, depth) for item in value)
+        return type(value), tuple(_value(item, alive, depth) for item in value)
     if isinstance(value, dict):
-        return tuple((_of(name, alive, depth), _of(item, alive, depth)) for name, item in value.items())
-    if isinstance(value, types.MethodType):  # a new object at each look
-        return "method", _of(value.__func__, alive, depth), id(value.__self__)
+        return tuple((_value(name, alive, depth), _value(item, alive, depth)) for name, item in value.items())
+    if isinstance(value, types.MethodType):  # each access makes another object
+        return "method", _value(value.__func__, alive, depth), id(value.__self__)
     alive.append(_reference(value))
     attributes = getattr(value, "__dict__", None)
-    inside = () if depth >= DEEPEST or not isinstance(attributes, dict) else _of(attributes, alive, depth + 1)
+    inside = () if depth >= DEEPEST or not isinstance(attributes, dict) else _value(attributes, alive, depth + 1)
     return id(value), inside
 
 
 def _reference(value: object) -> Callable[[], object]:
-    """Gives the value while it is there; keeps it there only if there is no other way to know."""
+    """Return a weak reference if the type allows it, else a strong one."""
     try:
         return weakref.ref(value)
     except TypeError:

@@ -1,7 +1,7 @@
-"""Work captured once as a CUDA graph, then replayed.
+"""CUDA graphs: a function is captured once, then replayed without Python.
 
-What is captured is a function without arguments over buffers that stay where they are. A replay repeats its operations
-on what the buffers then hold; no Python runs. `Watch` finds what a graph cannot hold before a capture fails for it.
+The function takes no arguments and works on buffers that keep their addresses. `capture_check` names an operation that
+a graph cannot hold before the capture fails for it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,20 +19,21 @@ from ipr_fast.engine.capture_check import CaptureError, Watch, failed_capture, w
 
 
 class Capture(Protocol):
-    """Makes graphs."""
+    """Makes graphs: CudaCapture on a GPU, a recorder of operations in tests."""
 
-    def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
-        """Run the function twice, to compile kernels and make what lasts, then capture it; returns its replay.
+    def __call__(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
+        """Capture the function and return its replay.
 
-        Raises CaptureError where it cannot be, and leaves no capture under way whatever happens.
+        It runs twice before, which compiles kernels and allocates what lasts. Raises CaptureError, with `name`, if it
+        cannot be captured. Whatever is raised, no capture is left under way.
         """
 
     def start_over(self) -> None:
-        """All graphs made so far are gone."""
+        """Forget the memory pool: all graphs made so far have been dropped."""
 
 
 class CudaCapture:
-    """Captures on one device, in one memory pool that all its graphs share: none leaves a tensor in it."""
+    """Captures on one device. Its graphs share a memory pool, since none of them returns a tensor."""
 
     _one_at_a_time = threading.RLock()
     _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
@@ -43,11 +44,9 @@ class CudaCapture:
         self.start_over()
 
     def start_over(self) -> None:
-        """See `Capture`."""
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
-        """See `Capture`."""
+    def __call__(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
         with self._one_at_a_time, torch.cuda.device(self.device):
             outside = torch.cuda.current_stream()
             self.stream.wait_stream(outside)
@@ -57,17 +56,17 @@ class CudaCapture:
                         function()
                     function()  # as it will be captured
                     self.stream.synchronize()
-                    torch.cuda.empty_cache()  # what the warm-up took, the capture takes again
+                    torch.cuda.empty_cache()  # the capture allocates again what the warm-up did
                     return self._capture(name, function)
-            finally:  # what was queued before an error still writes to the buffers
+            finally:  # after an error too, work on the stream may still write to the buffers
                 outside.wait_stream(self.stream)
 
-    def _capture(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
+    def _capture(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
         graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
-        gc.disable()  # the end of an old graph within the capture would spoil it
+        gc.disable()  # destroying an old graph during the capture would spoil it
         try:
             try:
-                with torch.inference_mode(False):  # the generator's own tensors, made here, serve others as well
+                with torch.inference_mode(False):  # the generator's tensors, made here, also serve other code
                     graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
                 function()
             except BaseException as error:
@@ -86,66 +85,60 @@ class CudaCapture:
         return graph.replay
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture after an error."""
         try:
             graph.capture_end()
-        except Exception:  # a warning that is an error, too: an empty graph warns
+        except Exception:  # also the warning of an empty graph, where warnings are errors
             self._recover()
-        self.start_over()  # a pool whose last graph is gone is no pool any more
+        self.start_over()  # a pool ends with its last graph
 
     def _recover(self) -> None:
-        """Undo what torch leaves of a capture that was spoiled: its hold on the allocator, and on the generator."""
-        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
-        end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
-        with suppress(RuntimeError, TypeError):
-            end(self.device.index, self.pool)
+        """Release what torch keeps of a capture that could not be ended: the allocator's pool and the generator."""
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # newer and older torch
+        ends = [getattr(torch._C, name) for name in names if hasattr(torch._C, name)]
+        with suppress(RuntimeError, TypeError, IndexError):
+            ends[0](self.device.index, self.pool)
             torch._C._cuda_releasePool(self.device.index, self.pool)
         self.start_over()
         with suppress(Exception), torch.inference_mode(False):
-            graph = torch.cuda.CUDAGraph()  # a capture that ends well resets the generator
+            graph = torch.cuda.CUDAGraph()  # a capture that succeeds resets the generator
             graph.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
             torch.zeros(1, device=self.device)
             graph.capture_end()
 
 
-class _no_autocast_cache:
-    """Autocast must cast weights inside a graph: what it has cached before may be gone when the graph is replayed."""
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Let autocast cast weights inside the graph: a cast cached before may be freed before the graph is replayed."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
-    def __enter__(self) -> None:
-        self.before = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        torch.clear_autocast_cache()
 
-    def __exit__(self, *exception: object) -> None:
-        torch.set_autocast_cache_enabled(self.before)
-
-
-class Graphs:
-    """Captured functions by key; beyond `most` of them the one not used for longest is dropped."""
+class Graphs(OrderedDict[Hashable, Callable[[], None]]):
+    """Replays of captured functions by key; beyond `most`, the least recently used one is dropped."""
 
     def __init__(self, capture: Capture, most: int = 128) -> None:
+        super().__init__()
         self.capture, self.most = capture, most
-        self._replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
 
-    def touch(self, key: Hashable) -> bool:
-        """Whether there is a graph for this key; it then counts as used."""
-        if key in self._replays:
-            self._replays.move_to_end(key)
-        return key in self._replays
+    def use(self, key: Hashable) -> bool:
+        """Return whether there is a graph for this key, which then counts as used."""
+        if key in self:
+            self.move_to_end(key)
+        return key in self
 
-    def __len__(self) -> int:
-        return len(self._replays)
-
-    def add(self, key: Hashable, name: str, function: Callable[[], None]) -> None:
-        """Capture a function under a key. What the capture raises leaves things as they were."""
+    def add(self, key: Hashable, name: str, function: Callable[[], object]) -> None:
+        """Capture a function under a key."""
         replay = self.capture(name, function)
-        if len(self._replays) >= self.most:
-            self._replays.popitem(last=False)
-        self._replays[key] = replay
+        if len(self) >= self.most:
+            self.popitem(last=False)
+        self[key] = replay
 
     def clear(self) -> None:
-        """Drop all."""
-        self._replays.clear()
+        super().clear()
         self.capture.start_over()
-
-    def replay(self, key: Hashable) -> None:
-        self._replays[key]()

@@ -1,64 +1,66 @@
-"""How many chains fit: bytes are counted on a few lanes, before the others are made."""
+"""How many lanes fit into memory: the bytes of one lane and of three are counted, before the others are allocated."""
 
 from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ipr_fast.engine.capture_check import without_compile
+from ipr_fast.engine.capture_check import tensors_in, without_compile
 
-FEW_BYTES = 2**28  # not worth a look at what is free
-SHARE = 0.85  # of the free memory; the rest is for workspaces of libraries and what fragments
+SHARE = 0.85  # of the free memory; the rest is for libraries' workspaces and fragmentation
+
+Made = TypeVar("Made")
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside that are alive at a time; `peak` is the most there were."""
+    """Counts the bytes of live tensors that were made inside: `now`, and the most at a time, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._counted: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for storage in _storages(out):
             key = storage._cdata
-            if key not in given and key not in self._seen:
-                self._seen.add(key)
+            if key not in inputs and key not in self._counted:
+                self._counted.add(key)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._forget, key, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return out
 
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._counted.discard(key)
+        self.now -= num_bytes
 
 
 def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
-    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-    return (tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided)
+    return (tensor.untyped_storage() for tensor in tensors_in(tree) if tensor.layout == torch.strided)
 
 
 class Need(NamedTuple):
-    """The bytes that lanes take: fixed + lanes * each, and never fewer than are taken for a while to make them."""
+    """The bytes of n lanes: fixed + n * each, but at least `making`, the peak while they are allocated."""
 
     fixed: int
     each: int
     making: int = 0
 
-    def of(self, lanes: int) -> int:
-        return max(self.making, self.fixed + lanes * self.each)
+    def of(self, num_lanes: int) -> int:
+        return max(self.making, self.fixed + num_lanes * self.each)
 
     def lanes_within(self, available: float) -> int:
+        """Return the most lanes that fit into so many bytes."""
         if available == float("inf"):
             return sys.maxsize
         if available < self.making:
@@ -66,67 +68,57 @@ class Need(NamedTuple):
         return max(0, int((available - self.fixed) // max(1, self.each)))
 
 
-class Peaks(NamedTuple):
-    """The most bytes at a time while lanes are made, and while they run."""
+def count(
+    make: Callable[[int], Made], run: Callable[[Made], object], device: torch.device, graphs: bool = False
+) -> Need:
+    """Count the bytes of `make(num_lanes)` and `run(lanes)`, for one lane and for three.
 
-    made: int
-    run: int
-
-
-def count(make: Callable[[int], Any], run: Callable[[Any], object], device: torch.device, graphs: bool = False) -> Need:
-    """The bytes of `make(lanes)`, which makes so many lanes, and of `run` on them, once: from one lane and three.
-
-    What making them takes for a while is the same for any number of lanes (tables), so the line is through what runs
-    take: else the tables would hide what the first lane takes, and the line be too flat.
-    graphs: what is taken for a while is then counted twice, once for the pool of graphs captured before, and once for
-    the next one's warm-up.
+    The line goes through the peaks of running. Those of allocating, which hold tables of any number of lanes, would
+    hide the first lane and make the line too flat. On a GPU there are two lines, of counted tensors and of the
+    allocator, which sees libraries' workspaces; the need is at least either one.
+    graphs: count temporary tensors twice, for the memory pool of captured graphs and for the next one's warm-up.
     """
     if device.type == "cuda":
         with without_compile():
             run(make(1))  # compiles kernels and makes the libraries' handles
-    one, three = (_bytes(make, run, lanes, device, 2 if graphs else 1) for lanes in (1, 3))
-    fits = [_line(first.run, then.run) for first, then in zip(one, three, strict=True)]
-    each = max(need.each for need in fits)
-    making = max(peaks.made for peaks in one)
-    return Need(max(max(0, need.of(1) - each) for need in fits), each, making)
+    peaks = [_peaks(make, run, num_lanes, device, 2 if graphs else 1) for num_lanes in (1, 3)]
+    (making, at_one), (_, at_three) = peaks
+    slopes = [max(0, three - one) // 2 for one, three in zip(at_one, at_three, strict=True)]
+    each = max(slopes)
+    fixed = max(max(one, slope) for one, slope in zip(at_one, slopes, strict=True)) - each
+    return Need(max(0, fixed), each, max(making))
 
 
-def _line(one: int, three: int) -> Need:
-    """The need of which these are the bytes for one lane and for three."""
-    each = max(0, three - one) // 2
-    return Need(max(0, one - each), each)
+def _peaks(
+    make: Callable[[int], Made], run: Callable[[Made], object], num_lanes: int, device: torch.device, times: int
+) -> tuple[list[int], list[int]]:
+    """Return the most bytes while lanes are allocated and while they run: as counted, and on a GPU as allocated."""
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
 
-
-def _bytes(
-    make: Callable[[int], Any], run: Callable[[Any], object], lanes: int, device: torch.device, times: int
-) -> list[Peaks]:
-    """The peaks as counted and, on a GPU, as its allocator says, which sees libraries' workspaces."""
-    before = 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    with without_compile(), PeakBytes() as counted:
-        made = make(lanes)
-        first = _peaks(counted, device, before)
+    def reset() -> None:
         counted.peak = counted.now
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
+
+    def read() -> list[int]:
+        return [counted.peak, *([torch.cuda.max_memory_allocated(device) - before] if on_gpu else [])]
+
+    with without_compile(), PeakBytes() as counted:
+        reset()
+        made = make(num_lanes)
+        making = read()
+        reset()
         run(made)
-        lasting = counted.now
-        then = _peaks(counted, device, before)
+        lasting, running = counted.now, read()
         del made
-    return [Peaks(a, lasting + times * max(0, b - lasting)) for a, b in zip(first, then, strict=True)]
-
-
-def _peaks(counted: PeakBytes, device: torch.device, before: int) -> list[int]:
-    own = [torch.cuda.max_memory_allocated(device) - before] if device.type == "cuda" else []
-    return [counted.peak, *own]
+    return making, [lasting + times * max(0, peak - lasting) for peak in running]
 
 
 def available_bytes(device: torch.device) -> float:
-    """What is free on a device; infinite where nobody knows."""
+    """Return the free bytes of a device; infinity if they are unknown."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # the pools of graphs are reserved, but nobody else's to have
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return free
     if device.type == "cpu":
@@ -138,28 +130,15 @@ def available_bytes(device: torch.device) -> float:
     return float("inf")
 
 
-def check_samples(name: str, count: int, numel: int, device: torch.device) -> None:
-    """Raise ValueError where so many samples of `numel` float32 numbers, and a copy that is worked on, do not fit."""
-    needed = 2 * 4 * count * numel
-    if needed < FEW_BYTES:
-        return
-    there = available_bytes(device)
-    if needed > there:
-        raise ValueError(
-            f"{name}: {count} samples take at least {binary(needed)} on {device}, which has {binary(there)} left; make "
-            "fewer at a time, with chain_ids= that go on counting"
-        )
-
-
 def total_bytes(device: torch.device) -> float:
-    """What a GPU has; infinite elsewhere."""
+    """Return the bytes of a GPU's memory; infinity elsewhere."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else float("inf")
 
 
-def binary(size: float) -> str:
-    """Bytes for a message."""
+def binary(num_bytes: float) -> str:
+    """Format a number of bytes for a message."""
     for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} GiB"
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} GiB"

@@ -1,24 +1,25 @@
-"""Progress of a device that runs behind the host, and a bound on how far behind."""
+"""A progress bar for a device that runs behind the host, and a bound on how far behind."""
 
 from __future__ import annotations
 
 from collections import deque
+from types import TracebackType
 
 import torch
 from tqdm import tqdm
 
 
 class Pace:
-    """A progress bar of `total` steps, which moves as the device does them, or shares of them.
+    """A progress bar of `total` steps that moves as the device finishes them.
 
-    The host may be a few steps ahead, never more: the device always has work queued, and an interrupt is not long in
-    coming through. It waits for work that lies behind, so the device never waits for it.
+    The host may queue at most `ahead` steps, so that an interrupt comes through soon. It waits for earlier steps only,
+    so the device always has work.
     """
 
-    ahead = 4.0  # steps
+    ahead = 4.0
 
     def __init__(self, device: torch.device, total: int, name: str, unit: str, shown: bool, decimals: int = 0) -> None:
-        self.device = device
+        self.device, self.total = device, total
         count = f"{{n:.{decimals}f}}/{{total_fmt}}"
         bar_format = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {count} [{{elapsed}}<{{remaining}}, {{rate_fmt}}]"
         self._bar = tqdm(total=total, desc=name, unit=unit, bar_format=bar_format, disable=not shown)
@@ -26,11 +27,10 @@ class Pace:
         self._ahead = 0.0
 
     def __enter__(self) -> Pace:
-        self._bar.__enter__()
         return self
 
     def step(self, share: float = 1.0) -> None:
-        """The work of a step, or of a share of one, has been queued."""
+        """Count a step, or a share of one, whose work has been queued."""
         if self.device.type != "cuda":
             self._advance(share)
             return
@@ -39,18 +39,18 @@ class Pace:
         self._queued.append((event, share))
         self._ahead += share
         while self._ahead > self.ahead and self._queued:
-            self._done()
+            self._wait()
 
-    def __exit__(self, *exception: object) -> None:
-        while exception[0] is None and self._queued:
-            self._done()
-        self._bar.__exit__(*exception)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while kind is None and self._queued:
+            self._wait()
+        self._bar.close()
 
-    def _done(self) -> None:
+    def _wait(self) -> None:
         event, share = self._queued.popleft()
         event.synchronize()
         self._ahead -= share
         self._advance(share)
 
     def _advance(self, share: float) -> None:
-        self._bar.update(min(share, self._bar.total - self._bar.n))  # shares need not add up to the last bit
+        self._bar.update(min(share, self.total - self._bar.n))  # rounding: shares may add up to more

@@ -1,12 +1,11 @@
-"""Which chains run together, and for how many steps: the host's plan of one iteration.
+"""The host's plan of one iteration: which chains share a wave, and how many lanes and steps it takes.
 
-A chain with n active patches takes T(n) steps. Chains pass through the engine's lanes in waves, longest first. So those
-of a wave that still run are always the first ones, and each step computes only the lanes that are needed for them. A
-chain with nothing to do, known or frozen as a whole, is in no wave.
+A chain with n active patches takes T(n) steps. Chains run in waves, longest first, so those of a wave that still run
+are always in its first lanes, and a step computes these alone. A chain with no active patch is in no wave.
 
-With 4,096 chains of 0 to 26 clues on 9x9 boards, 1 % of what is computed is idle where lanes come in few sizes, and
-nothing where they come one by one; 14 % if all ran to the end. So filling a lane as soon as its chain is done could
-gain no more than that 1 %, and would need a step counter for each lane and the context prepared again at each change.
+4,096 boards of 9x9 cells with 0 to 26 clues leave 14 % of the lane-steps idle if every lane runs to the end, 1 % with
+FewSizes and none with one_by_one. So refilling a lane as soon as its chain is done could gain that 1 % at most, and
+would need a step counter for each lane and a new context at each change.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from ipr_fast.sampling.schedule import Schedule
 
 
-class Run(NamedTuple):
+class Phase(NamedTuple):
     """Consecutive steps on the first `lanes` lanes."""
 
     lanes: int
@@ -27,48 +26,41 @@ class Run(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """Chains that run together: a slice of the plan's order, and their steps, on fewer and fewer lanes."""
+    """Chains that run together: a slice of the plan's order, and phases on fewer and fewer lanes."""
 
     chains: slice
     most_active: int
-    runs: tuple[Run, ...]
+    phases: tuple[Phase, ...]
 
     @property
     def lanes(self) -> int:
-        """Lanes at the start."""
-        return self.runs[0].lanes
-
-    @property
-    def steps(self) -> int:
-        return sum(run.steps for run in self.runs)
+        """Lanes of the first phase."""
+        return self.phases[0].lanes
 
 
 class Plan(NamedTuple):
-    """One iteration: the chains that have something to do, longest first, and their waves."""
+    """The waves of one iteration."""
 
-    order: Tensor  # (chains,) int64, on the CPU
+    order: Tensor  # (chains,) int64, indices of the chains with active patches, longest first
     waves: tuple[Wave, ...]
-    chain_steps: int  # that the chains need
+    chain_steps: int  # steps of all chains together
 
     @property
     def steps(self) -> int:
-        return sum(wave.steps for wave in self.waves)
-
-    @property
-    def lane_steps(self) -> int:
-        """What is computed: lanes times steps."""
-        return sum(run.lanes * run.steps for wave in self.waves for run in wave.runs)
+        """Steps of all waves, one after another."""
+        return sum(phase.steps for wave in self.waves for phase in wave.phases)
 
     @property
     def idle_share(self) -> float:
-        """The share of what is computed that no chain needs."""
-        return 1 - self.chain_steps / self.lane_steps if self.waves else 0.0
+        """Share of the lane-steps (a step on a lane) that no chain needs."""
+        lane_steps = sum(phase.lanes * phase.steps for wave in self.waves for phase in wave.phases)
+        return 1 - self.chain_steps / lane_steps if self.waves else 0.0
 
 
 def make_plan(counts: Tensor, schedule: Schedule, most_lanes: int, lanes_for: Callable[[int], int]) -> Plan:
-    """The waves of chains with `counts` (B,) active patches, on the CPU, at most `most_lanes` at a time.
+    """Plan the waves of chains with `counts` (B,) active patches, at most `most_lanes` at a time; all on the CPU.
 
-    lanes_for: the number of lanes on which so many chains run; at least as many, and never fewer for more.
+    lanes_for(chains): the lanes on which so many chains run, at least as many, and ascending.
     """
     order = counts.argsort(descending=True, stable=True)
     active = [n for n in counts[order].tolist() if n > 0]
@@ -78,32 +70,35 @@ def make_plan(counts: Tensor, schedule: Schedule, most_lanes: int, lanes_for: Ca
     waves = []
     for first in range(0, len(lengths), most_lanes):
         chains = slice(first, min(first + most_lanes, len(lengths)))
-        waves.append(Wave(chains, active[first], _runs(lengths[chains], lanes_for)))
+        waves.append(Wave(chains, active[first], _phases(lengths[chains], lanes_for)))
     return Plan(order, tuple(waves), sum(lengths))
 
 
-def _runs(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> tuple[Run, ...]:
-    """The steps of chains of these lengths, longest first."""
-    runs: list[Run] = []
+def _phases(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> tuple[Phase, ...]:
+    """Return the phases of chains that take `lengths` steps, longest first."""
+    phases: list[Phase] = []
     done = 0
     for running in range(len(lengths), 0, -1):
-        steps = lengths[running - 1] - done  # until the shortest of them is done
+        steps = lengths[running - 1] - done  # until the shortest running chain is done
         if steps == 0:
             continue
         done, lanes = lengths[running - 1], lanes_for(running)
-        if runs and runs[-1].lanes == lanes:
-            steps += runs.pop().steps
-        runs.append(Run(lanes, steps))
-    return tuple(runs)
+        if phases and phases[-1].lanes == lanes:
+            steps += phases.pop().steps
+        phases.append(Phase(lanes, steps))
+    return tuple(phases)
 
 
 def one_by_one(chains: int) -> int:
-    """As many lanes as chains: where another number of lanes costs nothing."""
+    """Run chains on as many lanes: for eager runs, where a new number of lanes costs nothing."""
     return chains
 
 
 class FewSizes(NamedTuple):
-    """At most 24 numbers of lanes, each being a graph of its own: sixteenths of all, above the half thirty-seconds."""
+    """Round the number of lanes up to one of at most 24, each of which is a CUDA graph.
+
+    These are multiples of a sixteenth of all lanes; above the half, of a thirty-second.
+    """
 
     lanes: int
 
@@ -114,11 +109,11 @@ class FewSizes(NamedTuple):
 
 
 def lane_bucket(chains: int) -> int:
-    """The lanes to make for so many chains: a power of two, so that calls of similar sizes share theirs."""
+    """Round the number of lanes to allocate up to a power of two, so that calls of similar sizes share them."""
     return 1 << max(0, chains - 1).bit_length()
 
 
 def slot_bucket(most_active: int, num_patches: int) -> int:
-    """A number of slots that holds `most_active`, out of at most nine: a varying mask must not vary the buffers."""
+    """Round the number of slots up to one of at most nine, so that a varying mask needs few graphs and buffers."""
     width = -(-num_patches // 8)
     return min(num_patches, -(-most_active // width) * width)

@@ -12,6 +12,7 @@ from ipr_fast import Schedule, fixed_patches, random_patches, reference
 from ipr_fast.engine.capture_check import CaptureError, Watch
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.runner import Runner
 from ipr_fast.kernels import philox
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 from ipr_fast.sampling.schedule import Sampling
@@ -178,8 +179,8 @@ def test_reference_with_nothing_unknown_does_nothing(model, finished):
 def make_engine(model, finished, capture=None):
     """An engine of twelve chains, on lanes that capture if they are told how."""
     patches, sampling = model.grid.to_patches(finished), Sampling(Schedule(10, 0.8))
-    lanes = Lanes(model, 16, patches.device, Settings.of(sampling), capture)
-    return Engine(model, patches, torch.arange(len(patches), device=patches.device), sampling, lanes)
+    runner = Runner(Lanes(model, 16, patches.device, Settings.of(sampling)), capture)
+    return Engine(runner, patches, torch.arange(len(patches), device=patches.device), sampling)
 
 
 def small_unet():
@@ -222,8 +223,8 @@ def test_an_iteration_runs_on_tensors_without_data(model, finished, ragged_known
     engine = make_engine(model, finished.to("meta"))
     select.free, select.chain_ids = select.free.to("meta"), engine.chain_ids
     select.policy = policy.bind(model.grid, 12, engine.patches.device)
-    plan, _ = engine._plan(select.counts)  # its order goes to the device
-    assert len({run.lanes for wave in plan.waves for run in wave.runs}) > 2
+    plan = engine._plan(select.counts)  # its order goes to the device
+    assert len({run.lanes for wave in plan.waves for run in wave.phases}) > 2
     with Watch("an iteration"):
         iterations(engine, select)
     assert engine.patches.is_meta
@@ -235,10 +236,10 @@ def test_buffers_keep_their_addresses(model, finished, ragged_known):
     engine, select = make_engine(model, finished), selector(model, ragged_known)
 
     def addresses():
-        lanes = engine.lanes
+        lanes = engine.runner.lanes
         states = [lanes.state, *(lanes.slots(n) for n in sorted(lanes._slots))]
         buffers = [getattr(state, field.name) for state in states for field in fields(state)]
-        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes._context.keys_values)]
+        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes.precomputed.context.keys_values)]
 
     seen = []
     for iteration in (1, 2, 3):

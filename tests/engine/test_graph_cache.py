@@ -138,14 +138,6 @@ def test_weights_changed_in_a_callback_are_the_ones_used(tape, finished):
     torch.testing.assert_close(results[1], results[2], atol=1e-4, rtol=0)
 
 
-def test_one_finalizer_a_model(tape, model, finished):
-    for seed in range(5):
-        ipr_fast.refine_batch(finished, random_patches(), 1, model=model, seed=seed)
-        ipr_fast.refine_batch(finished, random_patches(), 1, model=model, stochasticity=seed / 10)
-    assert list(graph_cache._watched).count(id(model)) == 1
-    assert len(graph_cache._watched) <= 2 + len(_kept)
-
-
 def test_threads_with_one_model(tape, model, finished):
     expected = ipr_fast.refine_batch(finished, random_patches(), 2, model=model, backend="torch")
     results, errors = [], []

@@ -12,6 +12,7 @@ from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import _kept
 from ipr_fast.engine.graphs import Graphs
 from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.runner import Runner
 from ipr_fast.models import PatchTransformer
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import make_selector
@@ -98,7 +99,7 @@ def test_a_captured_context_must_be_overwritten(tape, model, finished):
             return super().prepare(patches, active)
 
     forgetful = randomise(Forgetful(TINY), seed=0)
-    with pytest.raises(TypeError, match="prepare must overwrite and return"):
+    with pytest.raises(TypeError, match="prepare must overwrite `out` and return it"):
         ipr_fast.refine_batch(finished, random_patches(), 2, model=forgetful)
 
 
@@ -126,11 +127,9 @@ def test_a_context_without_first_runs_all_lanes(tape, model, finished, ragged_kn
 
 def test_whole_iterations_as_one_graph(model, finished, ragged_known):
     sampling, tape, results = Sampling(Schedule(10, 0.8)), Tape(), []
-    for lanes in (
-        Lanes(model, 16, finished.device, Settings.of(sampling), tape, whole_iterations=True),
-        Lanes(model, 16, finished.device, Settings.of(sampling)),
-    ):
-        engine = Engine(model, model.grid.to_patches(finished), torch.arange(12), sampling, lanes)
+    for options in ({"capture": tape, "whole_iterations": True}, {}):
+        runner = Runner(Lanes(model, 16, finished.device, Settings.of(sampling)), **options)
+        engine = Engine(runner, model.grid.to_patches(finished), torch.arange(12), sampling)
         select = make_selector(random_patches(), model.grid, ~ragged_known, torch.arange(12), 0)
         for iteration in (1, 2, 3):
             engine.begin(iteration)
@@ -146,11 +145,11 @@ def test_graphs_beyond_the_most_are_dropped_oldest_first():
     graphs.capture = lambda name, function: function
     for key in "ab":
         graphs.add(key, key, lambda key=key: calls.append(key))
-    assert graphs.touch("a")
+    assert graphs.use("a")
     graphs.add("c", "c", lambda: calls.append("c"))
-    assert not graphs.touch("b")
-    assert graphs.touch("a")
-    graphs.replay("a")
-    graphs.replay("c")
+    assert not graphs.use("b")
+    assert graphs.use("a")
+    graphs["a"]()
+    graphs["c"]()
     assert calls == ["a", "c"]
     assert len(graphs) == 2

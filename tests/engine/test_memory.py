@@ -51,7 +51,7 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
 def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
     """Of the allocator's peaks and the counted ones, each has its own line; lanes take the steeper."""
     peaks = {1: [4e6, 61e6], 3: [12e6, 63e6]}
-    monkeypatch.setattr(memory, "_bytes", lambda make, run, lanes, *_: [memory.Peaks(0, int(n)) for n in peaks[lanes]])
+    monkeypatch.setattr(memory, "_peaks", lambda make, run, lanes, *_: ([0, 0], [int(n) for n in peaks[lanes]]))
     need = memory.count(None, None, CPU)
     assert need.each == 4e6
     assert need.of(1) == 61e6
@@ -108,8 +108,8 @@ def small(monkeypatch):
 
 
 def lanes_of(model, batch, **options):
-    with graph_cache.lanes_for(model, batch, 4, CPU, SETTINGS, **options) as lanes:
-        return lanes.lanes
+    with graph_cache.runner_for(graph_cache.Request(model, batch, 4, CPU, SETTINGS, **options)) as runner:
+        return runner.lanes.num_lanes
 
 
 def test_auto_takes_what_fits(model, small):
@@ -140,7 +140,7 @@ def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monke
     device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
     monkeypatch.setattr(memory, "count", lambda make, run, device, graphs: need)
     with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
-        graph_cache._fitting(model, 65, 4, device, SETTINGS, 65, False, 65)
+        graph_cache.Request(model, 65, 4, device, SETTINGS, 65).allocate()
 
 
 def test_memory_that_is_kept_for_later_calls_is_given_back_when_needed(model, monkeypatch):

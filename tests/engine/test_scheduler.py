@@ -19,9 +19,9 @@ def check(plan, counts, schedule, most_lanes):
         seen += chains
         assert 0 < len(chains) <= wave.lanes <= most_lanes
         assert max(counts[chains]) == wave.most_active
-        lanes = [run.lanes for run in wave.runs for _ in range(run.steps)]
+        lanes = [phase.lanes for phase in wave.phases for _ in range(phase.steps)]
         assert lanes == sorted(lanes, reverse=True)
-        assert len(lanes) == wave.steps == schedule.steps(wave.most_active)
+        assert len(lanes) == schedule.steps(wave.most_active)
         for place, chain in enumerate(chains):
             assert all(place < lanes[step] for step in range(schedule.steps(int(counts[chain]))))
     assert seen == order
@@ -40,7 +40,7 @@ def test_every_chain_runs_as_long_as_it_must(schedule, most_lanes, grain, genera
 def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
     plan = make_plan(torch.full((10,), 4), REFINE, 16, one_by_one)
     assert plan.order.tolist() == list(range(10))
-    assert plan.waves[0].runs == ((10, REFINE.steps(4)),)
+    assert plan.waves[0].phases == ((10, REFINE.steps(4)),)
     assert plan.idle_share == 0
 
 
@@ -48,7 +48,7 @@ def test_nothing_to_do_is_no_wave():
     for counts in (torch.zeros(7, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
         plan = make_plan(counts, REFINE, 4, one_by_one)
         assert plan.waves == ()
-        assert plan.steps == plan.lane_steps == plan.idle_share == 0
+        assert plan.steps == plan.idle_share == 0
 
 
 @pytest.mark.parametrize("lanes", [64, 256, 1024, 4096])
