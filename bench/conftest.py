@@ -10,6 +10,7 @@ A benchmark is a test of a file bench_*.py that uses the fixture `measure`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import report
@@ -100,7 +101,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
     commit_info.clear()
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     records = config.stash[RECORDS]
     if records:
         terminalreporter.write_sep("=", "ratios")

@@ -55,7 +55,9 @@ class PerPixelUNet(nn.Module):
         return conv(F.silu(group_norm(h)))
 
 
-def _stage(stage, h: Tensor, level_map: Tensor, embed: LevelEmbedding, size: torch.Size | None = None) -> Tensor:
+def _stage(
+    stage: nn.ModuleList, h: Tensor, level_map: Tensor, embed: LevelEmbedding, size: torch.Size | None = None
+) -> Tensor:
     for layer in stage:
         if isinstance(layer, ResBlock):
             h = _res_block(layer, h, level_map, embed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from support.records import Measurement, Record
 
@@ -104,14 +104,14 @@ def _with_memory(found: list[Line]) -> list[Line]:
     return [line for line in kept if line.records]
 
 
-def _panel(ylabel: str, tick: Callable[[float], str]):
+def _panel(ylabel: str, tick: Callable[[float], str]) -> tuple[Any, Any]:
     """A figure of one panel, against the batch."""
     figure, axes = panels(1)
     style(axes[0][0], XLABELS["batch"], ylabel, tick)
     return figure, axes[0][0]
 
 
-def _draw(axis, found: list[Line], colours: dict, sweep: str, value: Callable[[Record], float]) -> None:
+def _draw(axis: Any, found: list[Line], colours: dict, sweep: str, value: Callable[[Record], float]) -> None:
     """Draw the lines, with ticks at the measured values."""
     for line in found:
         colour, marker = colours[line.model]
@@ -121,7 +121,7 @@ def _draw(axis, found: list[Line], colours: dict, sweep: str, value: Callable[[R
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
 
-def _finer_ticks(axis) -> None:
+def _finer_ticks(axis: Any) -> None:
     """Set ticks at 1, 2 and 5 if the axis spans few powers of ten."""
     low, high = axis.get_ylim()
     if high < 100 * low:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from support.records import Measurement, Record
 
@@ -39,7 +40,7 @@ def points(measurement: Measurement) -> list[tuple[Record, float, float]]:
     return found
 
 
-def _draw_roof(axis, measurement: Measurement) -> None:
+def _draw_roof(axis: Any, measurement: Measurement) -> None:
     """Draw the best copy as a slope, the best matrix product of each type as a level."""
     copies, products = [], {}
     for record in measurement.of("operations"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from ipr_fast.evaluation.plots import GREEN, GREY, INK, RED, load_pyplot, save_figure
 
@@ -19,14 +20,14 @@ LOOKS = (
 )
 
 
-def panels(number: int, *, beside: float = 0.0, shared: bool = True):
+def panels(number: int, *, beside: float = 0.0, shared: bool = True) -> tuple[Any, Any]:
     """Return a figure of panels side by side, with `beside` inches for a legend."""
     return load_pyplot().subplots(
         1, number, figsize=(2.2 + 4.4 * number + beside, 3.9), layout="constrained", sharey=shared, squeeze=False
     )
 
 
-def style(axis, xlabel: str, ylabel: str, tick: Callable[[float], str], base: int = 10) -> None:
+def style(axis: Any, xlabel: str, ylabel: str, tick: Callable[[float], str], base: int = 10) -> None:
     """Style an axis: logarithmic, with vertical ticks at powers of `base`, formatted by `tick`."""
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axis.set_yscale("log", base=base)
@@ -44,7 +45,7 @@ def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
-def finish(figure, path: Path, title: str = "") -> Path:
+def finish(figure: Any, path: Path, title: str = "") -> Path:
     """Write the figure, with a legend in each panel unless there is one beside them."""
     if title:
         figure.suptitle(title, fontsize=10, color=INK)

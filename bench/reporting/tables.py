@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from support.records import Measurement, Record
 
@@ -77,7 +77,7 @@ def _each(record: Record) -> str:
     return f"{duration(1 / record.rate()[1])} a {record.facts['unit'].removesuffix('s')}"
 
 
-def _ratio(record: Record, yardstick: str, write=times) -> str:
+def _ratio(record: Record, yardstick: str, write: Callable[[Sequence[float]], str] = times) -> str:
     return write(record.ratio(yardstick)) if yardstick in record.facts["against"] else ""
 
 

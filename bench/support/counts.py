@@ -109,7 +109,7 @@ class _Counting(TorchDispatchMode):
         # On a CPU only reads of the data count: a tensor made of Python's numbers is no copy there.
         self.watch = Watch("the work", None if device.type == "cpu" else device)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> object:
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
         if name not in WHOLE:
             with self:
