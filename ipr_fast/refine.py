@@ -1,4 +1,4 @@
-"""The public calls: check the input, pick model and backend, run."""
+"""The public calls `refine_batch` and `generate_batch`: check the arguments, run the engine, warn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ipr_fast.kernels import philox
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling import arguments, user_code
+from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
@@ -46,36 +47,35 @@ def refine_batch(
     tf32: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Refine finished samples: `iters` times renoise some patches of each and regenerate them given the rest.
+    """Refine finished samples: renoise some patches of each and regenerate them given the rest, `iters` times.
 
-    x: float images (B, C, H, W) in [-1, 1]; left alone.
+    x: float images (B, C, H, W) in [-1, 1]; not modified.
     mask_fn: a policy such as `random_patches(0.25)`, or a callable `mask_fn(x, iteration)` that returns a bool mask
         (B, N) or (B, grid_h, grid_w), True = renoise. It is intersected with the free patches; a chain with nothing
         selected keeps its values for that iteration.
-    iters: iterations, >= 0. They are numbered `first_iteration`, `first_iteration + 1`, ...
+    iters: number of iterations, >= 0; they are `first_iteration`, `first_iteration + 1`, ...
     model: a Denoiser on the device of x; by default the bundled one whose sample shape fits x.
     known: bool (B, N) or (B, grid_h, grid_w), patches that are never renoised nor written.
     schedule: by default the model's `refine_schedule`, else Schedule(10, 0.8).
     stochasticity: eta in [0, 1]. temperature: tau in [0, 1000], a factor on the posterior noise.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
-        seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50 (to what the
-        dtype of x keeps in between).
-    callback: called as callback(iteration, x) after each iteration; where it returns a bool (B,) tensor, the chains
-        that are True are frozen for the rest of the call.
+        seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50, up to the
+        rounding of x in between.
+    callback: called as callback(iteration, x) after each iteration. It may return a bool tensor (B,): chains that are
+        True stay as they are for the rest of the call.
     progress: show a progress bar.
-    noise: "random" renoises a patch with fresh noise each time; "fixed" with the noise of its initial generation, which
-        is that of `generate_batch` for the same seed and chain ids.
-    max_chains: how many chains run at a time, >= 1; more are taken in turn. "auto" is what the free memory holds, on a
-        CPU at most 10,000 patches, as more are slower. On a GPU, a number that does not fit is refused.
-    tf32: let a GPU multiply float32 in TF32. In which type a network computes is that of its weights (`load_model`).
-    backend: "auto" runs the engine, as CUDA graphs where x is on a GPU; "graphs" insists on those, "torch" does
-        without; "reference" runs the slow definition, one chain at a time.
+    noise: "random" renoises a patch with new noise in each iteration, "fixed" with that of `generate_batch` for the
+        same seed and chain ids.
+    max_chains: how many chains run at a time, >= 1; the others wait. "auto": as many as fit into free memory, on a CPU
+        at most 10,000 patches, since more are slower.
+    tf32: let a GPU multiply float32 in TF32. The network computes in the dtype of its weights (`load_model`).
+    backend: "auto" uses CUDA graphs if x is on a GPU; "graphs" requires them, "torch" runs without; "reference" is the
+        slow definition of the algorithm, one chain at a time.
 
     Returns images of the shape, dtype and device of x; patches that were never selected keep their bits.
-    Raises ValueError, before any work, for bad input; it names the argument, what came and what was expected; also
-    where `max_chains` chains do not fit into a GPU's memory. CaptureError when the model cannot be captured. When
-    mask_fn or callback raises, a RuntimeError names it, with the original as its cause; what they return is checked
-    when it comes. Warns (RuntimeWarning) when the model has made some samples NaN or inf.
+    Raises ValueError for bad arguments, before any work, and on a GPU if `max_chains` chains do not fit into memory;
+    CaptureError if the model cannot be captured; RuntimeError, with its cause, if mask_fn or callback raises. Warns
+    (RuntimeWarning) if the model makes samples NaN or inf.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     x = checks.images("x", x).detach()
@@ -123,14 +123,14 @@ def generate_batch(
     tf32: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Generate samples from noise in one pass, given the known patches: iteration 0 of the chains to be refined.
+    """Generate samples from noise, given the known patches; this is iteration 0 of their chains.
 
-    batch_size: B >= 0. model: by default the bundled 4x4 boards of handwritten digits, on `device` or that of `known`.
-    known: bool (B, N) or (B, grid_h, grid_w), True where a patch is given; known_values: float images (B, C, H, W) that
-        hold the values of those patches. Both or neither.
+    batch_size: B >= 0. model: a Denoiser; by default the bundled one of 4x4 boards, on `device` or that of `known`.
+    known: bool (B, N) or (B, grid_h, grid_w), True = given; known_values: float images (B, C, H, W) with the values of
+        the given patches. Both or neither.
     schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0).
-    device: where to generate; by default where the model is.
-    The other arguments, and the errors, are those of `refine_batch`.
+    device: by default the model's.
+    Other arguments and errors: see `refine_batch`.
 
     Returns float32 images (B, C, H, W); known patches hold the given values, bit for bit if those are float32.
     """
@@ -150,14 +150,7 @@ def generate_batch(
     arguments.counters(grid, sampling.schedule, 0, 1)
     resolve.check_memory("batch_size", batch_size, grid.num_patches * grid.patch_numel, device)
     free = arguments.free_patches(known, batch_size, grid, device)
-    values = torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
-    if known_values is not None:
-        checks.images("known_values", known_values, grid.sample_shape)
-        checks.same_device("known_values", known_values, device)
-        if len(known_values) != batch_size:
-            raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
-        checks.extremes("known_values", known_values)
-        values = known_values.detach().float()
+    values = _known_values(known_values, batch_size, grid, device)
     ids = arguments.chain_ids(chain_ids, batch_size, device)
     patches = grid.to_patches(values)
     if known_values is not None and batch_size:
@@ -175,6 +168,18 @@ def generate_batch(
             engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
         x = grid.to_images(torch.where(free[..., None], engine.patches, patches))
         return _with_warnings(model, x, engine.mix_range)
+
+
+def _known_values(known_values: Tensor | None, batch_size: int, grid: PatchGrid, device: torch.device) -> Tensor:
+    """Return the known values as float32 images (B, C, H, W), zeros if there are none."""
+    if known_values is None:
+        return torch.zeros(batch_size, *grid.sample_shape, dtype=torch.float32, device=device)
+    checks.images("known_values", known_values, grid.sample_shape)
+    checks.same_device("known_values", known_values, device)
+    if len(known_values) != batch_size:
+        raise ValueError(f"known_values must have batch_size {batch_size} samples, got {len(known_values)}")
+    checks.extremes("known_values", known_values)
+    return known_values.detach().float()
 
 
 def _iterate(

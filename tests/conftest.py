@@ -1,4 +1,4 @@
-"""Models and chains that several tests use."""
+"""Fixtures: a small model, chains, and a tape that stands in for CUDA graphs."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def model() -> PatchTransformer:
-    """A small model of 16 patches, with random weights that make it depend on everything."""
+    """A small model of 16 patches; its random weights make outputs depend on every input."""
     return randomise(PatchTransformer(TINY), seed=0)
 
 
@@ -39,7 +39,7 @@ def finished(generator) -> torch.Tensor:
 
 @pytest.fixture
 def tape(monkeypatch):
-    """Every call captures, on this tape."""
+    """A tape on which every call captures."""
     tape = Tape()
     monkeypatch.setattr(resolve, "CudaCapture", lambda device: tape)
     monkeypatch.setattr(packed, "_can_be_packed", lambda layer: False)  # as on the GPU that it stands for

@@ -19,14 +19,16 @@ class _Recorder(TorchDispatchMode):
 
 
 class Tape:
-    """Captures as a CUDA graph does: two runs for warming up, then one whose operations are kept, not executed again
-    by Python. A replay repeats them on the very tensors, so whatever the host computed in between is a constant."""
+    """Captures as CudaCapture does: two warm-up runs, then one whose operations are recorded.
+
+    A replay repeats them on the same tensors without Python, so values that the host computed are constants.
+    """
 
     def __init__(self, device=None):
         self.captured, self.replayed, self.fail_at = [], [], None
 
     def start_over(self):
-        """See ipr_fast.engine.graphs.Capture."""
+        """Do nothing: a tape has no memory pool."""
 
     def __call__(self, name, function):
         if self.fail_at == len(self.captured):

@@ -1,4 +1,4 @@
-"""What can only be checked on a GPU: `pytest -m gpu`. Skipped where there is none."""
+"""Checks that need a GPU: `pytest -m gpu`; skipped without one."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Graphs on a GPU: `pytest -m gpu`. What engine/test_graphs.py shows on a tape, and what only a device can show."""
+"""CUDA graphs on a GPU: `pytest -m gpu`. The checks of engine/test_graphs.py, and those of memory, streams and time."""
 
 import gc
 

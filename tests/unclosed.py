@@ -1,4 +1,4 @@
-"""Files that are left for the garbage collector to close."""
+"""Detects files that are left open until garbage collection."""
 
 import gc
 import sys
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def unclosed(monkeypatch) -> Iterator[list[str]]:
-    """A list that holds a warning for each file that the block has opened and not closed, once the block has ended."""
+    """Provide a list that holds, after the block, a warning for each file that the block opened and left open."""
     found = []
     gc.collect()  # what others have left
     with monkeypatch.context() as patch, warnings.catch_warnings():

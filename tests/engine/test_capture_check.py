@@ -1,4 +1,4 @@
-"""What a graph cannot hold is found, and torch.compile does not suffer from the looking."""
+"""Watch finds operations that a CUDA graph cannot hold, and does not stop torch.compile from compiling later."""
 
 import pytest
 import torch

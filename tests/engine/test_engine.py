@@ -1,4 +1,4 @@
-"""The engine against the reference, and what its step may not do."""
+"""The engine equals the reference, and its steps never read data from the host."""
 
 import copy
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Lanes kept between calls, on a tape in place of a GPU: used again while the model is the same, dropped in time."""
+"""Lanes kept between calls, on a tape in place of a GPU: reused while the model is unchanged, dropped otherwise."""
 
 import gc
 import threading

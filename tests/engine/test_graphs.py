@@ -1,4 +1,4 @@
-"""Captures, on a tape in place of a GPU: replays compute what Python does, and nothing is left half done."""
+"""Captures on a tape in place of a GPU: replays equal eager runs, and errors leave no capture under way."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from ipr_fast.sampling.selection import make_selector
 
 
 def rows(x, iteration):
-    """A mask of Python's, ragged, other slots in each iteration, sometimes none."""
+    """A Python mask_fn with another number of patches for each chain and iteration, sometimes none."""
     mask = torch.zeros(len(x), 16, dtype=torch.bool)
     for chain in range(len(x)):
         mask[chain, : (chain * iteration) % 7] = True
@@ -136,7 +136,7 @@ def test_whole_iterations_as_one_graph(model, finished, ragged_known):
             engine.regenerate(select(iteration, engine.iteration, None))
         results.append(engine.patches)
     assert tape.captured == ["iteration of PatchTransformer"]
-    assert tape.replayed == [0, 0]  # the first iteration runs as it stands: its first prediction is looked at
+    assert tape.replayed == [0, 0]  # the first iteration is eager, to note its variance mix
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
 
 

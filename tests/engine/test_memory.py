@@ -1,4 +1,4 @@
-"""Bytes are counted before they are taken, and what does not fit is said with the number that would."""
+"""The count of bytes before lanes are allocated, and the errors for lanes that do not fit."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_the_peak_is_of_what_is_alive_at_a_time():
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_the_count_is_right_for_any_number_of_lanes(model, inference):
-    """Counted from one and three lanes, it gives the peak of ten to a few parts in a hundred."""
+    """The line through one and three lanes predicts the peak of ten within 3 %."""
     unet = randomise(SRMUNet(SRMUNetConfig(1, 16, 4, (32, 64), (False, True), 1, 32, 32, 16)), seed=0)
     for denoiser in (model, unet):
         with torch.inference_mode(inference):
@@ -49,7 +49,7 @@ def test_the_count_is_right_for_any_number_of_lanes(model, inference):
 
 
 def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
-    """Of the allocator's peaks and the counted ones, each has its own line; lanes take the steeper."""
+    """Peaks of the allocator and counted ones have a line each; the need takes the larger slope."""
     peaks = {1: [4e6, 61e6], 3: [12e6, 63e6]}
     monkeypatch.setattr(memory, "_peaks", lambda make, run, lanes, *_: ([0, 0], [int(n) for n in peaks[lanes]]))
     need = memory.count(None, None, CPU)
@@ -58,7 +58,7 @@ def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
 
 
 def test_tables_do_not_hide_what_a_lane_costs():
-    """The bundled model's take more, while they are made, than one lane does: the line is not through them."""
+    """Tables of the bundled model take more bytes, while they are allocated, than one lane."""
     bundled = ipr_fast.load_model("digit-sudoku-4x4")
     need = graph_cache.need_of(bundled, 4, CPU, SETTINGS)
     with memory.PeakBytes() as counted:

@@ -1,4 +1,4 @@
-"""TF32 is a switch of the process: who wants the same shares it, who wants the other waits; then all is as before."""
+"""TF32 is a switch of the process: threads share a setting or wait for it, and it is restored afterwards."""
 
 import threading
 from contextlib import suppress
