@@ -23,6 +23,7 @@ from ipr_fast.cli.common import (
 )
 from ipr_fast.models.files.checkpoints import load_model, model_info, save_model
 from ipr_fast.models.srm_unet_config import PRESETS
+from ipr_fast.sampling.schedule import Schedule
 
 SCHEDULES = "Schedules"  # a panel of `--help`
 
@@ -62,14 +63,20 @@ def run(
     if preset is not None and given:
         raise ValueError(f"--preset says already what {', '.join(given)} is")
     model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))
-    for name, values in (("generate_schedule", generate_schedule), ("refine_schedule", refine_schedule)):
-        schedule = schedule_of(f"--{name.replace('_', '-')}", values)
-        if schedule is not None:
-            pair = (schedule.steps_per_patch, schedule.overlap)
-            model.config = dataclasses.replace(model.config, **{name: pair})
+    generate = schedule_of("--generate-schedule", generate_schedule)
+    refine = schedule_of("--refine-schedule", refine_schedule)
+    model.config = dataclasses.replace(
+        model.config,
+        generate_schedule=model.config.generate_schedule if generate is None else _pair(generate),
+        refine_schedule=model.config.refine_schedule if refine is None else _pair(refine),
+    )
     files.prepare_folder(out.parent)
     save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
     print(f"wrote {out}")
+
+
+def _pair(schedule: Schedule) -> tuple[int, float]:
+    return schedule.steps_per_patch, schedule.overlap
 
 
 def _kept_metadata(source: str) -> dict[str, str]:
