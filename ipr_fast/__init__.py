@@ -8,6 +8,7 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
 from ipr_fast import models
+from ipr_fast.model_check import check_model
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model, save_model
 from ipr_fast.models.files.sources import bundled_models
@@ -32,6 +33,7 @@ __all__ = [
     "Schedule",
     "all_patches",
     "bundled_models",
+    "check_model",
     "fixed_patches",
     "generate_batch",
     "load_model",

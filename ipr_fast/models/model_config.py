@@ -6,7 +6,7 @@ taking hours or all memory before its weights are checked.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
@@ -19,16 +19,15 @@ MAX_LAYERS = 1 << 10
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Square samples (channels, image_size, image_size) in square patches, and the model's default schedules.
+    """Square samples (channels, image_size, image_size) in square patches.
 
-    Schedules are (steps_per_patch, overlap).
+    Every configuration ends with `generate_schedule` and `refine_schedule`, the model's default schedules, as pairs
+    (steps_per_patch, overlap).
     """
 
     channels: int
     image_size: int
     patch_size: int
-    generate_schedule: tuple[int, float] = field(default=(3, 0.0), kw_only=True)
-    refine_schedule: tuple[int, float] = field(default=(10, 0.8), kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("channels", "image_size", "patch_size"):

@@ -24,6 +24,8 @@ class PatchTransformerConfig(ModelConfig):
     mlp_ratio: int = 4
     box_size: int = 0
     level_features: int = 64
+    generate_schedule: tuple[int, float] = (3, 0.0)
+    refine_schedule: tuple[int, float] = (10, 0.8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,184 @@
+"""`check_model` passes models that keep the contract, and names the broken part of those that do not."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import TINY, randomise
+from torch import nn
+
+import ipr_fast
+from ipr_fast import PatchGrid, Prediction, check_model
+from ipr_fast.model_check import CHECKS
+from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
+
+UNET = SRMUNetConfig(1, 24, 8, (32, 64), (False, True), num_head_channels=32, t_emb_dim=64, d_emb=32)
+GRID = PatchGrid(1, 16, 16, 4)
+
+
+class Plain:
+    """A model without parameters, prepare or tabulate."""
+
+    grid = GRID
+
+    def __call__(self, patches, levels, active=None):
+        slots = patches if active is None else active.gather(patches)
+        return self.predict(slots, levels)
+
+    def predict(self, slots, levels):
+        return Prediction(slots * levels[..., None], torch.full_like(slots, 0.5), levels)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Plain(),
+        randomise(PatchTransformer(TINY), seed=0),
+        randomise(PatchTransformer(TINY), seed=0).to(torch.bfloat16),
+        SRMUNet(UNET).eval(),
+    ],
+    ids=["plain", "transformer", "bfloat16", "unet"],
+)
+def test_a_good_model_passes_every_check(model):
+    assert check_model(model).splitlines() == [f"ok: {name}" for name in CHECKS]
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_grid_of_few_patches_is_checked_too(size):
+    model = Plain()
+    model.grid = PatchGrid(1, 16, 16, size)
+    check_model(model, "cpu")
+
+
+class Writes(Plain):
+    def __call__(self, patches, levels, active=None):
+        patches.clamp_(-0.1, 0.1)
+        return super().__call__(patches, levels, active)
+
+
+class WrongShape(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots[..., :1])
+
+
+class NotFinite(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots / 0)
+
+
+class NoSigmoid(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots, 10 * slots)
+
+
+class Random(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots + torch.randn_like(slots))
+
+
+class MixesRows(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots - slots.mean(0, keepdim=True))
+
+
+class SeesPadding(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots + levels.shape[1])
+
+
+class IgnoresActive(Plain):
+    def __call__(self, patches, levels, active=None):
+        return super().__call__(patches if active is None else 2 * patches, levels, active)
+
+
+class WrongContext(Plain):
+    def prepare(self, patches, active, out=None):
+        return patches.clone() if out is None else out
+
+    def __call__(self, patches, levels, active=None, context=None):
+        return super().__call__(patches if context is None else context, levels, active)
+
+
+class NewContext(WrongContext):
+    def prepare(self, patches, active, out=None):
+        return patches.clone()
+
+
+class WrongTable(Plain):
+    def tabulate(self, levels, out=None):
+        return levels.clone() if out is None else out.copy_(levels)
+
+    def __call__(self, patches, levels, active=None, table=None):
+        return super().__call__(patches, levels if table is None else levels / 2, active)
+
+
+class Waits(Plain):
+    def predict(self, slots, levels):
+        return Prediction(slots * levels.max().item())
+
+
+class Branches(Plain):
+    def predict(self, slots, levels):
+        return super().predict(slots, levels) if (levels >= 0).all() else None
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Writes, "Writes writes into its input `patches`"),
+        (WrongShape, "floating-point velocity of shape"),
+        (NotFinite, "predictions are finite: velocity has NaN or inf"),
+        (NoSigmoid, "mix_bounds: .*variance mix of NoSigmoid"),
+        (Random, "a row depends .*: called again, velocity differs by"),
+        (MixesRows, "a row depends .*: in another batch, velocity differs by"),
+        (SeesPadding, "a row depends .*: without padding slots, velocity differs by"),
+        (IgnoresActive, "with all patches active, .*: without `active`, velocity differs by"),
+        (WrongContext, "prepare and tabulate .*: with a context or table, velocity differs by"),
+        (NewContext, "prepare must overwrite and return the context"),
+        (WrongTable, "prepare and tabulate .*: with a context or table, velocity differs by"),
+        (Waits, "a CUDA graph .*: Waits cannot be captured as a CUDA graph: .* in predict"),
+        (Branches, "a CUDA graph .*: Branches cannot be captured as a CUDA graph"),
+    ],
+)
+def test_a_broken_model_is_named_with_what_is_broken(kind, message):
+    with pytest.raises(ValueError, match=message):
+        check_model(kind())
+
+
+def test_every_failure_is_listed():
+    class Both(Waits, NoSigmoid):
+        def predict(self, slots, levels):
+            return NoSigmoid.predict(self, slots * levels.max().item(), levels)
+
+    with pytest.raises(ValueError, match=r"Both fails 3 checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
+        check_model(Both())
+
+
+def test_training_mode_and_other_devices_are_refused():
+    class Network(nn.Module):
+        grid = GRID
+
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+            self.weight = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(ValueError, match="training mode"):
+        check_model(Network())
+    with pytest.raises(ValueError, match="model must be on"):
+        check_model(Network().eval().to("meta"), "cpu")
+    with pytest.raises(ValueError, match="a callable with a `grid`"):
+        check_model(lambda patches, levels, active=None: None)
+
+
+def test_the_example_in_the_readme_of_models_passes(capsys):
+    text = (Path(ipr_fast.__file__).parent / "models" / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(example, "models/README.md", "exec"), {})
+    assert capsys.readouterr().out.count("ok: ") == len(CHECKS)
+
+
+def test_bundled_models_pass():
+    for name in ipr_fast.bundled_models():
+        check_model(ipr_fast.load_model(name))
