@@ -52,7 +52,7 @@ def run(
     experiment: Annotated[
         str,
         typer.Argument(
-            metavar="[EXPERIMENT]",
+            metavar="EXPERIMENT",
             parser=_experiment,
             help="arms: one pass, IPR and controls; diversity: how evenly boards of 4x4 cells cover all grids; "
             "initialisation: how soon a model of 9x9 cells learns the rules.",
@@ -111,7 +111,7 @@ def run(
 ) -> None:
     """Measure what refinement does to a model's samples, beside one pass and controls.
 
-    Example: ipr-fast evaluate --model digit-sudoku-4x4 --count 64 --out quality.json
+    Example: ipr-fast evaluate --count 64 --out quality.json
     """
     if report_file is not None:
         print(read_report(report_file))
