@@ -1,4 +1,4 @@
-"""A disk that is full, without one: the system refuses to let files of this process grow."""
+"""A stand-in for a full disk: a limit on the size of the files that this process writes."""
 
 import resource
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(largest: int) -> Iterator[None]:
-    """Writes past `largest` bytes of a file fail with "File too large" within the block."""
+    """Let writes beyond `largest` bytes of a file fail with "File too large" within the block."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""Files as `pytest bench --benchmark-json` writes them, with figures that were not measured; and reading of reports."""
+"""Made-up measurements in the format of `pytest bench --benchmark-json`, and a reader of Markdown tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU = {"device": "A GPU", "cuda": "13.0", "nvidia-smi": {"driver_version": "600.
 def benchmark(
     name: str, group: str, seconds: list[float], *, against: dict[str, list[float]] | None = None, **facts: object
 ) -> dict:
-    """One benchmark of the file; `against` has the seconds of as many units as ours."""
+    """Return one benchmark; `against` maps a baseline to its seconds for the same number of units."""
     units = facts.pop("units", 1.0)
     arms = {
         each: {"units": units, "seconds": times, "first_call": 2 * times[0]} for each, times in (against or {}).items()
@@ -44,7 +44,7 @@ def write(path: Path, benchmarks: list[dict], **machine: object) -> Path:
 
 
 def operations(device: str = "cpu") -> list[dict]:
-    """A memory-bound operation at half a copy's rate, a compute-bound one at a quarter of a matrix product's."""
+    """Return a memory-bound operation at half a copy's rate and a compute-bound one at a quarter of a product's."""
     copy, product = ([0.001, 0.0011, 0.0012] for _ in range(2))
     memory = {"unit": "bytes", "units": 8e6, "bytes": 8e6, "flops": 4e6, "batch": 64, "device": device}
     compute = memory | {"unit": "flop", "units": 4e9, "flops": 4e9}
@@ -61,7 +61,7 @@ def operations(device: str = "cpu") -> list[dict]:
 
 
 def sweeps(device: str = "cpu", faster: float = 1.0) -> list[dict]:
-    """End to end: batches up to 4,096, which take 1 ms and 10 us a chain, and iterations."""
+    """Return end-to-end sweeps: over batches up to 4,096, at 1 ms plus 10 us per chain, and over iterations."""
     common = {"subject": "4x4 transformer", "ratio": 0.25, "steps": 16, "device": device}
     batches = [
         benchmark(
@@ -95,20 +95,20 @@ def sweeps(device: str = "cpu", faster: float = 1.0) -> list[dict]:
 
 
 def step(device: str = "cpu", **facts: object) -> dict:
-    """A tick of which the network takes nine tenths."""
+    """Return a tick that spends nine tenths of its time in the network."""
     facts = {"unit": "ticks", "subject": "Even Pixels", "batch": 64, "outside_share": [0.08, 0.1, 0.12]} | facts
     return benchmark("test_outside", "step", [0.01] * 3, against={"network": [0.009] * 3}, device=device, **facts)
 
 
 def baselines(device: str = "cpu", **facts: object) -> dict:
-    """Even Pixels, five times as fast as one at a time and twice as fast as a batched loop."""
+    """Return Even Pixels, five times as fast as one at a time and twice as fast as a batched loop."""
     facts = {"subject": "Even Pixels", "batch": 8, "steps": 4, "own_steps": 75, "units": 8.0} | facts
     against = {"one at a time": [5.0, 5.2, 4.9, 5.0], "batched": [2.0] * 4}
     return benchmark("test_baselines[8]", "baselines", [1.0] * 4, against=against, device=device, **facts)
 
 
 def row(text: str, *begin: str) -> list[str]:
-    """The cells of the only row of a Markdown table that begins like this, without the empty ones."""
+    """Return the non-empty cells of the only row of a Markdown table that begins with these."""
     start = f"| {' | '.join(begin)} |"
     (line,) = (line for line in text.splitlines() if line.startswith(start))
     return [cell.strip() for cell in line.strip("|").split("|") if cell.strip()]

@@ -1,4 +1,4 @@
-"""A model small enough for tests, with weights that make it depend on everything."""
+"""A model small enough for tests, with random weights that use all of its inputs."""
 
 import torch
 
@@ -8,7 +8,7 @@ TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32,
 
 
 def randomise(model: PatchTransformer, seed: int) -> PatchTransformer:
-    """Move every weight away from its start, zeros above all, so that no part of the model is idle."""
+    """Set every weight to random numbers: some are initialised to zero, which would leave parts of the model idle."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = 0.25 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5

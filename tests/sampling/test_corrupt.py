@@ -43,13 +43,13 @@ def test_the_choice_is_the_chains_own_and_uniform(finished):
     assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5
 
 
-def test_every_pair_is_as_likely_and_no_choice_of_refinement_is_repeated():
+def test_pairs_are_uniform_and_independent_of_refinements_choices():
     x = GRID.to_images(torch.arange(16.0).view(1, 16, 1).expand(6000, 16, 16))
     swapped = GRID.to_patches(swap_patches(x, 2, 4))[..., 0].long()
     partner = torch.zeros(16, 16)
     for n in range(16):
         partner[n] = torch.bincount(swapped[:, n], minlength=16)
-    expected = 6000 * 4 / 16 / 15  # each patch is moved in a quarter of the samples, to each other place alike
+    expected = 6000 * 4 / 16 / 15  # each patch is moved in a quarter of the samples, to every other place equally often
     off = partner[~torch.eye(16, dtype=torch.bool)]
     assert (off - expected).abs().max() < 5 * expected**0.5
     swap = moved(x, swap_patches(x, 2, 4))
@@ -57,12 +57,12 @@ def test_every_pair_is_as_likely_and_no_choice_of_refinement_is_repeated():
         free, size = torch.ones(6000, 16, dtype=torch.bool), torch.full((6000,), 4)
         choice = PatchChoice(free, size, torch.tensor(stream_iteration))
         renoised = choose_patches(choice, seed=0, chain_ids=torch.arange(6000))
-        both = (swap & renoised).sum(1).float()  # four of sixteen, twice: one in the mean, with variance 9/16 * 16/15
+        both = (swap & renoised).sum(1).float()  # four of sixteen, twice: mean 1, variance 9/16 * 16/15
         assert both.mean().item() == pytest.approx(1, abs=5 * (0.6 / 6000) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_it_keeps_dtype_and_leads_into_refinement(model, finished, dtype):
+def test_it_keeps_the_dtype_and_can_be_refined(model, finished, dtype):
     swapped = swap_patches(finished.to(dtype), 2, 4)
     assert swapped.dtype == dtype
     assert refine_batch(swapped, all_patches(), 1, model=model).isfinite().all()

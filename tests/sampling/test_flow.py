@@ -9,7 +9,7 @@ LEVELS = [(1.0, 0.9), (0.9, 0.8), (0.5, 0.1), (0.1, 0.0), (1.0, 0.0), (1.0, 0.05
 
 
 def by_hand(z, u, v, t, s, xi, eta, tau):
-    """The step in float64, as the formulas stand."""
+    """Compute the step in float64, formula by formula."""
     x0, eps = z - t * u, z + (1 - t) * u
     r = ((1 - t) * s / ((1 - s) * t)) ** 2
     gamma = s * math.sqrt(1 - eta**2 * (1 - r))
@@ -25,7 +25,7 @@ def test_posterior_step_equals_the_formula_in_float64(t, s, eta, tau):
     step = flow.posterior_step(
         *(torch.tensor(value, dtype=torch.float32) for value in (z, u, v, t, s, xi)), eta=eta, tau=tau
     )
-    # Twenty operations on numbers below 4; the ratio r is the worst of them, since 1 - t loses digits near t = 1.
+    # 20 roundings of numbers below 4; the worst is in the ratio r, since 1 - t loses digits near t = 1.
     assert step.item() == pytest.approx(by_hand(z, u, v, t, s, xi, eta, tau), abs=20 * 4 * 2**-24)
 
 
@@ -46,7 +46,7 @@ def test_without_stochasticity_a_true_velocity_stays_on_the_line():
 
 
 def test_with_a_true_velocity_the_step_has_the_flows_own_variance():
-    """For v = 0 the posterior keeps z_t' = (1-t') x + t' eps in distribution: variance t'**2 around (1-t') x."""
+    """Without v the step preserves the law of z_t' = (1-t') x + t' eps: mean (1-t') x, variance t'**2."""
     n = 200_000
     generator = torch.Generator().manual_seed(0)
     x, eps, xi = torch.full((n,), 0.4), *torch.randn(2, n, generator=generator)

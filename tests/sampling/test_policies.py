@@ -109,7 +109,7 @@ def test_no_fixed_patches_are_legal(ragged_known):
 
 
 class Wrong(MaskPolicy):
-    """A policy of a user's, with mistakes."""
+    """A user's policy with mistakes."""
 
     def __init__(self, sizes=None, mask=None):
         self._sizes, self._mask = sizes, mask
@@ -135,7 +135,7 @@ class Wrong(MaskPolicy):
         (Wrong(mask=lambda free: None), "mask policy Wrong must be a torch.Tensor"),
     ],
 )
-def test_what_a_users_policy_returns_is_checked(model, finished, policy, message):
+def test_a_users_policys_results_are_checked(model, finished, policy, message):
     with pytest.raises(ValueError, match=message):
         refine_batch(finished, policy, 1, model=model)
 
@@ -148,7 +148,7 @@ def test_a_policy_that_raises_is_named_and_too_large_sizes_do_no_harm(model, fin
     torch.testing.assert_close(many, refine_batch(finished, all_patches(), 1, **options))
 
 
-def test_fixed_patches_are_those_of_the_call_whatever_becomes_of_the_mask(model, finished):
+def test_fixed_patches_do_not_follow_later_changes_of_the_mask(model, finished):
     mask = torch.zeros(16, dtype=torch.bool)
     mask[0] = True
     options = {"model": model, "schedule": Schedule(2, 0.5)}

@@ -17,7 +17,7 @@ RECORDED = [
 
 
 def levels_over_time(schedule: Schedule, n: int) -> torch.Tensor:
-    """(T + 1, n): the levels of n patches that start in the order of their ids."""
+    """Return the levels (T + 1, n) of n patches that start in the order of their ids."""
     steps, block, starts = schedule.steps(n), schedule.block(n), torch.tensor(schedule.starts(n))
     after = torch.arange(1, steps + 1)[:, None]  # s + 1
     levels = ((block - (after - starts)).float() / block).clamp(0, 1)
@@ -36,7 +36,7 @@ def test_levels_equal_the_published_implementations(file, run, schedule):
 
 
 def as_published(steps_per_patch: int, overlap: float, n: int) -> tuple[int, int, list[int]]:
-    """T, L and the S_k of n patches, in the tensor operations of the published code."""
+    """Return T, L and the S_k of n patches, by the tensor operations of the published code."""
     m = torch.tensor([n], dtype=torch.int32)
     steps = int((steps_per_patch + (m - 1) * (1 - overlap) * steps_per_patch).ceil())
     ideal = steps / ((m - 1) * (1 - overlap) + 1)
@@ -56,7 +56,7 @@ def test_integers_equal_the_published_expression_in_the_papers_settings(steps_pe
 
 @pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95, 1])
 def test_tables_equal_the_published_expression_at_all_counts(overlap):
-    """Every count to 256 in vectorised form, for p = 1..50: the same float32 operations, one count a row."""
+    """For every n to 256 and p to 50: the same float32 operations, vectorised with one count per row."""
     counts = torch.arange(1, 257, dtype=torch.int32)
     k = torch.arange(256)
     for steps_per_patch in range(1, 51):
@@ -70,7 +70,7 @@ def test_tables_equal_the_published_expression_at_all_counts(overlap):
         assert torch.equal(tables.starts[1:][reached], starts[reached].int())
 
 
-def test_ragged_counts_that_float64_would_get_wrong():
+def test_counts_that_float64_would_get_wrong():
     assert Schedule(10, 0.8).steps(22) == 53  # 10 + 21 * 0.2 * 10 is 52 on paper
     for steps_per_patch, overlap, n in [(10, 0.8, n) for n in (13, 14, 17, 19)] + [(3, 0.0, n) for n in (56, 60, 61)]:
         ideal = Schedule(steps_per_patch, overlap).block(n)
@@ -139,7 +139,7 @@ def test_overlap_out_of_range(bad):
     "schedule", [Schedule(10, 0.8), Schedule(3, 0.0), Schedule(7, 0.55), Schedule(5, 1.0)], ids=str
 )
 def test_levels_are_all_that_a_patch_can_have(schedule):
-    """To the last bit, as the engine computes them, for every number of patches."""
+    """Bit for bit as the engine computes them, for every number of patches."""
     levels = schedule.levels(20)
     assert (levels.diff() > 0).all()
     assert (levels[0], levels[-1]) == (0, 1)

@@ -12,7 +12,7 @@ from ipr_fast.tasks.sudoku import DigitSudoku
 
 @pytest.fixture
 def mnist(tmp_path):
-    """A folder of files as MNIST's, of ten images each."""
+    """A folder of files in MNIST's format, of ten images each."""
     for stem in ("train", "t10k"):
         images = struct.pack(">4I", 0x0803, 10, 28, 28) + bytes(10 * 28 * 28)
         labels = struct.pack(">2I", 0x0801, 10) + np.arange(10, dtype=np.uint8).tobytes()

@@ -33,8 +33,8 @@ def test_drawing_gives_images_of_the_label_and_every_one_of_them():
     assert nearest.unique().numel() > 0.95 * len(digits.images)
 
 
-def test_drawing_picks_the_image_at_a_uniform_share_of_those_with_the_label():
-    """In the order of the data: what a seed draws stays what it was."""
+def test_drawing_picks_an_image_of_the_label_by_a_uniform_number():
+    """In the order of the data, so that a seed keeps drawing the same images."""
     digits, labels = load_digits("train"), torch.arange(60).reshape(3, 20) % 10
     drawn = digits.draw(labels, torch.Generator().manual_seed(4))
     share = torch.rand(3, 20, generator=torch.Generator().manual_seed(4))
@@ -58,7 +58,7 @@ def test_the_reader_keeps_leading_dimensions_and_reads_nothing():
 
 
 def test_the_reader_reads_where_the_images_are():
-    """Without a second device, on one that holds no data; a reader moves there, so this one is not used again."""
+    """On the meta device, for lack of a second one; the reader moves there, so it is not used again."""
     read = DigitReader(load_digits("train")).read(torch.empty(3, 2, 8, 8, device="meta"))
     assert read.device.type == "meta"
     assert read.shape == (3, 2)
@@ -85,7 +85,7 @@ def test_jitter_keeps_shape_type_range_and_its_input(generator):
         assert made.max() <= 1
 
 
-def test_jitter_of_no_images_is_none(generator):
+def test_jittering_no_images_gives_none(generator):
     assert jittered(torch.zeros(0, 3, 8, 8), generator).shape == (0, 3, 8, 8)
 
 
@@ -108,10 +108,10 @@ def test_a_blank_image_stays_blank(generator):
     assert torch.equal(jittered(blank, generator), blank)
 
 
-def test_jitter_moves_an_image_as_far_as_it_may_and_no_farther():
-    """A blob's centre of mass at the middle of 28x28 pixels moves by up to 0.025 of them, 0.7, each way, evenly.
+def test_jitter_shifts_by_its_largest_shift_and_no_more():
+    """The centre of mass of a blob in 28x28 pixels moves uniformly by up to 0.025 * 28 = 0.7 pixels each way.
 
-    The mean of 2,000 uniform shifts has a deviation of 0.7 / sqrt(3 * 2000); five of them are allowed.
+    The mean of 2,000 uniform shifts has standard deviation 0.7 / sqrt(3 * 2000); five of them are allowed.
     """
     place = torch.arange(28) - 13.5
     blob = 2 * torch.exp(-(place[:, None] ** 2 + place**2) / 18) - 1

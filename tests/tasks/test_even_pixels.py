@@ -9,12 +9,13 @@ import torch
 
 from ipr_fast.tasks.even_pixels import EvenPixels, check_images, colours
 
-PIXELS, BINS, OPPOSITE_SUM = 1024, 256, -0.6  # a colour and its opposite add up to that in each channel
-FAILS = 1e-6  # how often a statistical bound below would be passed by chance
+PIXELS, BINS = 1024, 256
+OPPOSITE_SUM = -0.6  # of a colour and its opposite, in each channel
+FAILS = 1e-6  # probability that a statistical test fails by chance
 
 
 def slow_check(image):
-    """(imbalance, saturation_std, value_std) of one image (3, 32, 32) by the benchmark's definition, pixel by pixel."""
+    """Compute (imbalance, saturation_std, value_std) of an image (3, 32, 32) as the benchmark does, in loops."""
     one, six = np.float32(1), np.float32(6)
     histogram, saturations, values = [0] * BINS, [], []
     for y in range(32):
@@ -50,7 +51,7 @@ def deviation(numbers):
 
 
 def paint(pixels):
-    """An image (1, 3, 32, 32) of so many pixels in the middle of each of these bins of hue."""
+    """Paint an image (1, 3, 32, 32) with these numbers of pixels, {bin of hue: count}, in the middles of the bins."""
     colour = [
         colorsys.hsv_to_rgb((place + 0.5) / BINS, 1.0, 0.7) for place, count in pixels.items() for _ in range(count)
     ]
@@ -58,7 +59,7 @@ def paint(pixels):
 
 
 def flip(image, count):
-    """The even image (3, 32, 32) with `count` pixels of its first hue replaced by those of the other."""
+    """Give `count` pixels of an even image (3, 32, 32) the other hue."""
     flat = image.flatten(1).clone()
     is_first = (flat == flat[:, :1]).all(0)
     flat[:, is_first.nonzero()[:count, 0]] = flat[:, ~is_first][:, :1]
@@ -66,7 +67,7 @@ def flip(image, count):
 
 
 def pictures(kind, generator):
-    """Random, perfect or broken images: the last have flipped pixels, noise and but 256 shades in each channel."""
+    """Draw random, perfect or broken images; the last have flipped pixels, noise and only 256 shades per channel."""
     if kind == "random":
         return 2.4 * torch.rand(6, 3, 32, 32, generator=generator) - 1.2
     even = EvenPixels().sample(6, generator)
@@ -115,9 +116,9 @@ def test_samples_follow_the_generator():
 
 
 def test_hues_and_places_are_uniform(generator):
-    """The hue by the inequality of Dvoretzky, Kiefer and Wolfowitz (Massart 1990), the places by Hoeffding's.
+    """Bounds: Dvoretzky, Kiefer and Wolfowitz (Massart 1990) for the hue, Hoeffding for the places.
 
-    And that the share x of the hues' range has none of n hues has a chance of (1 - x)**n < exp(-n x).
+    A share x of the range without any of n hues has probability (1 - x)**n < exp(-n x).
     """
     count = 1500
     images = EvenPixels().sample(count, generator)
@@ -231,7 +232,7 @@ def test_images_of_greys_have_no_hue_and_one_side():
     assert report.value_std.tolist() == [0]
 
 
-def test_what_lies_beyond_the_range_is_cut_off(generator):
+def test_values_beyond_the_range_are_clamped(generator):
     images = 3 * torch.randn(5, 3, 32, 32, generator=generator)
     for far, cut in zip(check_images(images), check_images(images.clamp(-1, 1)), strict=True):
         assert torch.equal(far, cut)
@@ -259,7 +260,7 @@ def test_no_images_have_an_empty_report():
 
 @pytest.fixture(scope="module")
 def evaluation():
-    """The evaluation of srmbench, alone: the package's own import wants libraries that it does not install."""
+    """The evaluation module of srmbench alone: importing the package needs libraries that it does not install."""
     package = importlib.util.find_spec("srmbench")
     if package is None:
         pytest.skip("srmbench is not installed")
@@ -273,7 +274,7 @@ def evaluation():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reports_equal_those_of_the_benchmark(evaluation, kind, generator):
-    """The benchmark's deviations are sums in float32 of 1,024 numbers up to 1, so right to some 1e-7."""
+    """The benchmark sums 1,024 numbers up to 1 in float32: its deviations are accurate to some 1e-7."""
     images = torch.cat([pictures(kind, generator) for _ in range(4)])
     report = check_images(images)
     for i in range(len(images)):

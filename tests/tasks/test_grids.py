@@ -8,7 +8,7 @@ from ipr_fast.tasks.sudoku import check_grids
 
 
 def orbit_of(grid):
-    """All grids of side 4 that the symmetries make of one, found by trying exchanges until nothing new comes."""
+    """Return all grids of side 4 that symmetries make of one, by applying generators until nothing is new."""
     exchanges = [(1, 0, 2, 3), (0, 1, 3, 2), (2, 3, 0, 1)]  # of rows within a band, and of bands
     found, new = {grid}, [grid]
     while new:
@@ -29,7 +29,7 @@ def as_tuples(grids):
 
 
 def marked_grid(side):
-    """A grid, not a valid one, of which every row, column and digit can be told by counting.
+    """Make an invalid grid in which counting identifies every row, column and digit.
 
     Row r holds the digit 1 in its first r + 1 cells; the digits 2, 3, 4, ... fill 1, 2, 3, ... of the other cells.
     """
@@ -39,7 +39,7 @@ def marked_grid(side):
 
 
 def symmetries(grids):
-    """(labels, rows, columns, flipped) by which `transformed` made these (B, n, n) of the marked grid."""
+    """Recover (labels, rows, columns, flipped) by which `transformed` made grids (B, n, n) of the marked grid."""
     side = grids.shape[-1]
     count = (grids.flatten(1)[..., None] == torch.arange(1, side + 1)).sum(1)  # 1, 2, 3, ..., n(n + 1) / 2
     labels = count.argsort(1).roll(1, dims=1) + 1  # those of 1, 2, 3, ...
@@ -51,9 +51,9 @@ def symmetries(grids):
 
 
 def assert_uniform(outcomes, kinds):
-    """Pearson's statistic of outcomes 0..kinds-1 stays below a bound that chi-squared passes once in a million.
+    """Test outcomes 0..kinds-1 by Pearson's chi-squared, at a false-alarm probability of one in a million.
 
-    The bound is that of Laurent & Massart 2000: P(X >= k + 2 sqrt(k x) + 2 x) <= exp(-x).
+    Bound: Laurent & Massart 2000, P(X >= k + 2 sqrt(k x) + 2 x) <= exp(-x).
     """
     count, expected = outcomes.bincount(minlength=kinds).double(), len(outcomes) / kinds
     assert len(count) == kinds
@@ -63,7 +63,7 @@ def assert_uniform(outcomes, kinds):
 
 
 def index_of(permutations):
-    """Permutations (B, n), n < 7, as numbers 0..n!-1."""
+    """Number permutations (B, n), n < 7, from 0 to n!-1."""
     listed = torch.cartesian_prod(*[torch.arange(permutations.shape[1])] * permutations.shape[1])
     listed = listed[(listed.sort(1).values == torch.arange(permutations.shape[1])).all(1)]
     return (permutations[:, None] == listed).all(2).long().argmax(1)
@@ -93,7 +93,7 @@ def test_random_grids_of_side_4_are_uniform_over_all(generator):
 
 
 def test_grids_of_side_9_are_not_one_pattern_permuted(generator):
-    """Relabelled so that the first row is 1..9, permutations of one pattern would have few different second rows."""
+    """With the first row relabelled 1..9, permutations of one pattern would have few different second rows."""
     grids = random_grids(60, 9, generator)
     relabel = torch.zeros(60, 10, dtype=torch.long).scatter_(1, grids[:, 0], torch.arange(1, 10).expand(60, 9))
     canonical = relabel.gather(1, grids.flatten(1))

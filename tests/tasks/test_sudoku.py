@@ -25,7 +25,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def large():
-    """The task of side 9, with fewer base grids than the 4,096 that take seconds to find."""
+    """The task of side 9 with 200 base grids; searching for 4,096 takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sudoku, "BASE_GRIDS", 200)
         task = DigitSudoku(9)
@@ -34,7 +34,7 @@ def large():
 
 
 def check_by_hand(grid):
-    """(violations, violating cells) of one grid, by sets and loops."""
+    """Compute (violations, violating cells) of a grid by sets and loops."""
     n = len(grid)
     box = {4: 2, 9: 3}[n]
     groups = [[(r, c) for c in range(n)] for r in range(n)] + [[(r, c) for r in range(n)] for c in range(n)]
@@ -93,7 +93,7 @@ def test_impossible_clue_numbers_are_refused(low, high, generator):
         random_clues(3, 4, low, high, generator)
 
 
-def test_clue_cells_that_change_by_a_bit_are_seen(generator):
+def test_the_smallest_change_of_a_clue_cell_is_found(generator):
     boards = draw_boards(random_grids(3, 4, generator), load_digits("test"), generator)
     known = torch.zeros(3, 16, dtype=torch.bool)
     known[:, 5] = True
@@ -160,7 +160,7 @@ def test_digits_on_large_boards_are_jittered_and_on_small_ones_are_not(large, ge
         assert distance((cells[:, None] == known).all(2).any(1), True).all()
 
 
-def test_what_a_report_calls_good_and_measures():
+def test_a_reports_good_and_measures():
     report = BoardReport(torch.tensor([True, False]), torch.tensor([0, 3]), torch.zeros(2, 4, 4, dtype=torch.bool))
     assert report.good is report.valid
     assert list(report.measures()) == ["violations"]
