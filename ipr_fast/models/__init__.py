@@ -1,4 +1,4 @@
-"""Denoisers, and how their weights are stored."""
+"""Denoisers and their weights files."""
 
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.patch_transformer import PatchTransformer

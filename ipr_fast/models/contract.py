@@ -1,4 +1,4 @@
-"""Checks of a model against the Denoiser protocol; each raises a ValueError that says what to change."""
+"""The engine's checks of a model against the Denoiser protocol; each raises a ValueError that says what to change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ipr_fast.sampling.prediction import Prediction
 
 
 def denoiser(model: object) -> PatchGrid:
-    """The grid of a model that can be called, and is not in training mode."""
+    """Return a model's grid; refuse one that is not callable, has no grid, or is in training mode."""
     grid = getattr(model, "grid", None)
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
@@ -26,12 +26,12 @@ def denoiser(model: object) -> PatchGrid:
 
 
 def tabulates(model: Denoiser) -> TypeGuard[TableDenoiser]:
-    """Whether a model has the protocol's `tabulate`: calls of it take a `table`."""
+    """Return whether a model has `tabulate` and its calls take a `table`."""
     return _takes(model, "table") and _has(model, "tabulate", "levels, out=None", (None,), {"out": None})
 
 
 def prepares(model: Denoiser) -> TypeGuard[ContextDenoiser]:
-    """Whether a model has the protocol's `prepare`: calls of it take a `context`."""
+    """Return whether a model has `prepare` and its calls take a `context`."""
     if not _takes(model, "context"):
         return False
     if tabulates(model):
@@ -41,27 +41,27 @@ def prepares(model: Denoiser) -> TypeGuard[ContextDenoiser]:
 
 
 def prediction(value: object, shape: tuple[int, int, int]) -> None:
-    """What a model returned for slots of shape (B, A, P): a Prediction of these shapes."""
+    """Check that a model returned a Prediction for slots of shape (B, A, P)."""
     if not isinstance(value, Prediction):
         raise ValueError(f"model must return a Prediction, got {type(value).__name__}")
-    wanted = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}
+    expected = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}
     for name, field in value._asdict().items():
         if field is None and name != "velocity":
             continue
-        if not isinstance(field, Tensor) or tuple(field.shape) != wanted[name] or not field.is_floating_point():
+        if not isinstance(field, Tensor) or tuple(field.shape) != expected[name] or not field.is_floating_point():
             came = f"{tuple(field.shape)} of {field.dtype}" if isinstance(field, Tensor) else type(field).__name__
-            raise ValueError(f"model must return a floating-point {name} of shape {wanted[name]}, got {came}")
+            raise ValueError(f"model must return a floating-point {name} of shape {expected[name]}, got {came}")
 
 
 def _takes(model: Denoiser, name: str) -> bool:
-    """Whether a model's call takes a keyword argument of that name."""
+    """Return whether a model's call takes a keyword argument `name`."""
     inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
     parameters = _parameters(inner.forward if isinstance(inner, nn.Module) else inner)
     return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _has(model: Denoiser, name: str, wanted: str, arguments: tuple[None, ...], options: dict[str, None]) -> bool:
-    """Whether a model has a method that can be called so. Raises ValueError for one of another signature."""
+    """Return whether a model has a method `name`. Raises ValueError if it cannot be called with these arguments."""
     method = getattr(model, name, None)
     if not callable(method):
         return False
@@ -88,11 +88,11 @@ def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]
 
 
 def mix_complaint(model: Denoiser, found: Tensor | None) -> str | None:
-    """What is wrong with a mix in this range (2,), if anything; the one look at it from the host."""
+    """Return a warning if the mix's range (2,) leaves the model's `mix_bounds`. Waits for the device."""
     if found is None:
         return None
     low, high = found.tolist()
-    if math.isnan(low):  # told with the samples that it makes undefined
+    if math.isnan(low):  # the samples are NaN too, and have a warning of their own
         return None
     least, most = getattr(model, "mix_bounds", (0.0, 1.0))
     if low >= least - MIX_ROUNDING and high <= most + MIX_ROUNDING:

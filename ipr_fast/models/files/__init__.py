@@ -1,1 +1,1 @@
-"""Models on disk: where their files are, what is read from them, and how they are written."""
+"""Find, read and write models' files."""

@@ -166,7 +166,7 @@ def _read(path: Path, config: object | None) -> _Contents:
             f"config must be one of {known}, or left out, as {path} has a configuration of its own; got {config!r:.80}"
         )
     published = from_published(path, tensors)
-    return _Contents(complete_config(path, published.fields, config), published.tensors, published.key)
+    return _Contents(complete_config(path, published.fields, config), published.tensors, published.layout.key)
 
 
 def _stored_config(path: Path, metadata: dict[str, str]) -> StoredConfig:

@@ -1,17 +1,17 @@
-"""The checkpoints of the published Spatial Reasoning Models, as weights and configuration of an SRMUNet.
+"""Convert checkpoints of the published Spatial Reasoning Models to weights and configuration of an SRMUNet.
 
-Two layouts are known, each with the weights' moving average beside them or not:
+There are two layouts, each with or without a moving average beside the weights:
 
     SRM               denoiser. or ema_denoiser.module. + time_embedding.mlp, model.{encoder,bottleneck,decoder}
     spatialreasoners  the same after denoising_model.   + t_emb.mlp, {encoder,bottleneck,decoder}
 
-Both repeat the one level embedding in every block, as `...norm_with_embedding.t_emb.mlp`.
+Both repeat the shared level embedding in every block, as `...norm_with_embedding.t_emb.mlp`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,19 +23,19 @@ REPEATED = ".norm_with_embedding.t_emb."
 
 
 class Layout(NamedTuple):
-    """How a file names the weights: with which prefix, and whether as spatialreasoners does."""
+    """A file's names of weights: their prefix, and whether they are in the layout of spatialreasoners."""
 
     prefix: str
     spatialreasoners: bool
 
     def key(self, name: str) -> str:
-        """What the file calls the weight that an SRMUNet calls `name`."""
+        """Return the file's name for an SRMUNet's weight."""
         if self.spatialreasoners:
             name = name.replace("time_embedding.", "t_emb.").removeprefix("model.")
         return self.prefix + name
 
     def name(self, key: str) -> str:
-        """The inverse of `key`."""
+        """Return the SRMUNet's name for a file's weight, the inverse of `key`."""
         name = key.removeprefix(self.prefix)
         if not self.spatialreasoners:
             return name
@@ -45,18 +45,15 @@ class Layout(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A network's weights under SRMUNet's names, what their shapes tell, and how the file names them."""
+    """Weights under SRMUNet's names, the SRMUNetConfig fields that follow from their shapes, and the file's layout."""
 
     tensors: dict[str, Tensor]
-    fields: dict[str, object]
+    fields: dict[str, Any]
     layout: Layout
-
-    def key(self, name: str) -> str:
-        return self.layout.key(name)
 
 
 def from_published(path: Path, state: dict[str, Tensor]) -> Published:
-    """Raises ValueError, naming the file and the weight, when the weights are not those of such a UNet."""
+    """Convert a published state dict. Raises ValueError, naming file and weight, for another network."""
     layout = _layout(path, state)
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
@@ -70,42 +67,42 @@ def from_published(path: Path, state: dict[str, Tensor]) -> Published:
     return Published(tensors, _fields(path, tensors, layout), layout)
 
 
-def complete_config(path: Path, fields: dict[str, object], given: object | None) -> SRMUNetConfig:
-    """The configuration: what the shapes tell, and the rest from `given`, a config, a preset's name or a dict."""
-    if isinstance(given, str):
-        if given not in PRESETS:
-            raise ValueError(f"config must be a preset ({', '.join(PRESETS)}), a config or a dict, got {given!r}")
-        given = PRESETS[given]
-    if isinstance(given, SRMUNetConfig):
-        return given
-    given = {} if given is None else given
-    if not isinstance(given, dict):
-        raise ValueError(f"config must be an SRMUNetConfig, a preset's name or a dict, got {type(given).__name__}")
+def complete_config(path: Path, fields: dict[str, Any], config: object | None) -> SRMUNetConfig:
+    """Complete the fields that follow from the shapes by `config`: an SRMUNetConfig, a preset's name or a dict."""
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise ValueError(f"config must be a preset ({', '.join(PRESETS)}), a config or a dict, got {config!r}")
+        config = PRESETS[config]
+    if isinstance(config, SRMUNetConfig):
+        return config
+    others = {} if config is None else config
+    if not isinstance(others, dict):
+        raise ValueError(f"config must be an SRMUNetConfig, a preset's name or a dict, got {type(others).__name__}")
     known = set(SRMUNetConfig.__dataclass_fields__)
-    foreign = [name for name in given if name not in known]
-    if foreign:
-        raise ValueError(f"config: {foreign} are not fields of SRMUNetConfig, {sorted(known)} are")
-    untold = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in given]
-    if untold:
+    unknown = [name for name in others if name not in known]
+    if unknown:
+        raise ValueError(f"config: {unknown} are not fields of SRMUNetConfig, {sorted(known)} are")
+    missing = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in others]
+    if missing:
         alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
         raise ValueError(
-            f"{path}: the weights do not tell {', '.join(untold)}: pass config= a dict of them, an SRMUNetConfig, or "
+            f"{path}: the weights do not tell {', '.join(missing)}: pass config= a dict of them, an SRMUNetConfig, or "
             f"the name of a preset ({', '.join(PRESETS)}); on the command line, convert the file first (ipr-fast "
-            f"convert) with --preset, or with {', '.join('--' + n.replace('_', '-') for n in untold)}. Its network is "
+            f"convert) with --preset, or with {', '.join('--' + n.replace('_', '-') for n in missing)}. Its network is "
             "that of " + (f"the preset {alike[0]!r}" if alike else "no preset")
         )
     try:
-        config = SRMUNetConfig(**{**fields, **given})
+        completed = SRMUNetConfig(**{**fields, **others})
     except ValueError as error:
         raise ValueError(f"{path}: its shapes and config make no SRMUNet: {error}") from error
     for name, value in fields.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{path}: its weights have {name} {value}, config says {getattr(config, name)}")
-    return config
+        if getattr(completed, name) != value:
+            raise ValueError(f"{path}: its weights have {name} {value}, config says {getattr(completed, name)}")
+    return completed
 
 
 def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
-    """Where the network's weights are: the moving average before the weights that it is of."""
+    """Return the layout of the network's weights: of their moving average, if there is one."""
     for base in BASES:
         average = base + "ema_denoiser."
         if _average_was_taken(state, average):
@@ -127,7 +124,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
 
 
 def _average_was_taken(state: dict[str, Tensor], average: str) -> bool:
-    """Whether there is a moving average; one of no steps holds the weights that training began with."""
+    """Return whether there is a moving average over at least one step; over none it holds the initial weights."""
     count = state.get(average + "n_averaged")
     if count is not None and count.numel() == 1 and not count.item():
         return False
@@ -158,8 +155,8 @@ def _without_repeats(path: Path, tensors: dict[str, Tensor], layout: Layout) -> 
     return kept
 
 
-def _fields(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str, object]:
-    """What the shapes tell of an SRMUNetConfig."""
+def _fields(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """Return the SRMUNetConfig fields that follow from the shapes."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
@@ -199,7 +196,7 @@ def _fields(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str,
 
 
 def _refuse_variants(path: Path, tensors: dict[str, Tensor], channels: int, out_channels: int) -> None:
-    """Name the options of spatialreasoners' UNet that SRMUNet does not have."""
+    """Raise ValueError for options of spatialreasoners' UNet that SRMUNet does not have, naming the option."""
     reason = None
     if any(name.startswith("class_embedding.") for name in tensors):
         reason = "is conditioned on labels (class_embedding)"

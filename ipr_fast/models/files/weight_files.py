@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, and reading torch's own files without running anything that they might hold."""
+"""Read and write weights: safetensors, and torch's own files, whose code is never run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from torch import Tensor
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-HEADER = 8  # bytes of a safetensors file that hold the length of its header, and to which the header is padded
+HEADER = 8  # bytes with the header's length at the start of a safetensors file; the header is padded to a multiple
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights(NamedTuple):
-    """A file's tensors by name, and what its header says of them."""
+    """A file's tensors by name, and its metadata."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors, which may be mapped from the file.
+    """Read a file's tensors, which may be memory-mapped, and metadata.
 
-    Raises ValueError, naming the file, when it is truncated, foreign, or holds more than plain data.
+    Raises ValueError, naming the file, if it is truncated, of another format, or holds more than plain data.
     """
     try:
         with path.open("rb") as file:
             head = file.read(HEADER + 1)
-        # Safetensors begin with the length of a header in JSON, whatever the file is called.
+        # A safetensors file is recognised by its JSON header, under any name.
         if path.suffix == ".safetensors" or head[HEADER:] == b"{":
             return _read_safetensors(path)
         return _read_torch(path)
@@ -45,25 +45,25 @@ def read_weights(path: Path) -> Weights:
 
 
 def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A .safetensors file of the tensors and metadata: equal ones give equal bytes.
+    """Return a .safetensors file of tensors and metadata. Equal input gives equal bytes.
 
-    safetensors writes the metadata in a random order; here they are sorted.
+    safetensors writes metadata in a random order; here it is sorted.
     """
     data = save(tensors, metadata)
     end = HEADER + int.from_bytes(data[:HEADER], "little")
     header = json.loads(data[HEADER:end])
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % HEADER)  # the tensors behind it stay aligned
+    text += b" " * (-len(text) % HEADER)  # keeps the tensors after it aligned
     return b"".join((len(text).to_bytes(HEADER, "little"), text, memoryview(data)[end:]))
 
 
 def check_weights(
     path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], key: Callable[[str], str] = str
 ) -> None:
-    """Raise ValueError unless the tensors have exactly the expected names and shapes, and floating-point types.
+    """Raise ValueError unless the tensors have the expected names and shapes, and floating-point types.
 
-    key: what the file calls a weight.
+    key: returns the file's name for a weight.
     """
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -79,12 +79,12 @@ def check_weights(
 
 
 def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
-    """Types as text: "bfloat16, float32"."""
+    """Return dtypes as text: "bfloat16, float32"."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def plain_name(name: str) -> str:
-    """A weight's name without what torch.compile adds to it."""
+    """Return a weight's name without the prefix that torch.compile adds."""
     return name.replace("_orig_mod.", "")
 
 
@@ -99,7 +99,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path) -> Weights:
-    """The state dict of a Lightning checkpoint, or a plain one."""
+    """Read a state dict, or that of a Lightning checkpoint."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
@@ -110,7 +110,7 @@ def _read_torch(path: Path) -> Weights:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: holds no state dict, but an object of type {type(loaded).__name__}")
-    # Detached: plain tensors, without what a file may have hung on them.
+    # Detached: plain tensors, without attributes or gradients from the file.
     tensors = {
         plain_name(name): torch.Tensor.detach(value)
         for name, value in loaded.items()
