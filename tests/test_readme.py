@@ -1,4 +1,4 @@
-"""What README files say is so: their code runs, their links lead somewhere, their figures are those of the measurements."""
+"""README files hold: their code runs, their links lead somewhere, their figures are those of the measurements."""
 
 import json
 import re
@@ -26,6 +26,11 @@ def blocks(readme: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", readme, flags=re.DOTALL)
 
 
+def anchor(title: str) -> str:
+    """Return the name by which links reach a section."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
 def measured(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
@@ -42,7 +47,7 @@ SNIPPETS = [
 
 @pytest.fixture
 def _in_folder_with_checkpoint(tmp_path, monkeypatch):
-    """A working directory with the checkpoint that README files load: its format is the published one, its preset small."""
+    """A working directory with the checkpoint that README files load, of the published format and a small preset."""
     schedules = {"generate_schedule": (1, 1.0), "refine_schedule": (1, 1.0)}
     small = ipr_fast.models.SRMUNetConfig(1, 18, 2, (32, 32), (False, True), 1, 32, 32, 16, **schedules)
     monkeypatch.setitem(ipr_fast.models.PRESETS, "even_pixels", small)
@@ -116,7 +121,9 @@ def test_the_top_readme_is_short():
 @pytest.mark.parametrize("folder", READMES, ids=lambda folder: folder.name)
 def test_files_and_links_exist(folder):
     readme = text(folder)
-    titles = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", readme, re.M)}
+    titles = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", readme, re.M)
+    }
     for target in re.findall(r"\]\(([^)]+)\)", readme):
         file, _, section = target.partition("#")
         if target.startswith("http"):
@@ -142,9 +149,9 @@ def test_a_folders_readme_names_its_files_and_only_those(folder):
 
 
 def test_the_table_of_folders_is_complete():
-    assert {folder.relative_to(ROOT).as_posix() for folder in READMES[1:]} == set(
-        re.findall(r"^\| .*", text("."), flags=re.M) and re.findall(r"\]\(([\w/]+)/README\.md\) ?[|,]", text("."))
-    )
+    rows = "".join(re.findall(r"^\| .*", text("."), flags=re.MULTILINE))
+    linked = set(re.findall(r"\]\(([\w/]+)/README\.md\)", rows))
+    assert linked == {folder.relative_to(ROOT).as_posix() for folder in READMES[1:]}
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
