@@ -41,7 +41,7 @@ SNIPPETS = [
     pytest.param(block, id=f"{folder.name}-{i}")
     for folder in READMES
     for i, block in enumerate(blocks(text(folder), "python"))
-    if folder.name not in ("bench", "cli", "profiling")  # theirs are files, which other tests run
+    if folder.name not in ("bench", "cli", "profiling", "tasks")  # theirs are files, run by other tests
 ]
 
 
@@ -113,6 +113,16 @@ def test_the_list_of_commands_is_that_of_the_command_line():
 
 # -------------------------------------------------------------------------------------------------------------- shape
 
+TO_BE_WRITTEN = {  # by who adds a command, a kernel, a model
+    "ipr_fast/cli/count.py",
+    "ipr_fast/models/my_model.py",
+    "ipr_fast/models/my_model_config.py",
+    "kernels/NAME.py",
+    "tests/kernels/test_NAME.py",
+    "tests/models/test_my_model.py",
+    "tests/triton/test_NAME.py",
+}
+
 
 def test_the_top_readme_is_short():
     assert len(text(".").splitlines()) <= 200
@@ -132,7 +142,7 @@ def test_files_and_links_exist(folder):
         if section and not file:
             assert section in titles, target
     for path in re.findall(r"`((?:ipr_fast|bench|profiling|tests|kernels)/[\w/.]+\.\w+)`", readme):
-        assert (ROOT / path).exists(), path
+        assert path in TO_BE_WRITTEN or (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

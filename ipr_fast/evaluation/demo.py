@@ -101,7 +101,8 @@ def _write_output(
         violating = torch.stack([report.violating_cells for report in boards]).cpu()
         plots.plot_boards(samples, images, violating, known, shown, chosen)
     else:
-        plots.plot_images(samples, images, good, trajectory.measures()["imbalance"], shown, chosen)
+        measure = next(iter(trajectory.measures().items()))
+        plots.plot_images(samples, images, good, measure, shown, chosen)
     title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
     plots.plot_good(curve, good, f"{task.adjective} {task.noun}s", title=title)
     return written

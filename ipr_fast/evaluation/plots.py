@@ -60,16 +60,17 @@ def plot_images(
     path: str | Path,
     images: Tensor,
     good: Tensor,
-    error: Tensor,
+    measure: tuple[str, Tensor],
     iterations: Sequence[int],
     chosen: Sequence[int],
 ) -> None:
-    """Draw a row for each sample of `chosen`, a column for each of `iterations`, with the error under each image.
+    """Draw a row for each sample of `chosen`, a column for each of `iterations`, with a measure under each image.
 
-    images (R + 1, B, 3, H, W), good (R + 1, B) bool and error (R + 1, B) integers, for iterations 0..R.
+    images (R + 1, B, 1 or 3, H, W), good (R + 1, B) bool; measure: its name and values (R + 1, B); for iterations 0..R.
     """
     pyplot = load_pyplot()
     rows, columns = len(chosen), len(iterations)
+    name, values = measure
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(max(1.2 * columns, 3.6) + 0.3, 1.36 * rows + 0.7), squeeze=False, layout="constrained"
     )
@@ -77,12 +78,13 @@ def plot_images(
         for column, iteration in enumerate(iterations):
             axis, is_good = axes[row][column], bool(good[iteration, sample])
             picture = (images[iteration, sample].clamp(-1, 1) + 1) / 2
-            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
             _frame(axis, GREEN if is_good else INK)
-            axis.set_xlabel(str(int(error[iteration, sample])), fontsize=8, labelpad=2, color=GREEN if is_good else INK)
+            value = f"{values[iteration, sample].item():.4g}"
+            axis.set_xlabel(value, fontsize=8, labelpad=2, color=GREEN if is_good else INK)
             if row == 0:
                 axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
-    legend = "Iterations of refinement\nnumber: pixels too many of one hue, green: none"
+    legend = f"Iterations of refinement\nnumber: {name}, green: good"
     figure.suptitle(legend, fontsize=9, color=INK)
     save_figure(figure, path)
 

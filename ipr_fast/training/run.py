@@ -142,7 +142,7 @@ class Speed:
         now = time.monotonic()
         rate = steps * self._batch / (now - self._last)
         self._last = now
-        return {"samples_per_second": round(rate, 1), "share_of_peak": round(rate * self._flops / self._peak, 3)}
+        return {"samples_per_second": round(rate, 1), "share_of_peak": float(f"{rate * self._flops / self._peak:.3g}")}
 
 
 class _Bar:
