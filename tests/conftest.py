@@ -1,5 +1,7 @@
 """Fixtures: a small model, chains, and a tape that stands in for CUDA graphs."""
 
+import signal
+
 import pytest
 import torch
 from small_models import TINY, randomise
@@ -8,6 +10,10 @@ from tape import Tape
 from ipr_fast import resolve
 from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.models import PatchTransformer, packed
+
+# A shell starts background jobs with Ctrl-C ignored; tests of interrupts need it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On tensors as small as the tests' a second thread gains nothing, and beside another busy process the two spin.
 torch.set_num_threads(1)

@@ -174,7 +174,7 @@ def test_training_mode_and_other_devices_are_refused():
 
 def test_the_example_in_the_readme_of_models_passes(capsys):
     text = (Path(ipr_fast.__file__).parent / "models" / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     exec(compile(example, "models/README.md", "exec"), {})
     assert capsys.readouterr().out.count("ok: ") == len(CHECKS)
 
