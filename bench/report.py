@@ -22,7 +22,7 @@ from reporting.targets import MARKS, targets
 from reporting.words import binary, percent, short, times
 from support.records import Record, Unreadable, read
 
-from ipr_fast.errors import BrokenExtra, MissingExtra
+from ipr_fast.errors import ExtraError
 
 __all__ = ["main", "readme_section", "report", "summary"]
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             replace_section(given.readme, readme_section(measurements))
         if given.plots:
             print("\nPictures:", ", ".join(map(str, draw(measurements, given.plots))) or "nothing to draw")
-    except (Unreadable, MissingExtra, BrokenExtra, OSError) as error:
+    except (Unreadable, ExtraError, OSError) as error:
         parser.error(str(error))
 
 

@@ -1,14 +1,18 @@
-"""Checks of arguments: each raises a ValueError that names the argument, what came and what was expected."""
+"""Checks of arguments, which raise a ValueError that names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from ipr_fast.errors import first_line
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -46,8 +50,10 @@ def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None
         raise ValueError(f"{name} must be a torch.Tensor of images (B, C, H, W), got {type(value).__name__}")
     if value.ndim != 4:
         raise ValueError(f"{name} must have the four dimensions (B, C, H, W), got shape {tuple(value.shape)}")
-    if value.dtype not in IMAGE_DTYPES or value.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor of {_names(IMAGE_DTYPES)}, got {value.layout} {value.dtype}")
+    if value.dtype not in FLOAT_DTYPES or value.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor of {dtype_names(FLOAT_DTYPES)}, got {value.layout} {value.dtype}"
+        )
     if sample_shape is not None and tuple(value.shape[1:]) != tuple(sample_shape):
         expected = ", ".join(map(str, sample_shape))
         raise ValueError(f"{name} must have shape (B, {expected}) to fit the model, got {tuple(value.shape)}")
@@ -67,26 +73,11 @@ def extremes(name: str, value: Tensor) -> tuple[float, float] | None:
     return low, high
 
 
-FAR = 4.0  # widths of a model's range; samples of a poor model may lie outside by one width
-
-
-def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
-    """Describe samples in [low, high] = `found` whose range cannot be that of the model's training data, else None.
-
-    Complains only of what is hardly chance: no number below the middle of the model's `value_range`, or numbers outside
-    it by more than FAR times its width.
-    """
-    trained = getattr(model, "value_range", None)
-    if found is None or trained is None:
-        return None
-    (low, high), (least, most) = found, trained
-    middle, width = (least + most) / 2, most - least
-    if (low >= middle and high > middle) or low < least - FAR * width or high > most + FAR * width:
-        return (
-            f"{name} lies in [{low:.4g}, {high:.4g}], but {name_of(model)} was trained on samples in "
-            f"[{least:g}, {most:g}]: scale {name} to that range"
-        )
-    return None
+def same_settings(path: Path, found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    """Check that the run stored at `path` has the expected settings; it may have more."""
+    other = [f"{name} {found.get(name)} (now {value})" for name, value in expected.items() if found.get(name) != value]
+    if other:
+        raise ValueError(f"{path}: a run of other settings: {', '.join(other)}")
 
 
 def same_device(name: str, value: Tensor, device: torch.device) -> None:
@@ -100,26 +91,10 @@ def usable_device(name: str, value: torch.device | str) -> torch.device:
     try:
         device = torch.empty(0, device=value).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name} {value!r} cannot be used: {reason}") from error
+        raise ValueError(f"{name} {value!r} cannot be used: {first_line(error)}") from error
     if device.type == "meta":
         raise ValueError(f"{name} 'meta' cannot be used: it holds no data")
     return device
-
-
-def model_device(model: object, device: torch.device) -> None:
-    """Check that a model is on the device of the samples."""
-    found = device_of(model)
-    if found is not None and found != device:
-        raise ValueError(f"model must be on {device}, where the samples are, got {found}")
-
-
-def device_of(model: object) -> torch.device | None:
-    """Return the device of a model's parameters; None for a model without any."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    first = next(model.parameters(), None)
-    return None if first is None else first.device
 
 
 # ------------------------------------------------------------------------------------------------------------ words
@@ -135,5 +110,11 @@ def name_of(function: object) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+def described(value: object) -> str:
+    """Return a tensor's shape and dtype, or the type of anything else, for a message."""
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
+    """Return dtypes as text: "bfloat16, float32"."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,23 +1,26 @@
-"""Import of optional dependencies, with errors that say what to install."""
+"""Import of optional dependencies, with errors that say what to install; the first line of an error."""
 
 import importlib
 from types import ModuleType
 
 
-class MissingExtra(ImportError):
+class ExtraError(ImportError):
+    """An optional dependency that is needed cannot be imported."""
+
+
+class MissingExtra(ExtraError):
     """An optional dependency that is needed is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} need {package}: pip install 'ipr-fast[{extra}]' (or pip install {package})")
 
 
-class BrokenExtra(ImportError):
+class BrokenExtra(ExtraError):
     """An optional dependency that is needed is installed, but cannot be imported."""
 
     def __init__(self, package: str, purpose: str, reason: Exception) -> None:
-        first_line = str(reason).strip().partition("\n")[0]
         super().__init__(
-            f"{purpose} need {package}, which is installed but broken ({type(reason).__name__}: {first_line})"
+            f"{purpose} need {package}, which is installed but broken ({type(reason).__name__}: {first_line(reason)})"
         )
 
 
@@ -34,3 +37,8 @@ def import_extra(module: str, package: str, extra: str, purpose: str) -> ModuleT
         if isinstance(error, ModuleNotFoundError) and error.name == root:
             raise MissingExtra(package, extra, purpose) from error
         raise BrokenExtra(package, purpose, error) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

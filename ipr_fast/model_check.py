@@ -30,8 +30,8 @@ def check_model(model: Denoiser, device: torch.device | str | None = None) -> st
     called, is in training mode or returns other shapes. Other errors in the model are raised as they are.
     """
     grid = contract.denoiser(model)
-    device = checks.usable_device("device", device or checks.device_of(model) or "cpu")
-    checks.model_device(model, device)
+    device = checks.usable_device("device", device or contract.device_of(model) or "cpu")
+    contract.model_device(model, device)
     passed, failures = [], []
     with torch.inference_mode(), float32_products(device, tf32=False):
         generator, slots = torch.Generator().manual_seed(0), max(1, grid.num_patches // 4)

@@ -81,9 +81,9 @@ def refine_batch(
     x = checks.images("x", x).detach()
     model = resolve.model_for(x) if model is None else model
     grid = contract.denoiser(model)
-    checks.model_device(model, x.device)
+    contract.model_device(model, x.device)
     checks.images("x", x, grid.sample_shape)
-    _warn(checks.range_complaint("x", checks.extremes("x", x), model))
+    _check_range("x", x, model)
     iters = checks.integer("iters", iters, 0)
     first_iteration = checks.integer("first_iteration", first_iteration, 1)
     if schedule is None:
@@ -143,7 +143,7 @@ def generate_batch(
         model = resolve.bundled(resolve.DEFAULT_MODEL, device)
     grid = contract.denoiser(model)
     device = resolve.device_for(device, model)
-    checks.model_device(model, device)
+    contract.model_device(model, device)
     if schedule is None:
         schedule = getattr(model, "generate_schedule", DEFAULT_GENERATE_SCHEDULE)
     sampling = resolve.sampling(schedule, stochasticity, temperature, seed)
@@ -155,7 +155,7 @@ def generate_batch(
     patches = grid.to_patches(values)
     if known_values is not None and batch_size:
         in_use = patches.masked_fill(free[..., None], patches.new_zeros(()))
-        _warn(checks.range_complaint("known_values", checks.extremes("known_values", in_use), model))
+        _check_range("known_values", in_use, model)
     backend, max_chains = resolve.backend_on(device, backend), resolve.chains_at_a_time(max_chains)
     call = resolve.Call(model, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
     if not batch_size:
@@ -227,7 +227,7 @@ def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
     if frozen is None:
         return None
     if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
-        came = f"{tuple(frozen.shape)} of {frozen.dtype}" if isinstance(frozen, Tensor) else type(frozen).__name__
+        came = checks.described(frozen)
         raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
     return frozen
 
@@ -242,10 +242,11 @@ def _with_warnings(model: Denoiser, x: Tensor, mix_range: Tensor | None) -> Tens
 
 def _not_finite(x: Tensor) -> str | None:
     bad = checks.count_not_finite(x) if len(x) else 0
-    return f"{bad} of {len(x)} samples are not finite: the model's predictions were not" if bad else None
+    return f"{bad} of {len(x)} samples have NaN or inf, from the model's predictions" if bad else None
 
 
-def _warn(complaint: str | None) -> None:
-    """Warn the caller of the public function, if there is a complaint."""
+def _check_range(name: str, x: Tensor, model: Denoiser) -> None:
+    """Check that x is finite; warn the caller of the public function if its range is not the model's."""
+    complaint = contract.range_complaint(name, checks.extremes(name, x), model)
     if complaint is not None:
-        warnings.warn(complaint, RuntimeWarning, 3)
+        warnings.warn(complaint, contract.RangeWarning, 3)

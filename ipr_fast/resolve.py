@@ -1,4 +1,4 @@
-"""Arguments that `refine_batch` and `generate_batch` share: checked, with defaults filled in; and their engine."""
+"""Checks the arguments that `refine_batch` and `generate_batch` share and builds their engine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import Request, runner_for
 from ipr_fast.engine.graphs import CudaCapture
 from ipr_fast.engine.lanes import Settings
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
 from ipr_fast.sampling import arguments
@@ -67,7 +68,7 @@ def device_for(device: torch.device | str | None, model: Denoiser) -> torch.devi
     """Return the device of a generation: the given one, else the model's."""
     if device is not None:
         return checks.usable_device("device", device)
-    return checks.device_of(model) or torch.device("cpu")
+    return contract.device_of(model) or torch.device("cpu")
 
 
 def sampling(
@@ -111,5 +112,5 @@ def check_memory(name: str, count: int, numel: int, device: torch.device) -> Non
     if needed > available:
         raise ValueError(
             f"{name}: {count} samples take at least {memory.binary(needed)} on {device}, which has "
-            f"{memory.binary(available)} left; make fewer at a time, with chain_ids= that go on counting"
+            f"{memory.binary(available)} left; generate fewer per call, with consecutive chain_ids="
         )

@@ -84,7 +84,7 @@ def measure_tick(model: Denoiser, batch: int, device: torch.device, arms: dict[s
 
 @torch.inference_mode()
 def why_not(without_data: Denoiser, batch: int, floor: float, device: torch.device) -> str | None:
-    """Return why a tick is not timed, or ""."""
+    """Return why a tick is not timed, or None."""
     if floor > LONGEST:
         return "too long"
     with PeakBytes() as memory:

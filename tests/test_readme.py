@@ -209,7 +209,7 @@ def test_the_words_on_diversity_are_the_committed_ones():
 
 
 def test_the_table_of_initialisations_is_the_committed_one():
-    assert report(measured("rules.json")) in text("ipr_fast/training")
+    assert report(measured("initialisation.json")) in text("ipr_fast/training")
 
 
 def test_the_results_of_bench_are_made_of_the_committed_measurements():

@@ -202,9 +202,9 @@ def test_a_model_that_gives_nan_is_told(model, finished):
         def __call__(self, patches, levels, active=None):
             return ipr_fast.Prediction(torch.full((*levels.shape, 16), torch.nan))
 
-    with pytest.warns(RuntimeWarning, match="12 of 12 samples are not finite"):
+    with pytest.warns(RuntimeWarning, match="12 of 12 samples have NaN or inf"):
         refine(Broken(), finished, iters=1)
-    with pytest.warns(RuntimeWarning, match="2 of 2 samples are not finite"):
+    with pytest.warns(RuntimeWarning, match="2 of 2 samples have NaN or inf"):
         ipr_fast.generate_batch(2, model=Broken())
 
 

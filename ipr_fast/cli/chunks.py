@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ipr_fast import checks
 from ipr_fast.cli.common import SamplingArguments
 from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.policies import MaskPolicy
@@ -101,10 +102,7 @@ class RunFolder:
             found = dict(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path}: holds no readable {SETTINGS}; remove the folder ({error})") from error
-        other = [name for name in self.settings if found.get(name) != self.settings[name]]
-        if other:
-            described = ", ".join(f"{name} {found.get(name)} (now {self.settings[name]})" for name in other)
-            raise ValueError(f"{self.path}: a run of other settings: {described}")
+        checks.same_settings(self.path, found, self.settings)
 
     def describe(self) -> str:
         """Describe the saved chunks in words."""
@@ -169,9 +167,9 @@ def refine_in_chunks(
     CPU; patches that were never selected keep their bits.
     """
     work, before, known = folder.work, x.float(), arguments["known"]
-    complaint = checks.range_complaint("the input", checks.extremes("the input", before), arguments["model"])
+    complaint = contract.range_complaint("the input", checks.extremes("the input", before), arguments["model"])
     if complaint is not None:  # once, for all chunks
-        warnings.warn(complaint, RuntimeWarning, 2)
+        warnings.warn(complaint, contract.RangeWarning, 2)
     if known is not None and known.shape[:1] != x.shape[:1]:
         raise ValueError(f"known must have shape ({len(x)}, ...), got {tuple(known.shape)}")
     chunks: list[RefineArguments] = [
@@ -180,7 +178,7 @@ def refine_in_chunks(
     ]
     after = torch.empty_like(before)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "x lies in", RuntimeWarning)
+        warnings.simplefilter("ignore", contract.RangeWarning)
         for rows, chunk in zip(work.rows, chunks, strict=True):  # bad arguments fail before any chunk is run
             refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
         hidden = not arguments["progress"] or len(chunks) == 1

@@ -30,7 +30,7 @@ SCHEDULES = "Schedules"  # a panel of `--help`
 
 @dataclasses.dataclass(frozen=True)
 class SizeOptions:
-    """What the shapes of an SRM UNet's weights do not tell."""
+    """Sizes that cannot be inferred from the weights."""
 
     image_size: Annotated[int | None, option(MODEL, "Side of a sample in pixels.", min=1)] = None
     patch_size: Annotated[int | None, option(MODEL, "Side of a patch in pixels.", min=1)] = None
@@ -61,7 +61,7 @@ def run(
         raise ValueError(f"{out}: must end in .safetensors")
     given = {name: value for name, value in dataclasses.asdict(sizes).items() if value is not None}
     if preset is not None and given:
-        raise ValueError(f"--preset says already what {', '.join(given)} is")
+        raise ValueError(f"--preset already sets {', '.join(given)}")
     model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))
     generate = schedule_of("--generate-schedule", generate_schedule)
     refine = schedule_of("--refine-schedule", refine_schedule)

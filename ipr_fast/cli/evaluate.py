@@ -1,4 +1,4 @@
-"""`ipr-fast evaluate`: measure what refinement does to a model's samples, or print an earlier measurement."""
+"""`ipr-fast evaluate`: measure sample quality before and after refinement, or print an earlier measurement."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from ipr_fast import files
 from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
+from ipr_fast.cli.factory import is_factory
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
@@ -109,7 +110,7 @@ def run(
     model: Annotated[str | None, model_option(show_default=DEFAULT_MODEL)] = None,
     run_options: RunOptions,
 ) -> None:
-    """Measure what refinement does to a model's samples, beside one pass and controls.
+    """Measure sample quality before and after refinement, beside controls.
 
     Example: ipr-fast evaluate --count 64 --out quality.json
     """
@@ -143,9 +144,10 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
     seed, progress = run_options.seed, run_options.progress
     if experiment == "initialisation":
         boards, every = given.get("count", TRAINING_BOARDS), given.get("every", PROBE_EVERY)
-        return compare_initialisations(boards, every, device=device, say=print if progress else lambda line: None)
+        say = print if progress else lambda line: None
+        return compare_initialisations(boards, every, seed=seed, device=device, say=say)
     name = given.pop("model", DEFAULT_MODEL)
-    denoiser = load(name, "float32", device)
+    denoiser = load(name, None if is_factory(name) else "float32", device)
     task = task_of(denoiser.grid)
     if experiment == "arms":
         return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)

@@ -1,8 +1,7 @@
-"""`ipr-fast info`: versions, devices and bundled models; or what one model's file says of it."""
+"""`ipr-fast info`: print versions, devices and bundled models, or describe a model file."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 import ipr_fast
 from ipr_fast.cli.common import MODEL_SOURCE, model_from, printable
+from ipr_fast.evaluation.environment import version
 from ipr_fast.models.files.checkpoints import model_info
 from ipr_fast.models.files.sources import bundled_models
 
@@ -22,7 +22,7 @@ def run(
         typer.Argument(help=f"{MODEL_SOURCE}, or a .ckpt or .pt of an SRM UNet.", metavar="MODEL", show_default=False),
     ] = None,
 ) -> None:
-    """Print versions, devices and the bundled models; or what a model's file says of itself.
+    """Print versions, devices and the bundled models, or describe a model file.
 
     Example: ipr-fast info digit-sudoku-4x4
     """
@@ -35,7 +35,7 @@ def run(
     print(f"ipr-fast     {ipr_fast.__version__}")
     print(f"python       {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "triton", "numpy", "nvtx", "safetensors", "scikit-learn", "matplotlib", "pillow"):
-        print(f"{package:12} {_version(package)}")
+        print(f"{package:12} {version(package) or 'not installed'}")
     print(f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} threads for torch")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -51,15 +51,8 @@ def run(
 def _model_lines(source: str) -> list[tuple[str, object]]:
     info = model_info(source)
     metadata = info.pop("metadata")
-    info["sample_shape"] = info["sample_shape"] or "not told by the file"
+    info["sample_shape"] = info["sample_shape"] or "not in the file"
     return [
         *info.items(),
         *((key, value) for key, value in sorted(metadata.items()) if key not in ("format", "architecture")),
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -17,7 +17,7 @@ import ipr_fast
 from ipr_fast.cli import convert, demo, evaluate, generate, info, refine, train
 from ipr_fast.cli.common import flatten, printable
 from ipr_fast.engine.capture_check import CaptureError
-from ipr_fast.errors import BrokenExtra, MissingExtra
+from ipr_fast.errors import ExtraError
 
 # Commands in the groups of the main help. A command's name is that of its module.
 COMMANDS: dict[str, tuple[ModuleType, ...]] = {
@@ -33,8 +33,7 @@ EXPECTED = (
     OSError,
     MemoryError,
     torch.OutOfMemoryError,
-    MissingExtra,
-    BrokenExtra,
+    ExtraError,
     CaptureError,
     Warning,  # that PYTHONWARNINGS makes an error
 )

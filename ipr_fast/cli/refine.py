@@ -79,9 +79,7 @@ def run(
     device, samples = run_options.checked_device(), files.read_samples(input)
     images = samples.images
     if out.exists() and out.samefile(input):
-        raise ValueError(
-            "--out: is the input itself, and a run that ends while it writes could not be resumed; choose another"
-        )
+        raise ValueError("--out must differ from the input: an interrupted run could not resume")
     files.check_writable(out, tuple(images.shape), samples.names)
     with model_from("--model"):
         source = bundled_model_for(tuple(images.shape[1:])) if model is None else model

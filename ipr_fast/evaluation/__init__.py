@@ -1,1 +1,1 @@
-"""What refinement does to a model's samples: counted, with intervals, and pictured."""
+"""Measures sample quality before and after refinement."""

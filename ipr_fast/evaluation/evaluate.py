@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipr_fast.checks import device_of
 from ipr_fast.evaluation import intervals
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
@@ -54,7 +54,7 @@ def follow(
 
     `watch` gets the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
     """
-    device = device_of(model) or torch.device("cpu")
+    device = contract.device_of(model) or torch.device("cpu")
     known, known_values = (None if each is None else each.to(device) for each in (known, known_values))
     reports: list[Report] = []
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.checks import device_of
 from ipr_fast.evaluation import environment, intervals
 from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, random_patches
@@ -45,7 +45,7 @@ class ExperimentSettings:
 
 
 class Cost(NamedTuple):
-    """Mean cost of a sample: denoiser calls, and patches that these calls compute."""
+    """Mean cost of a sample: calls, the NFE; evaluations, the patches computed in those calls."""
 
     calls: float
     evaluations: float
@@ -66,7 +66,7 @@ class Experiment:
             raise ValueError(
                 f"clues must leave a cell to generate, got {settings.clues[0]} clues for {self.num_patches} cells"
             )
-        device = device_of(model) or torch.device("cpu")
+        device = contract.device_of(model) or torch.device("cpu")
         self.known: Tensor | None = None
         self.known_values: Tensor | None = None
         clues = draw_clues(task, settings.count, settings.clues, settings.seed)
@@ -152,7 +152,7 @@ class Experiment:
         return rows, [int(report.good.sum()) for report in reports]
 
     def controls(self, calls: int) -> list[dict]:
-        """Spend about `calls` denoiser calls on one longer pass, and on renoising everything."""
+        """Spend about `calls` NFE on one longer pass, and on renoising everything."""
         once, own = self.one_pass_cost().calls, self.generate_schedule
         longer = Schedule(round(own.steps_per_patch * calls / once), own.overlap)
         times = max(1, round((calls - once) / once))

@@ -23,7 +23,9 @@ from ipr_fast.training.configs import config_of
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
 SIZES: dict[str, Any] = {"width": 96, "depth": 5, "num_heads": 6}
-SETTINGS = TrainSettings(steps=10**6, batch_size=64, learning_rate=2e-3, ema_decay=0.998)  # so the rate stays constant
+SETTINGS = TrainSettings(
+    steps=10**6, batch_size=64, learning_rate=2e-3, ema_decay=0.998
+)  # never reached, so the learning rate stays constant
 MISSING = (1, 20)  # cells
 TEST_BOARDS = 200
 
@@ -63,15 +65,16 @@ def compare_initialisations(
     boards: int,
     every: int,
     *,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Train both arms on `boards` boards, probe them after every `every` boards; return the shares, ready for JSON."""
     arms: dict[str, list] = {}
-    for name, kind in (("looking along lines", DigitSudoku), ("at random", RandomStart)):
+    for name, kind in (("line-biased heads", DigitSudoku), ("random heads", RandomStart)):
         task = kind(9)
         config = replace(config_of(task), **SIZES)
-        trainer, probe = Trainer(task, SETTINGS, device, config=config), FillIn(task, device)
+        trainer, probe = Trainer(task, replace(SETTINGS, seed=seed), device, config=config), FillIn(task, device)
         arms[name] = rows = []
         while (seen := trainer.step * SETTINGS.batch_size) < boards:
             trainer.train_step()
@@ -81,6 +84,7 @@ def compare_initialisations(
                 rows.append([seen_now, *shares])
                 say(f"{name}: {seen_now:,} boards seen, {', '.join(f'{share:.1%}' for share in shares)} filled right")
     return {
+        "seed": seed,
         "sizes": SIZES,
         "missing": MISSING,
         "test_boards": TEST_BOARDS,

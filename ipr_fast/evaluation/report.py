@@ -17,7 +17,7 @@ def experiment_table(results: dict) -> str:
     """Format the arms of `experiments.run_experiment`."""
     noun, good = results["noun"], results["adjective"]
     means = list(results["arms"][0]["means"])
-    titles = ["arm", "denoiser calls", "patches through the network", f"{good} {noun}s", "gain over one pass"]
+    titles = ["arm", "NFE", "patch evaluations", f"{good} {noun}s", "gain over one pass"]
     titles += ["fixed / broken", *(name.replace("_std", " deviation") for name in means)]
     lines = [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
     for row in results["arms"]:
@@ -68,7 +68,7 @@ def initialisation_table(results: dict) -> str:
     lines += [
         "",
         f"Cells filled right, of {results['test_boards']} boards; width {sizes['width']}, {sizes['depth']} layers, "
-        f"{sizes['num_heads']} heads; one run each, seed 0. {measured_at(results['environment'])}",
+        f"{sizes['num_heads']} heads; one run each, seed {results['seed']}. {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from ipr_fast import checks
@@ -27,17 +28,16 @@ def denoiser(model: object) -> PatchGrid:
 
 def tabulates(model: Denoiser) -> TypeGuard[TableDenoiser]:
     """Return whether a model has `tabulate` and its calls take a `table`."""
-    return _takes(model, "table") and _has(model, "tabulate", "levels, out=None", (None,), {"out": None})
+    return _makes(model, "table", "tabulate", "levels, out=None", (None,), {"out": None})
 
 
 def prepares(model: Denoiser) -> TypeGuard[ContextDenoiser]:
     """Return whether a model has `prepare` and its calls take a `context`."""
-    if not _takes(model, "context"):
-        return False
     if tabulates(model):
-        options = {"out": None, "table": None}
-        return _has(model, "prepare", "patches, active, out=None, *, table=None", (None, None), options)
-    return _has(model, "prepare", "patches, active, out=None", (None, None), {"out": None})
+        wanted, options = "patches, active, out=None, *, table=None", {"out": None, "table": None}
+    else:
+        wanted, options = "patches, active, out=None", {"out": None}
+    return _makes(model, "context", "prepare", wanted, (None, None), options)
 
 
 def prediction(value: object, shape: tuple[int, int, int]) -> None:
@@ -49,7 +49,7 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
         if field is None and name != "velocity":
             continue
         if not isinstance(field, Tensor) or tuple(field.shape) != expected[name] or not field.is_floating_point():
-            came = f"{tuple(field.shape)} of {field.dtype}" if isinstance(field, Tensor) else type(field).__name__
+            came = checks.described(field)
             raise ValueError(f"model must return a floating-point {name} of shape {expected[name]}, got {came}")
 
 
@@ -60,17 +60,22 @@ def _takes(model: Denoiser, name: str) -> bool:
     return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _has(model: Denoiser, name: str, wanted: str, arguments: tuple[None, ...], options: dict[str, None]) -> bool:
-    """Return whether a model has a method `name`. Raises ValueError if it cannot be called with these arguments."""
+def _makes(
+    model: Denoiser, made: str, name: str, wanted: str, arguments: tuple[None, ...], options: dict[str, None]
+) -> bool:
+    """Return whether a model's call takes an argument `made` and its method `name` makes it.
+
+    Raises ValueError if the method cannot be called with these arguments.
+    """
     method = getattr(model, name, None)
-    if not callable(method):
+    if not _takes(model, made) or not callable(method):
         return False
     try:
         inspect.signature(method).bind(*arguments, **options)
     except TypeError as error:
         raise ValueError(
-            f"model: {checks.name_of(model)}.{name} must be {name}({wanted}), since the model's call takes what it "
-            f"would return; got {name}{inspect.signature(method)}. A method for another purpose needs another name"
+            f"model: {checks.name_of(model)}.{name} must be {name}({wanted}), since forward() takes `{made}`; "
+            f"got {name}{inspect.signature(method)}. Rename it if it serves another purpose"
         ) from error
     except ValueError:  # a built-in without a signature
         pass
@@ -84,7 +89,50 @@ def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]
         return None
 
 
-# ------------------------------------------------------------------------------------------------- the variance mix
+# ----------------------------------------------------------------------------------------------------------- device
+
+
+def model_device(model: object, device: torch.device) -> None:
+    """Check that a model is on the device of the samples."""
+    found = device_of(model)
+    if found is not None and found != device:
+        raise ValueError(f"model must be on {device}, where the samples are, got {found}")
+
+
+def device_of(model: object) -> torch.device | None:
+    """Return the device of a model's parameters; None for a model without any."""
+    if not isinstance(model, nn.Module):
+        return None
+    first = next(model.parameters(), None)
+    return None if first is None else first.device
+
+
+# ----------------------------------------------------------------------------------------------------- value ranges
+
+
+class RangeWarning(RuntimeWarning):
+    """Samples lie in another range than the model's training data."""
+
+
+FAR = 4.0  # widths of a model's range; samples of a poor model may lie outside by one width
+
+
+def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
+    """Return a warning if the samples' range [low, high] = `found` clearly differs from `model.value_range`, else None.
+
+    Clearly: no number lies below the middle of `value_range`, or some lie outside it by more than FAR times its width.
+    """
+    trained = getattr(model, "value_range", None)
+    if found is None or trained is None:
+        return None
+    (low, high), (least, most) = found, trained
+    middle, width = (least + most) / 2, most - least
+    if (low >= middle and high > middle) or low < least - FAR * width or high > most + FAR * width:
+        return (
+            f"{name} lies in [{low:.4g}, {high:.4g}], but {checks.name_of(model)} was trained on samples in "
+            f"[{least:g}, {most:g}]: scale {name} to that range"
+        )
+    return None
 
 
 def mix_complaint(model: Denoiser, found: Tensor | None) -> str | None:

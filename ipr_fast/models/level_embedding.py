@@ -33,7 +33,7 @@ class LevelEmbedding(nn.Module):
 class PublishedLevelEmbedding(LevelEmbedding):
     """The embedding of the published SRM UNet, with the SiLU that every layer applies to it.
 
-    Its angles are of `max(1000 t - 1, 0)`: a level as one of the 1000 steps, counted from 0, of older diffusion models.
+    Its angles are of `max(1000 t - 1, 0)`, the level as a DDPM timestep 0..999.
     """
 
     def forward(self, levels: Tensor) -> Tensor:

@@ -26,19 +26,19 @@ from ipr_fast.sampling.schedule import Schedule
 
 
 class ContextCache(NamedTuple):
-    """Each layer's keys beside its values, (depth, B * N + 1, 2 width); padding slots write to the last row."""
+    """Each layer's keys concatenated with values (depth, B * N + 1, 2 width); padding slots write to the last row."""
 
     keys_values: Tensor
     num_patches: int
 
     def first(self, chains: int) -> ContextCache:
-        """Return the context of the first chains; its last row is the next chain's first, whose context is lost."""
+        """Return the first chains' context; its padding row overlaps the next chain's first row and destroys it."""
         rows = chains * self.num_patches + 1
         return ContextCache(self.keys_values[:, :rows], self.num_patches)
 
 
 class LevelTable(NamedTuple):
-    """The modulation of active tokens at each level, and what depends on weights alone.
+    """Precomputed modulation per level, active-token embedding, packed weights.
 
     levels (R,), ascending; layers (depth, R, 6 width) and out (R, 2 width), see Modulation.
     active_embedding (N, width): position and role of an active token. packed: weights in a CPU's layout.

@@ -60,7 +60,7 @@ class Modulation(NamedTuple):
 class Layer(nn.Module):
     """Attention and an MLP, each with modulated norm and gate; in three parts, so that keys and values can be cached.
 
-    Shapes: tokens h (B, n, width); keys beside values (B, m, 2 width).
+    Shapes: tokens h (B, n, width); keys concatenated with values (B, m, 2 width).
     """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
@@ -75,7 +75,7 @@ class Layer(nn.Module):
     def project(
         self, h: Tensor, modulation: LayerModulation, packed: PackedWeights | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return queries (B, n, width), and keys beside values (B, n, 2 width)."""
+        """Return queries (B, n, width), and keys concatenated with values (B, n, 2 width)."""
         width = h.shape[-1]
         qkv = linear(self.qkv, norm(h, modulation.scale, modulation.shift, modulation.row), packed)
         return qkv[..., :width], qkv[..., width:]

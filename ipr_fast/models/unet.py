@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """For each resolution, coarsest first, ResBlocks of the map beside a skip, then upsampling; then the output layers.
+    """Per resolution, coarsest first: ResBlocks of the map concatenated with a skip, upsampling; then output layers.
 
     skip_dims: channels of the encoder's stages.
     """

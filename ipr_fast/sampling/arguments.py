@@ -36,8 +36,7 @@ def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
     if value is None:
         return torch.arange(batch, device=device)
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or tuple(value.shape) != (batch,):
-        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {got}")
+        raise ValueError(f"chain_ids must be an int64 tensor of shape ({batch},), got {checks.described(value)}")
     checks.same_device("chain_ids", value, device)
     if batch and not 0 <= int(value.min()) <= int(value.max()) <= philox.MAX_CHAIN_ID:
         raise ValueError(f"chain_ids must lie in 0..{philox.MAX_CHAIN_ID}, got {int(value.min())}..{int(value.max())}")

@@ -80,7 +80,7 @@ class FunctionSelector:
         return not bool(self.free.any())
 
     def verify(self) -> None:
-        """Do nothing: each mask is counted when it comes."""
+        """Nothing to verify: masks are checked on arrival."""
 
 
 class PolicySelector:
@@ -113,7 +113,7 @@ class PolicySelector:
         self.free = self.free & ~chains.to(self.free.device)[:, None]
         sizes = self._sizes()
         counts, free = torch.stack([sizes, self.free.sum(1)]).cpu()  # the only host synchronisation
-        if not torch.equal(counts, self.counts):  # else keep the tensor: the engine has a plan for it
+        if not torch.equal(counts, self.counts):  # keep the same object: Engine caches its plan by identity
             self.sizes, self.counts = sizes, counts
         return not bool(free.any())
 
@@ -122,8 +122,8 @@ class PolicySelector:
         if self._excess is not None and int(self._excess) > 0:
             raise ValueError(
                 f"{self.name}: its `choose` returned up to {int(self._excess)} patches more for a chain than its "
-                "`sizes` said. A chain gets the steps for so many, and the others would stay noise: let `sizes` give "
-                "the most that `choose` can return"
+                "`sizes` said. Chains are scheduled for `sizes` patches, so extra ones would stay noise: `sizes` must "
+                "be an upper bound of `choose`"
             )
 
     @property
@@ -135,7 +135,7 @@ class PolicySelector:
         choose = partial(self.policy.choose, seed=self.seed, iteration=on_device, chain_ids=self.chain_ids)
         if self._is_trusted:
             return choose(self.free)
-        with user_code.unwritten(self.name, free=self.free, iteration=on_device, chain_ids=self.chain_ids):
+        with user_code.read_only(self.name, free=self.free, iteration=on_device, chain_ids=self.chain_ids):
             mask = user_code.call(self.name, iteration, choose, self.free)
         mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
         excess = (mask.sum(1) - self.sizes).amax()
@@ -147,7 +147,7 @@ class PolicySelector:
 
     def _bind(self) -> MaskPolicy:
         """Call the policy's `bind`."""
-        with user_code.before_work(f"{self.name}: bind"):
+        with user_code.errors_as_value_error(f"{self.name}: bind"):
             bound: object = self.policy.bind(self.grid, len(self.free), self.free.device)
         if not isinstance(bound, MaskPolicy):
             raise ValueError(f"{self.name}: bind must return a MaskPolicy, got {type(bound).__name__}")
@@ -156,10 +156,10 @@ class PolicySelector:
     def _sizes(self) -> Tensor:
         """Call the policy's `sizes`, check them (B,), and limit them to 0..N."""
         batch = len(self.free)
-        guard = nullcontext() if self._is_trusted else user_code.unwritten(self.name, free=self.free)
-        with guard, user_code.before_work(f"{self.name}: sizes"):
+        guard = nullcontext() if self._is_trusted else user_code.read_only(self.name, free=self.free)
+        with guard, user_code.errors_as_value_error(f"{self.name}: sizes"):
             sizes: object = self.policy.sizes(self.free)
         if not isinstance(sizes, Tensor) or tuple(sizes.shape) != (batch,) or sizes.dtype != torch.int64:
-            got = f"{tuple(sizes.shape)} of {sizes.dtype}" if isinstance(sizes, Tensor) else type(sizes).__name__
+            got = checks.described(sizes)
             raise ValueError(f"{self.name}: sizes must be an int64 tensor of shape ({batch},), got {got}")
         return sizes.clamp(0, self.grid.num_patches)

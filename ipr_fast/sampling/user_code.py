@@ -1,4 +1,4 @@
-"""Guards around user code (models, mask policies, functions): errors that name it, and what it must not do."""
+"""Runs user code: names it in errors, detects writes to inputs and training mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def call(name: str, iteration: int, function: Callable[..., object], *args: obje
 
 
 @contextmanager
-def before_work(name: str) -> Iterator[None]:
+def errors_as_value_error(name: str) -> Iterator[None]:
     """Turn any exception of user code into a ValueError with its name, as for other bad input."""
     try:
         yield
@@ -35,7 +35,7 @@ def before_work(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def unwritten(name: str, **inputs: Tensor) -> Iterator[None]:
+def read_only(name: str, **inputs: Tensor) -> Iterator[None]:
     """Raise ValueError if the code in this block writes into one of these tensors.
 
     Tensors count the writes to themselves and their views, so this costs nothing on the device. Inference tensors do
@@ -63,7 +63,7 @@ def model_call(model: object, **inputs: Tensor) -> Iterator[None]:
     """
     name = f"model: {checks.name_of(model)}"
     try:
-        with unwritten(name, **inputs):
+        with read_only(name, **inputs):
             yield
     except RuntimeError as error:
         if not any(message in str(error) for message in GRADIENT_ERRORS):

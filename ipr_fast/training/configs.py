@@ -14,7 +14,7 @@ from ipr_fast.tasks.base import Task
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import box_side
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.training.initialise import look_along_lines
+from ipr_fast.training.initialise import bias_heads_to_lines
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
 EVEN_PIXELS_SCHEDULE = (30, 0.9)  # Kang et al. 2026
@@ -41,7 +41,7 @@ def initialise(task: Task, model: PatchTransformer) -> None:
     if own is not None:
         own(model)
     elif isinstance(task, DigitSudoku) and task.side != 4:
-        look_along_lines(model)
+        bias_heads_to_lines(model)
 
 
 def _of_boards(task: DigitSudoku) -> PatchTransformerConfig:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import torch
 
 from ipr_fast.models.patch_transformer import PatchTransformer
-from ipr_fast.models.transformer_layers import Layer
 
 
 @torch.no_grad()
-def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
-    """Bias the heads of each layer toward rows, columns and boxes in turn; `strength` scales queries and keys.
+def bias_heads_to_lines(model: PatchTransformer) -> None:
+    """Bias the heads of each layer toward rows, columns and boxes in turn.
 
     The embeddings of all rows, columns and boxes become orthogonal, with their usual norm, and a head's first channels
-    read the row (column, box) of a token. So a query and a key have a product only within one row. At strength 1, nine
-    tenths of a head's attention lie on the nine cells of the row.
+    read the row (column, box) of a token. So a query and a key have a product only within one row: nine tenths of a
+    head's attention lie on the nine cells of the row.
 
     Draws from torch's global generator. Raises ValueError for a model without boxes, or too narrow.
     """
@@ -39,9 +38,8 @@ def look_along_lines(model: PatchTransformer, strength: float = 1.0) -> None:
     for table, direction in zip(tables, directions, strict=True):
         table.copy_(0.5 * width**0.5 * direction)
     for layer in model.layers:
-        assert isinstance(layer, Layer)
         queries, keys, _ = layer.qkv.weight.view(3, heads, size, width)
         for head in range(heads):
             direction = directions[head % 3]
-            queries[head, : len(direction)] = strength * direction
-            keys[head, : len(direction)] = strength * direction
+            queries[head, : len(direction)] = direction
+            keys[head, : len(direction)] = direction

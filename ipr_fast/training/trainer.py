@@ -2,8 +2,8 @@
 
 Data, noise, network, optimiser and moving average are on one device. The first step checks the samples' values; later
 steps never read data on the host. All randomness of step k comes from a generator seeded by (seed, k). So a run with a
-fixed number of steps, killed and resumed on a CPU, ends with the weights of an uninterrupted one; not so a run with a
-time limit.
+fixed number of steps, killed and resumed on a CPU, ends with the weights of an uninterrupted one. This does not hold
+for runs with a time limit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.errors import first_line
 from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
@@ -148,7 +149,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
-        with interrupts_held():  # an interrupted trainer must be fit to be saved
+        with interrupts_held():  # keep optimiser, step and EMA consistent for the checkpoint
             self.optimizer.step()
             self.step += 1
             self._update_ema()
@@ -201,8 +202,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [repr(error)])[0]
-            raise ValueError(f"{path}: its state does not fit the model ({reason})") from error
+            raise ValueError(f"{path}: its state does not fit the model ({first_line(error)})") from error
         if not self._is_finite():
             raise ValueError(f"{path}: its weights are not finite")
         self.step, self.seconds = state["step"], state["seconds"]
@@ -210,10 +210,7 @@ class Trainer:
     def _check_same_run(self, path: Path, state: dict) -> None:
         found = {"task": state.get("task"), **state["config"], **state["settings"]}
         mine = {"task": self.task.name, **json.loads(json.dumps(self.model.config.to_dict())), **asdict(self.settings)}
-        other = [name for name in mine if name not in MAY_CHANGE and found.get(name) != mine[name]]
-        if other:
-            described = ", ".join(f"{name} {found.get(name)} (now {mine[name]})" for name in other)
-            raise ValueError(f"{path}: a run of other settings: {described}")
+        checks.same_settings(path, found, {name: value for name, value in mine.items() if name not in MAY_CHANGE})
 
     def _check_end(self, path: Path, state: dict) -> None:
         end, before = (

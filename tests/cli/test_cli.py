@@ -256,7 +256,10 @@ FAILURES = [
         ["refine", "gray.npy", "--out", "b.npy", "--first-chain", str(2**32)],
         "--first-chain must be an int in 0..42949",
     ),
-    (["refine", "gray.npy", "--out", "./gray.npy"], "--out: is the input itself"),
+    (
+        ["refine", "gray.npy", "--out", "./gray.npy"],
+        "--out must differ from the input",
+    ),
     (["refine", "sparse.pt", "--out", "b.npy"], "sparse.pt: must hold a dense tensor with data, got torch.sparse_coo"),
     (["generate", "--out", "b.npy", "--count", str(2**33)], "the number of samples must be an int in 0..4294967296"),
     (["convert", "absent.ckpt", "b.safetensors"], "error: source must be a bundled model"),
@@ -543,11 +546,11 @@ def test_a_converted_checkpoint_is_a_model_like_any_other(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "the weights do not tell image_size, patch_size, num_head_channels"),
+        ([], "cannot infer image_size, patch_size, num_head_channels"),
         (["--preset", "mnist_sudoku"], "has shape (32,), expected (512,)"),
         (
             ["--preset", "mnist_sudoku", *SIZES],
-            "--preset says already what image_size, patch_size, num_head_channels is",
+            "--preset already sets image_size, patch_size, num_head_channels",
         ),
         ([*SIZES, "--refine-schedule", "3", "2"], "--refine-schedule: overlap must be a finite number in [0, 1]"),
     ],
@@ -569,7 +572,7 @@ def test_info_of_a_checkpoint_says_what_its_shapes_tell(tmp_path, capsys):
     make_checkpoint(tmp_path / "x.ckpt")
     assert main(["info", str(tmp_path / "x.ckpt")]) == 0
     out = capsys.readouterr().out
-    assert "sample_shape  not told by the file" in out
+    assert "sample_shape  not in the file" in out
     assert "hid_dims      (32, 32)" in out
 
 

@@ -1,6 +1,7 @@
 """`ipr-fast evaluate`, and `ipr-fast train --recipe`, on models of a few weights."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,25 @@ def test_diversity_and_initialisation_are_measured_too(tmp_path, boards, capsys,
     assert printed.startswith("After one pass, ")
     assert evaluated(capsys, "--report", tmp_path / "d") == printed
     monkeypatch.setattr("ipr_fast.evaluation.initialisation.SIZES", {"width": 32, "depth": 1, "num_heads": 1})
-    printed = evaluated(capsys, "initialisation", "--count", 64, "--every", 64)
+    printed = evaluated(capsys, "initialisation", "--count", 64, "--every", 64, "--seed", 7)
     assert "| 64 | " in printed
+    assert "seed 7" in printed
+
+
+def test_a_model_without_a_dtype_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "callable_model.py").write_text(
+        "import ipr_fast\n\n\nclass Model:\n    grid = ipr_fast.PatchGrid(1, 32, 32, 8)\n\n"
+        "    def __call__(self, patches, levels, active=None):\n"
+        "        return ipr_fast.Prediction(patches if active is None else active.gather(patches))\n"
+    )
+    options = ["--count", 2, "--iters", 1, "--compared", 1, "--arms", "none"]
+    assert "| one pass | " in evaluated(capsys, "--model", "callable_model:Model", *options)
 
 
 @pytest.mark.parametrize(
-    "name", sorted(path.name for path in RESULTS.glob("*.json") if path.name[:4] in ("qual", "dive", "rule"))
+    "name", sorted(path.name for path in RESULTS.glob("*.json") if path.name[:4] in ("qual", "dive", "init"))
 )
 def test_every_recorded_measurement_is_printed(name, capsys):
     text = evaluated(capsys, "--report", RESULTS / name)

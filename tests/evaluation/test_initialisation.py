@@ -34,8 +34,9 @@ def test_the_probe_tells_who_knows_the_boards_from_who_does_not():
 def test_both_arms_are_trained_and_probed(monkeypatch):
     monkeypatch.setattr(initialisation, "SIZES", {"width": 32, "depth": 1, "num_heads": 1})
     said = []
-    results = compare_initialisations(128, 64, say=said.append)
-    assert list(results["arms"]) == ["looking along lines", "at random"]
+    results = compare_initialisations(128, 64, seed=3, say=said.append)
+    assert list(results["arms"]) == ["line-biased heads", "random heads"]
     assert [[row[0] for row in rows] for rows in results["arms"].values()] == [[64, 128]] * 2
     assert len(said) == 4
     assert "| 128 | " in report(results)
+    assert "one run each, seed 3." in report(results)

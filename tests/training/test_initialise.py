@@ -8,17 +8,17 @@ from ipr_fast.models import PatchTransformer
 from ipr_fast.models.transformer_layers import Layer
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.training.configs import config_of
-from ipr_fast.training.initialise import look_along_lines
+from ipr_fast.training.initialise import bias_heads_to_lines
 
 CELL = torch.arange(81)
 ROW, COLUMN = CELL // 9, CELL % 9
 IN_LINE = torch.stack([of[:, None] == of for of in (ROW, COLUMN, ROW // 3 * 3 + COLUMN // 3)])  # (3, 81, 81)
 
 
-def new_model(config, seed, **options):
+def new_model(config, seed):
     torch.manual_seed(seed)
     model = PatchTransformer(config)
-    look_along_lines(model, **options)
+    bias_heads_to_lines(model)
     return model
 
 
@@ -62,14 +62,11 @@ def test_heads_of_every_layer_look_along_rows_columns_and_boxes_in_turn(config, 
     assert shares.max() < 1
 
 
-def test_the_less_strength_the_less_they_look(config, monkeypatch):
-    """Without strength a ninth, to a ninth of it: a new head's products deviate by a third, and a line has nine."""
-    shares = [share_in_line(new_model(config, 0, strength=s), 1.0, monkeypatch).mean() for s in (0.0, 0.5, 1.0)]
+def test_heads_without_bias_do_not_look_along_lines(config, monkeypatch):
+    """A ninth, to a ninth of it: a new head's products deviate by a third, and a line has nine."""
     torch.manual_seed(0)
     by_chance = share_in_line(PatchTransformer(config), 1.0, monkeypatch).mean()
-    assert shares[0] == pytest.approx(1 / 9, abs=1 / 81)
     assert by_chance == pytest.approx(1 / 9, abs=1 / 81)
-    assert shares[0] < shares[1] < shares[2]
 
 
 def test_embeddings_are_orthogonal_and_of_the_norm_that_they_have_anyway(config):
@@ -83,15 +80,14 @@ def test_embeddings_are_orthogonal_and_of_the_norm_that_they_have_anyway(config)
     assert anyway.item() == pytest.approx(0.25 * config.width, rel=5 * (2 / (9 * config.width)) ** 0.5)
 
 
-@pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
-def test_a_heads_first_channels_are_the_coordinates_of_its_line(config, strength):
-    model = new_model(config, seed=0, strength=strength)
+def test_a_heads_first_channels_are_the_coordinates_of_its_line(config):
+    model = new_model(config, seed=0)
     tables = (model.position.rows, model.position.columns, model.position.boxes)
     for layer in model.layers:
         for head in range(config.num_heads):
             direction = tables[head % 3].detach() / (0.5 * config.width**0.5)
             for weight in heads_of(layer)[:, head, :9]:
-                assert torch.allclose(weight, strength * direction, atol=1e-6)
+                assert torch.allclose(weight, direction, atol=1e-6)
 
 
 def test_nothing_else_changes(config):
@@ -126,7 +122,7 @@ def test_models_without_lines_or_room_are_refused_and_left_alone(changes, said):
     model = PatchTransformer(replace(TINY, **changes))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(ValueError, match=said):
-        look_along_lines(model)
+        bias_heads_to_lines(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 

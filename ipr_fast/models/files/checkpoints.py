@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.checks import FLOAT_DTYPES, dtype_names
 from ipr_fast.files import replacing
 from ipr_fast.models.files.published import complete_config, from_published
 from ipr_fast.models.files.sources import NoSuchModel, bundled_models, find
 from ipr_fast.models.files.weight_files import (
-    DTYPES,
     check_weights,
-    dtype_names,
     plain_name,
     read_weights,
     safetensors_bytes,
@@ -102,8 +101,8 @@ def load_model(
     path = find(source)
     if dtype is None and source in bundled_models():
         dtype = torch.float32
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, DTYPES))}, got {dtype}")
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype must be a floating-point type, {', '.join(map(str, FLOAT_DTYPES))}, got {dtype}")
     contents = _read(path, config)
     with torch.device("meta"):  # allocates nothing, and draws no random weights
         model = _build(contents.config)

@@ -85,11 +85,12 @@ def complete_config(path: Path, fields: dict[str, Any], config: object | None) -
     missing = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in others]
     if missing:
         alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
+        match = f"its shapes match {alike[0]!r}" if alike else "its shapes match none"
         raise ValueError(
-            f"{path}: the weights do not tell {', '.join(missing)}: pass config= a dict of them, an SRMUNetConfig, or "
-            f"the name of a preset ({', '.join(PRESETS)}); on the command line, convert the file first (ipr-fast "
-            f"convert) with --preset, or with {', '.join('--' + n.replace('_', '-') for n in missing)}. Its network is "
-            "that of " + (f"the preset {alike[0]!r}" if alike else "no preset")
+            f"{path}: cannot infer {', '.join(missing)}: pass config= a dict of them, an SRMUNetConfig, or a preset of "
+            f"{', '.join(PRESETS)} ({match}). "
+            "On the command line, run ipr-fast convert first, with --preset or with "
+            f"{', '.join('--' + name.replace('_', '-') for name in missing)}"
         )
     try:
         completed = SRMUNetConfig(**{**fields, **others})
@@ -183,7 +184,7 @@ def _fields(path: Path, tensors: dict[str, Tensor], layout: Layout) -> dict[str,
     if any(len(blocks) != len(resolutions[0]) or len(set(blocks)) != 1 for blocks in resolutions):
         raise ValueError(
             f"{path}: the ResBlocks of its encoder, as (channels, attention) by resolution, are {resolutions}; an "
-            "SRMUNet has as many of each resolution, all alike"
+            "SRMUNet has equal ResBlocks, the same number per resolution"
         )
     return {
         "channels": channels,

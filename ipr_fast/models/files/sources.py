@@ -7,7 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from ipr_fast.errors import import_extra
+from ipr_fast.errors import first_line, import_extra
 from ipr_fast.models.files.weight_files import SUFFIXES
 
 WEIGHTS = resources.files("ipr_fast.models") / "weights"
@@ -64,7 +64,6 @@ def _download(source: str, repo: str, file: str, revision: str | None) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except Exception as error:  # of the network, the hub, its cache, or the id
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{source}: no such file here, and no file {file!r} from the hub repository {repo!r} ({reason})"
+            f"{source}: no such file here, and no file {file!r} from the hub repository {repo!r} ({first_line(error)})"
         ) from error

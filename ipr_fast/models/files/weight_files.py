@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ipr_fast.checks import FLOAT_DTYPES, dtype_names
+from ipr_fast.errors import first_line
+
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-HEADER = 8  # bytes with the header's length at the start of a safetensors file; the header is padded to a multiple
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HEADER = 8  # bytes of the header-length field; headers are padded to multiples of it
 
 
 class Weights(NamedTuple):
@@ -71,16 +73,12 @@ def check_weights(
         found = tensors[name]
         if name not in expected:
             raise ValueError(f"{path}: unexpected weight {key(name)!r} of shape {tuple(found.shape)}")
-        if found.dtype not in DTYPES:
-            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected one of {dtype_names(DTYPES)}")
+        if found.dtype not in FLOAT_DTYPES:
+            expected_dtypes = dtype_names(FLOAT_DTYPES)
+            raise ValueError(f"{path}: weight {key(name)!r} is of {found.dtype}, expected one of {expected_dtypes}")
         if found.shape != expected[name].shape:
             shape, wanted = tuple(found.shape), tuple(expected[name].shape)
             raise ValueError(f"{path}: weight {key(name)!r} has shape {shape}, expected {wanted}")
-
-
-def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
-    """Return dtypes as text: "bfloat16, float32"."""
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def plain_name(name: str) -> str:
@@ -99,7 +97,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path) -> Weights:
-    """Read a state dict, or that of a Lightning checkpoint."""
+    """Read a state dict, bare or in a Lightning checkpoint."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
@@ -131,8 +129,7 @@ def _read_torch(path: Path) -> Weights:
 def _reason(error: Exception) -> str:
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign is None:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"not a readable checkpoint of torch ({lines[0]})"
+        return f"not a readable checkpoint of torch ({first_line(error)})"
     return (
         f"holds an object of {foreign[1]} beside its weights, and loading it would run code from the file. If you "
         'trust it, keep the weights alone: loaded = torch.load(path, map_location="cpu", weights_only=False); '
