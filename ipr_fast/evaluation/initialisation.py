@@ -23,9 +23,8 @@ from ipr_fast.training.configs import config_of
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
 SIZES: dict[str, Any] = {"width": 96, "depth": 5, "num_heads": 6}
-SETTINGS = TrainSettings(
-    steps=10**6, batch_size=64, learning_rate=2e-3, ema_decay=0.998
-)  # never reached, so the learning rate stays constant
+NEVER = 10**6  # steps: never reached, so the learning rate stays constant
+SETTINGS = TrainSettings(steps=NEVER, batch_size=64, learning_rate=2e-3, ema_decay=0.998)
 MISSING = (1, 20)  # cells
 TEST_BOARDS = 200
 
