@@ -273,7 +273,7 @@ def test_a_method_of_another_signature_is_named(finished, method, keyword, wante
             return super().forward(patches, levels, active)
 
     setattr(Odd, method, lambda self: None)
-    with pytest.raises(ValueError, match=rf"Odd\.{method} must be {wanted}.*call takes .*got {method}\(\)"):
+    with pytest.raises(ValueError, match=rf"Odd\.{method} must be {wanted}.*takes `{keyword}`; got {method}\(\)"):
         ipr_fast.refine_batch(finished, random_patches(), 1, model=Odd())
 
 
