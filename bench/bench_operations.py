@@ -28,7 +28,8 @@ pytestmark = pytest.mark.benchmark(group="operations")
 SMOKE_BATCH, FULL_BATCH = 2, 4096
 CACHE = 256 * 2**20  # bytes; more than the second-level cache of any GPU
 MOST_BUFFERS, MOST_CALLS, CALLS_ON_GPU = 64, 1024, 16
-LEAST, NEEDS = 0.002, 3.0  # seconds: of a work on a CPU, at least; of a benchmark, about
+LEAST = 0.002  # seconds of a timed work on a CPU, at least
+NEEDS = 3.0  # seconds of a benchmark, about
 # Tolerance in roundings of the largest value. In bfloat16: of weights and of results, on both sides.
 ROUNDINGS = {torch.float32: 32, torch.bfloat16: 4}
 

@@ -189,9 +189,9 @@ def main() -> None:
     how.add_argument("--json", action="store_true", help="print what is counted now")
     arguments = parser.parse_args()
     if triton is not None and not can_be_counted():
-        parser.error("Triton's interpreter does what no device does: unset TRITON_INTERPRET")
+        parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be counted")
     if arguments.update and triton is None:
-        parser.error("a baseline takes Triton")
+        parser.error("--update needs Triton")
     torch.set_num_threads(1)  # counts do not depend on it, and two threads can be in each other's way
     now = {"torch": torch_build(), "cases": count_all()}
     if arguments.json:

@@ -38,9 +38,7 @@ def summary(records: Sequence[Record]) -> str:
     ratios = [(each.group, each.label, _ratios(each)) for each in _by_group(records) if each.facts["against"]]
     room = max(10, MOST_LINES - len(rates) - len(aims) - len(RATIOS_OF) - 4)
     parts = {
-        f"{group}: our rate over that of ..., median [quartiles]": [
-            row for name, *row in ratios[:room] if name == group
-        ]
+        f"{group}: speed-up over ..., median [quartiles]": [row for name, *row in ratios[:room] if name == group]
         for group in dict.fromkeys(group for group, *_ in ratios[:room])
     }
     if len(ratios) > room:

@@ -40,13 +40,14 @@ def count() -> list[dict]:
     for task, (schedule, share) in TASKS.items():
         counts = (share * (81 - clues)).long()
         for lanes in LANES:
-            every = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
-            in_few_sizes = make_plan(counts, schedule, lanes, FewSizes(lanes))
-            by_one = make_plan(counts, schedule, lanes, one_by_one)
-            unordered = sum(
+            longest_first = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
+            rounded = make_plan(counts, schedule, lanes, FewSizes(lanes))
+            exact = make_plan(counts, schedule, lanes, one_by_one)
+            in_arrival_order = sum(
                 lanes * schedule.steps(int(counts[first : first + lanes].max())) for first in range(0, BOARDS, lanes)
             )
-            idle = [1 - every.chain_steps / unordered, *(p.idle_share for p in (every, in_few_sizes, by_one))]
+            plans = (longest_first, rounded, exact)
+            idle = [1 - longest_first.chain_steps / in_arrival_order, *(plan.idle_share for plan in plans)]
             rows.append({"task": task, "lanes": lanes, "idle": idle})
     return rows
 
@@ -99,7 +100,7 @@ def make_run(
 def report(results: dict) -> str:
     """Format the measurement as Markdown."""
     lines = [
-        "| idle lane-steps | lanes | as they come | longest first | and leaving, in few sizes | or one by one |",
+        "| idle lane-steps | lanes | arrival order | longest first | + early exit, rounded | + early exit, exact |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in results["idle"]:

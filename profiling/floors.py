@@ -66,10 +66,10 @@ class Floors(NamedTuple):
     """Both floors in seconds, and what bounds them."""
 
     ideal: float
-    ideal_bound: str  # "memory" or "compute"
+    ideal_bound: str  # bound by "memory" or "compute"
     as_launched: float
     memory_bound: float  # share of the floor as launched in memory-bound operators
-    most: str  # the operator with the largest share of the floor as launched
+    most: str  # the top operator, with the largest share of the floor as launched
     most_share: float
 
 

@@ -118,8 +118,8 @@ def number(value: float) -> str:
 
 def table(rows: list[dict]) -> str:
     """Format the rows as a Markdown table."""
-    columns = "model | chains | GFLOP | MB, at least | MB, as launched | operators | ideal floor, ms | its bound"
-    columns += " | floor as launched, ms | memory-bound | most of it in | measured, ms | over the floor"
+    columns = "model | chains | GFLOP | MB, at least | MB, as launched | operators | ideal floor, ms | bound by"
+    columns += " | floor as launched, ms | memory-bound | top operator | measured, ms | over the floor"
     lines = [f"| {columns} |", "| --- |" + " ---: |" * 6 + " --- | ---: | ---: | --- | ---: | ---: |"]
     for row in rows:
         cells = [row["model"], f"{row['batch']:,}", number(row["flops"] / 1e9), number(row["least_bytes"] / 1e6)]

@@ -204,7 +204,7 @@ def test_a_model_that_returns_the_wrong_thing_is_named(finished):
 
 EXTRAS = {
     "scikit-learn": ("sklearn", lambda: digits._load_optical_digits.__wrapped__("train")),
-    "matplotlib": ("matplotlib", plots.require),
+    "matplotlib": ("matplotlib", plots.load_pyplot),
     "pillow": ("PIL", lambda: files.check_writable("somewhere", (1, 1, 8, 8))),
     "huggingface_hub": ("huggingface_hub", lambda: sources.find("someone/boards")),
 }

@@ -27,6 +27,7 @@ from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.models import PatchTransformer, SRMUNet
 from ipr_fast.sampling import flow
+from ipr_fast.sampling.policies import num_chosen
 
 
 class Network(Protocol):
@@ -153,7 +154,7 @@ def _iterate(
 ) -> Tensor:
     """Run one iteration on patches (B, N, P) on any device; the network is on `device`."""
     batch, num_patches, _ = patches.shape
-    size = max(1, math.floor(sampling.ratio * num_patches))
+    size = num_chosen(sampling.ratio, num_patches)
     schedule = sampling.schedule
     num_steps, block, starts = schedule.steps(size), schedule.block(size), schedule.starts(size)
     is_active = noise.choose(iteration, batch, num_patches, size)

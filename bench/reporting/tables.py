@@ -34,7 +34,7 @@ def report(measurements: Sequence[Measurement]) -> str:
     others = [(name, record) for name, record in found if record.group not in TABLES]
     if others:
         rows = [[name, record.name, _each(record), _against(record)] for name, record in others]
-        blocks += ["## Others", table(["measured in", "benchmark", "time", "our rate over that of"], rows)]
+        blocks += ["## Others", table(["measured in", "benchmark", "time", "speed-up over"], rows)]
     blocks.append("Each figure was taken after a check of the same work against the reference.")
     return "\n\n".join(blocks)
 
@@ -169,7 +169,7 @@ def _baseline(record: Record) -> list[str]:
 
 
 OPERATION_HEAD = ["operation", "shape", "chains", "type", "a call", "GB/s", "of a copy's rate", "TFLOP/s"]
-STEP_HEAD = ["model", "chains", "type", "variant", "time", "outside the network", "our rate over that of"]
+STEP_HEAD = ["model", "chains", "type", "variant", "time", "outside the network", "speed-up over"]
 END_TO_END_HEAD = ["model", "type", "sweep of", "chains", "iterations", "alpha", "steps", "chain-iterations/s", "each"]
 BASELINE_HEAD = ["model", "chains", "type", "steps", "ours", *(f"over {name}" for name in BASELINES.values())]
 TABLES = {

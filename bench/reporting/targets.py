@@ -1,7 +1,7 @@
 """What the benchmarks aim at, and whether it was reached.
 
 A record says so in its facts: `targets={"batched": 8}` (at least so many times faster), or `{"outside_share": 0.03}`
-and `{"waits": 0}` (at most). `target=4` is short for `targets={"one at a time": 4}`.
+and `{"waits": 0}` (at most).
 """
 
 from __future__ import annotations
@@ -28,12 +28,9 @@ class Target(NamedTuple):
 
 def targets(records: Iterable[Record]) -> list[Target]:
     """All targets, reached or not, in the order of the records."""
-    return [_target(record, name, wanted) for record in records for name, wanted in _wanted(record).items()]
-
-
-def _wanted(record: Record) -> dict[str, float]:
-    facts = record.facts
-    return ({"one at a time": facts["target"]} if "target" in facts else {}) | facts.get("targets", {})
+    return [
+        _target(record, name, wanted) for record in records for name, wanted in record.facts.get("targets", {}).items()
+    ]
 
 
 def _target(record: Record, name: str, wanted: float) -> Target:

@@ -110,7 +110,7 @@ class Chains(Step):
         return make_plan(self.select.counts, self.schedule, self.lanes.num_lanes, self.engine.runner.lanes_for)
 
 
-class Again:
+class EagerCapture:
     """Stands in for a capture without a GPU: a replay runs the function again."""
 
     def __call__(self, name: str, function: Callable[[], None]) -> Callable[[], None]:
@@ -121,8 +121,8 @@ class Again:
 
 
 def capture_on(device: torch.device) -> Capture:
-    """Return a capture of CUDA graphs on a GPU, else `Again`."""
-    return CudaCapture(device) if device.type == "cuda" else Again()
+    """Return a capture of CUDA graphs on a GPU, else `EagerCapture`."""
+    return CudaCapture(device) if device.type == "cuda" else EagerCapture()
 
 
 class Replayed:

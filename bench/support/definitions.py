@@ -88,7 +88,7 @@ def advance(start: Tensor, step: int, log_variance: Tensor, schedule: Schedule) 
 def denoise(
     patches: Tensor, index: Tensor, levels: tuple[Tensor, Tensor], u: Tensor, v: Tensor, xi: Tensor, eta: float
 ) -> Tensor:
-    """The patches (B, N, P) after those of `index` (B, A) went from one level to the next, with temperature 1."""
+    """Patches (B, N, P) after the posterior step of slots `index` (B, A), with temperature 1."""
     new, (t, s) = patches.double(), (level.double()[..., None] for level in levels)
     chains = torch.arange(len(index), device=index.device)[:, None]
     z = new[chains, index.long()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 import ipr_fast
 from ipr_fast import Denoiser, Schedule
 from ipr_fast.models import PRESETS, PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
+from ipr_fast.sampling.policies import num_chosen
 
 RATIO = 0.25
 
@@ -109,7 +109,7 @@ def shortened(own: Schedule, num_active: int, most_steps: int) -> Schedule:
 
 def num_active(model: Denoiser, ratio: float = RATIO) -> int:
     """Return the number of patches that an iteration renoises without known patches."""
-    return max(1, math.floor(ratio * model.grid.num_patches))
+    return num_chosen(ratio, model.grid.num_patches)
 
 
 def samples(model: Denoiser, batch: int, device: torch.device) -> torch.Tensor:

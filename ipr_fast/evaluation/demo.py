@@ -40,7 +40,7 @@ def run_demo(
     clues = draw_clues(task, settings.count, settings.clues, settings.seed)
     known, known_values = (None, None) if clues is None else clues
     say(f"{many(settings.count, task.noun)} of {_described(task, settings)}, seed {settings.seed}")
-    plots.require()  # a missing extra must not cost the user a run
+    plots.load_pyplot()  # a missing extra must not cost the user a run
     prepare_folder(out)
     check_no_folders(_output_files(out, task))
     images: list[Tensor] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
-from ipr_fast.sampling.policies import MaskPolicy, all_patches, random_patches
+from ipr_fast.sampling.policies import MaskPolicy, all_patches, num_chosen, random_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.base import Report
 from ipr_fast.tasks.catalog import KnownTask
@@ -137,15 +138,12 @@ class Experiment:
         """IPR at one alpha: rows after the iterations `shown`, and the number of good samples after each iteration."""
         reports = self.refine(random_patches(alpha, fixed=fixed), max(shown), self.refine_schedule, noise)
 
-        def active(free: int) -> int:
-            return max(1, int(alpha * free))
-
         rows = [
             self.row(
                 f"IPR, alpha {alpha:g}{variant}, {r} iteration{'s' * (r > 1)}",
                 reports[r],
                 self.one_pass_cost(),
-                self.cost(self.refine_schedule, active, r),
+                self.cost(self.refine_schedule, partial(num_chosen, alpha), r),
             )
             for r in shown
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,14 +13,10 @@ from torch import Tensor
 from ipr_fast.errors import import_extra
 from ipr_fast.evaluation import intervals
 from ipr_fast.files import replacing
+from ipr_fast.tasks.grids import box_side
 
 MATPLOTLIB = ("matplotlib", "plots", "pictures")
 PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
-
-
-def require() -> None:
-    """Raise MissingExtra or BrokenExtra if matplotlib cannot be imported."""
-    load_pyplot()
 
 
 def plot_boards(
@@ -35,25 +31,18 @@ def plot_boards(
 
     images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
     """
-    pyplot = load_pyplot()
-    rows, columns, side = len(chosen), len(iterations), violating.shape[-1]
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(max(1.35 * columns, 3.6) + 0.3, 1.35 * rows + 0.7), squeeze=False, layout="constrained"
-    )
-    for row, board in enumerate(chosen):
-        clues = torch.zeros(side, side, dtype=torch.bool) if known is None else known[board].reshape(side, side)
-        for column, iteration in enumerate(iterations):
-            axis = axes[row][column]
-            wrong = violating[iteration, board]
-            picture = _tinted(images[iteration, board, 0], wrong, clues).numpy()
-            axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
-            _draw_grid(axis, side, GREEN if not wrong.any() else INK)
-            if row == 0:
-                axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
+    side = violating.shape[-1]
+    no_clues = torch.zeros(side, side, dtype=torch.bool)
+
+    def draw(axis: Any, iteration: int, board: int) -> None:
+        clues = no_clues if known is None else known[board].reshape(side, side)
+        wrong = violating[iteration, board]
+        picture = _tinted(images[iteration, board, 0], wrong, clues).numpy()
+        axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
+        _draw_grid(axis, side, GREEN if not wrong.any() else INK)
+
     clue = "" if known is None else ", blue: a clue"
-    legend = f"Iterations of refinement\nred: breaks a rule, green frame: valid{clue}"
-    figure.suptitle(legend, fontsize=9, color=INK)
-    save_figure(figure, path)
+    _draw_table(path, draw, iterations, chosen, f"red: breaks a rule, green frame: valid{clue}", (1.35, 1.35))
 
 
 def plot_images(
@@ -68,24 +57,37 @@ def plot_images(
 
     images (R + 1, B, 1 or 3, H, W), good (R + 1, B) bool; measure: its name and values (R + 1, B); for iterations 0..R.
     """
-    pyplot = load_pyplot()
-    rows, columns = len(chosen), len(iterations)
     name, values = measure
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(max(1.2 * columns, 3.6) + 0.3, 1.36 * rows + 0.7), squeeze=False, layout="constrained"
+
+    def draw(axis: Any, iteration: int, sample: int) -> None:
+        colour = GREEN if good[iteration, sample] else INK
+        picture = (images[iteration, sample].clamp(-1, 1) + 1) / 2
+        axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
+        _frame(axis, colour)
+        axis.set_xlabel(f"{values[iteration, sample].item():.4g}", fontsize=8, labelpad=2, color=colour)
+
+    _draw_table(path, draw, iterations, chosen, f"number: {name}, green: good", (1.2, 1.36))
+
+
+def _draw_table(
+    path: str | Path,
+    draw: Callable[[Any, int, int], None],
+    iterations: Sequence[int],
+    chosen: Sequence[int],
+    legend: str,
+    cell: tuple[float, float],
+) -> None:
+    """Write a picture of `draw(axis, iteration, sample)`, samples in rows; cell: width and height in inches."""
+    size = max(cell[0] * len(iterations), 3.6) + 0.3, cell[1] * len(chosen) + 0.7
+    figure, axes = load_pyplot().subplots(
+        len(chosen), len(iterations), figsize=size, squeeze=False, layout="constrained"
     )
-    for row, sample in enumerate(chosen):
-        for column, iteration in enumerate(iterations):
-            axis, is_good = axes[row][column], bool(good[iteration, sample])
-            picture = (images[iteration, sample].clamp(-1, 1) + 1) / 2
-            axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            _frame(axis, GREEN if is_good else INK)
-            value = f"{values[iteration, sample].item():.4g}"
-            axis.set_xlabel(value, fontsize=8, labelpad=2, color=GREEN if is_good else INK)
-            if row == 0:
-                axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
-    legend = f"Iterations of refinement\nnumber: {name}, green: good"
-    figure.suptitle(legend, fontsize=9, color=INK)
+    for row, sample in zip(axes, chosen, strict=True):
+        for axis, iteration in zip(row, iterations, strict=True):
+            draw(axis, iteration, sample)
+    for axis, iteration in zip(axes[0], iterations, strict=True):
+        axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
+    figure.suptitle(f"Iterations of refinement\n{legend}", fontsize=9, color=INK)
     save_figure(figure, path)
 
 
@@ -126,7 +128,7 @@ def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
 
 
 def _draw_grid(axis: Any, side: int, frame: str) -> None:
-    box = {4: 2, 9: 3}.get(side, side)
+    box = box_side(side)
     for line in range(1, side):
         width = 1.2 if line % box == 0 else 0.35
         axis.axhline(line, color=GREY, linewidth=width)

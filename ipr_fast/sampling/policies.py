@@ -60,7 +60,7 @@ class RandomPatches(MaskPolicy):
         checks.boolean("fixed", self.fixed)
 
     def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:
-        sizes = [0, *(max(1, math.floor(self.ratio * n)) for n in range(1, grid.num_patches + 1))]
+        sizes = [num_chosen(self.ratio, n) for n in range(grid.num_patches + 1)]
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
     def sizes(self, free: Tensor) -> Tensor:
@@ -117,6 +117,11 @@ def random_patches(ratio: float = 0.25, *, fixed: bool = False) -> MaskPolicy:
     fixed: choose once for each chain, and renoise the same patches in every iteration.
     """
     return RandomPatches(ratio, fixed)
+
+
+def num_chosen(ratio: float, free: int) -> int:
+    """Return the number of patches that `random_patches(ratio)` chooses of `free` ones."""
+    return max(1, math.floor(ratio * free)) if free else 0
 
 
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:

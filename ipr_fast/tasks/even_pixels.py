@@ -71,8 +71,10 @@ class HueJudge:
     note = "balanced by hue alone, as the benchmark counts: two of a hundred images of noise are; see the deviations"
 
     def __call__(self, images: Tensor) -> EvenPixelsReport:
-        """Judge images (B, 3, H, W)."""
-        return check_images(images)
+        """Judge images (B, 3, H, W), clamped to [-1, 1]."""
+        hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
+        imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
+        return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))
 
 
 def colours(hue: Tensor) -> Tensor:
@@ -80,13 +82,6 @@ def colours(hue: Tensor) -> Tensor:
     sector = 6 * hue[:, None] + 4 * torch.arange(3, device=hue.device)[:, None]  # red, green, blue
     pure = ((sector % 6 - 3).abs() - 1).clamp(0, 1)
     return 2 * VALUE * (1 - SATURATION * (1 - pure)) - 1
-
-
-def check_images(images: Tensor) -> EvenPixelsReport:
-    """Judge images (B, 3, H, W), clamped to [-1, 1]."""
-    hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
-    imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
-    return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))
 
 
 def _deviation(values: Tensor) -> Tensor:

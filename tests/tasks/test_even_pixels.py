@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipr_fast.tasks.even_pixels import EvenPixels, check_images, colours
+from ipr_fast.tasks.even_pixels import EvenPixels, HueJudge, colours
 
 PIXELS, BINS = 1024, 256
 OPPOSITE_SUM = -0.6  # of a colour and its opposite, in each channel
@@ -170,7 +170,7 @@ def test_two_of_a_hundred_images_of_noise_are_balanced_by_their_hues(generator):
 @pytest.mark.parametrize("count", [0, 1, 2, 100, 511, 512])
 def test_flipped_pixels_are_counted_exactly(count, generator):
     images = torch.stack([flip(image, count) for image in EvenPixels().sample(30, generator)])
-    report = check_images(images)
+    report = HueJudge()(images)
     assert (report.imbalance == count).all()
     assert (report.balanced == (count == 0)).all()
 
@@ -178,7 +178,7 @@ def test_flipped_pixels_are_counted_exactly(count, generator):
 @pytest.mark.parametrize("kind", KINDS)
 def test_reports_equal_a_count_pixel_by_pixel(kind, generator):
     images = pictures(kind, generator)
-    report = check_images(images)
+    report = HueJudge()(images)
     for i, image in enumerate(images.numpy()):
         imbalance, saturation_std, value_std = slow_check(image)
         assert report.imbalance[i] == imbalance
@@ -192,21 +192,21 @@ def test_reports_equal_a_count_pixel_by_pixel(kind, generator):
 def test_every_place_of_the_peaks_is_judged_alike(place, more):
     for pixels in ({place: 512 + more, place + 128: 512 - more}, {place: 512 - more, place + 128: 512 + more}):
         image = paint(pixels)
-        assert check_images(image).imbalance.item() == more
+        assert HueJudge()(image).imbalance.item() == more
         assert slow_check(image[0].numpy())[0] == more
 
 
 def test_pixels_belong_to_the_peak_within_a_quarter_turn():
     """Around a peak in bin 10 the borders are bins 74 (beyond it) and 202 (within it)."""
     image = paint({10: 500, 73: 6, 74: 100, 138: 200, 201: 200, 202: 18})
-    assert check_images(image).imbalance.item() == 512 - 500 == slow_check(image[0].numpy())[0]
+    assert HueJudge()(image).imbalance.item() == 512 - 500 == slow_check(image[0].numpy())[0]
 
 
 def test_of_equally_full_bins_the_first_is_the_peak():
     """A peak in bin 10 has the side of bins 74 to 201, which holds nothing here; one in bin 60 has 124 to 251."""
     for order in ((10, 60, 210), (60, 210, 10)):
         image = paint({place: {210: 224}.get(place, 400) for place in order})
-        assert check_images(image).imbalance.item() == slow_check(image[0].numpy())[0] == 512
+        assert HueJudge()(image).imbalance.item() == slow_check(image[0].numpy())[0] == 512
 
 
 def test_a_hue_that_rounds_to_one_lies_in_the_last_bin():
@@ -216,15 +216,15 @@ def test_a_hue_that_rounds_to_one_lies_in_the_last_bin():
     flat[:, -12:] = torch.tensor([0.4, -1.0, -1 + 2**-24])[:, None]
     red, green, blue = ((flat[:, -1] + 1) / 2).numpy()
     assert (green - blue) / red / np.float32(6) % np.float32(1) == 1
-    assert check_images(image).imbalance.item() == slow_check(image[0].numpy())[0] == 600 - 512
+    assert HueJudge()(image).imbalance.item() == slow_check(image[0].numpy())[0] == 600 - 512
     flat[2, -12:] = -1  # bin 0
-    assert check_images(image).imbalance.item() == slow_check(image[0].numpy())[0] == 612 - 512
+    assert HueJudge()(image).imbalance.item() == slow_check(image[0].numpy())[0] == 612 - 512
 
 
 def test_images_of_greys_have_no_hue_and_one_side():
     shades = torch.linspace(-1, 1, PIXELS).reshape(1, 1, 32, 32).expand(1, 3, 32, 32)
     for image in (shades, torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), -1.0)):
-        report = check_images(image)
+        report = HueJudge()(image)
         assert report.imbalance.tolist() == [512]
         assert report.balanced.tolist() == [False]
         assert report.saturation_std.tolist() == [0]
@@ -234,22 +234,22 @@ def test_images_of_greys_have_no_hue_and_one_side():
 
 def test_values_beyond_the_range_are_clamped(generator):
     images = 3 * torch.randn(5, 3, 32, 32, generator=generator)
-    for far, cut in zip(check_images(images), check_images(images.clamp(-1, 1)), strict=True):
+    for far, cut in zip(HueJudge()(images), HueJudge()(images.clamp(-1, 1)), strict=True):
         assert torch.equal(far, cut)
 
 
 def test_a_report_does_not_depend_on_the_batch(generator):
     images = torch.cat([pictures(kind, generator) for kind in KINDS])
-    together = check_images(images)
+    together = HueJudge()(images)
     for i, image in enumerate(images):
-        alone = check_images(image[None])
+        alone = HueJudge()(image[None])
         assert alone.imbalance[0] == together.imbalance[i]
         assert alone.saturation_std[0].item() == pytest.approx(together.saturation_std[i].item(), rel=1e-6)
         assert alone.value_std[0].item() == pytest.approx(together.value_std[i].item(), rel=1e-6)
 
 
 def test_no_images_have_an_empty_report():
-    report = check_images(torch.zeros(0, 3, 32, 32))
+    report = HueJudge()(torch.zeros(0, 3, 32, 32))
     assert [tuple(field.shape) for field in report] == [(0,)] * 4
     assert report.balanced.dtype == torch.bool
     assert report.imbalance.dtype == torch.int64
@@ -276,7 +276,7 @@ def evaluation():
 def test_reports_equal_those_of_the_benchmark(evaluation, kind, generator):
     """The benchmark sums 1,024 numbers up to 1 in float32: its deviations are accurate to some 1e-7."""
     images = torch.cat([pictures(kind, generator) for _ in range(4)])
-    report = check_images(images)
+    report = HueJudge()(images)
     for i in range(len(images)):
         theirs = evaluation.evaluate(images[i : i + 1])
         assert theirs["color_imbalance_count"].item() == report.imbalance[i].item()
