@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from support.harness import Clock, say
 
-from ipr_fast.files import prepare_folder, write_json
+from ipr_fast.outputs import prepare_folder, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS, BENCH = "checks", "bench"

@@ -27,9 +27,9 @@ from support.subjects import RATIO, makers, num_active
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.graph_cache import drop_kept
-from ipr_fast.files import write_json
 from ipr_fast.kernels.launch import triton
 from ipr_fast.models import packed
+from ipr_fast.outputs import write_json
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"
 HOST = "host synchronisations"

@@ -36,7 +36,7 @@ from ipr_fast import Denoiser
 from ipr_fast.engine.memory import SHARE, PeakBytes, available_bytes
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.evaluation import environment
-from ipr_fast.files import prepare_folder, write_json
+from ipr_fast.outputs import prepare_folder, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LONGEST = 2.0  # seconds of a floor beyond which a tick is not timed

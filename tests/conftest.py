@@ -7,6 +7,7 @@ import torch
 from small_models import TINY, randomise
 from tape import Tape
 
+import ipr_fast
 from ipr_fast import resolve
 from ipr_fast.engine.graph_cache import drop_kept
 from ipr_fast.models import PatchTransformer, packed
@@ -53,3 +54,18 @@ def tape(monkeypatch):
     drop_kept()
     yield tape
     drop_kept()
+
+
+@pytest.fixture(params=["torch", "reference", "graphs"])
+def run(request, finished):
+    """Refines `finished`, by each backend in turn; "graphs" on the tape that stands for a GPU."""
+    if request.param == "graphs":
+        request.getfixturevalue("tape")
+
+    def refine(model, policy=None, **options):
+        policy = ipr_fast.random_patches(0.5) if policy is None else policy
+        backend = "auto" if request.param == "graphs" else request.param
+        options = {"iters": 2, "schedule": ipr_fast.Schedule(2, 0.5), **options}
+        return ipr_fast.refine_batch(finished, policy, model=model, backend=backend, **options)
+
+    return refine

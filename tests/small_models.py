@@ -1,7 +1,9 @@
-"""A model small enough for tests, with random weights that use all of its inputs."""
+"""Models small enough for tests."""
 
 import torch
+from torch import nn
 
+from ipr_fast import PatchGrid, Prediction
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 
 TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
@@ -13,3 +15,17 @@ def randomise(model: PatchTransformer, seed: int) -> PatchTransformer:
     for parameter in model.parameters():
         parameter.data = 0.25 * torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
     return model.eval().requires_grad_(False)
+
+
+class Network(nn.Module):
+    """A denoiser for tests to break in one way."""
+
+    grid = PatchGrid(1, 16, 16, 4)
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(16, 16), *layers)
+
+    def forward(self, patches, levels, active=None):
+        slots = patches if active is None else active.gather(patches)
+        return Prediction(self.layers(slots.flatten(0, 1)).view_as(slots), torch.full_like(slots, 0.5))

@@ -8,7 +8,7 @@ import torch
 from full_disk import full_disk
 from unclosed import unclosed
 
-from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_json, write_samples
+from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_samples
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
@@ -178,14 +178,6 @@ def test_pictures_on_a_full_disk_are_whole_or_absent(tmp_path):
         write_samples(tmp_path, Samples(torch.stack([plain, noise]), ("a.png", "b.png")))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert read_samples(tmp_path).images.shape == (1, 1, 32, 32)
-
-
-def test_json_on_a_full_disk_leaves_the_earlier_file(tmp_path):
-    write_json(tmp_path / "x.json", {"count": 1})
-    with full_disk(10), pytest.raises(OSError, match=r"File too large: .*x\.json"):
-        write_json(tmp_path / "x.json", {"count": list(range(100))})
-    assert (tmp_path / "x.json").read_text() == '{\n  "count": 1\n}\n'
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.pt", "pictures"])

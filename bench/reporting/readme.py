@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.records import Measurement, Record, Unreadable
 
-from ipr_fast.files import replacing
+from ipr_fast.outputs import replacing
 from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
 from reporting.words import duration, listed, percent, short, table, times
 

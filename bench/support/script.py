@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ipr_fast.evaluation import environment
-from ipr_fast.files import check_no_folders, prepare_folder, write_json
+from ipr_fast.outputs import check_no_folders, prepare_folder, write_json
 
 
 def run(document: str, measure: Callable[..., dict], report: Callable[[dict], str], **options: dict) -> None:

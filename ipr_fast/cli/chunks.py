@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from ipr_fast import checks
 from ipr_fast.cli.common import SamplingArguments
-from ipr_fast.files import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.outputs import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.policies import MaskPolicy
 

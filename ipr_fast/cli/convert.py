@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ipr_fast import files
+from ipr_fast import outputs
 from ipr_fast.cli.common import (
     DTYPES,
     MODEL,
@@ -70,7 +70,7 @@ def run(
         generate_schedule=model.config.generate_schedule if generate is None else _pair(generate),
         refine_schedule=model.config.refine_schedule if refine is None else _pair(refine),
     )
-    files.prepare_folder(out.parent)
+    outputs.prepare_folder(out.parent)
     save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
     print(f"wrote {out}")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ipr_fast import files
+from ipr_fast import outputs
 from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
 from ipr_fast.cli.factory import is_factory
 from ipr_fast.evaluation.diversity import measure_diversity
@@ -132,11 +132,11 @@ def run(
             raise ValueError(f"--{name} is not an option of {experiment}, which has {', '.join(OPTIONS[experiment])}")
     device = run_options.checked_device()
     if out is not None:
-        files.check_no_folders([out])
-        files.prepare_folder(out.parent)
+        outputs.check_no_folders([out])
+        outputs.prepare_folder(out.parent)
     results = _measure(experiment, given, device, run_options)
     if out is not None:
-        files.write_json(out, results)
+        outputs.write_json(out, results)
     print(report(results))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 
-from ipr_fast import files
+from ipr_fast import outputs
 from ipr_fast.cli import convert
 from ipr_fast.cli.common import FILES, MODEL, RunOptions, flag, one_of, option, path_option
 from ipr_fast.evaluation.evaluate import describe, evaluate
@@ -117,7 +117,7 @@ def run(
     options |= _given(network) | _given(training) | _end(training, recipe, out, resume)
     sizes = {name: options.pop(name) for name in NETWORK_SIZES if name in options}
     settings, config = TrainSettings(**options, seed=run_options.seed), dataclasses.replace(config_of(task), **sizes)
-    files.check_no_folders(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION))
+    outputs.check_no_folders(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION))
     weights = train(task, settings, out, resume=resume, device=device, config=config, progress=progress)
     print(f"wrote {weights}")
     seed = run_options.seed
@@ -170,5 +170,5 @@ def _measure(task: KnownTask, path: Path, device: torch.device, chosen: dict[str
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-    files.write_json(path, results)
+    outputs.write_json(path, results)
     print(f"wrote {path}")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ipr_fast.evaluation import plots
 from ipr_fast.evaluation.evaluate import Trajectory, describe, draw_clues, follow, many, summarise
-from ipr_fast.files import check_no_folders, prepare_folder, write_json
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.outputs import check_no_folders, prepare_folder, write_json
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, clues_kept
 

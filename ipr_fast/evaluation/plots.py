@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipr_fast.errors import import_extra
 from ipr_fast.evaluation import intervals
-from ipr_fast.files import replacing
+from ipr_fast.outputs import replacing
 from ipr_fast.tasks.grids import box_side
 
 MATPLOTLIB = ("matplotlib", "plots", "pictures")

@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from ipr_fast.engine.precision import float32_products
-from ipr_fast.files import alone_in, prepare_folder, replacing
 from ipr_fast.models.files.checkpoints import save_model
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
+from ipr_fast.outputs import alone_in, prepare_folder, replacing
 from ipr_fast.tasks.base import Task
 from ipr_fast.training.throughput import product_rate, training_flops
 from ipr_fast.training.trainer import Trainer, TrainSettings

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.errors import first_line
-from ipr_fast.files import replacing
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
+from ipr_fast.outputs import replacing
 from ipr_fast.tasks.base import Task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of, initialise

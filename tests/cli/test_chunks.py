@@ -17,7 +17,8 @@ from full_disk import full_disk
 import ipr_fast
 from ipr_fast.cli import chunks
 from ipr_fast.cli.main import main
-from ipr_fast.files import alone_in, read_array, read_samples
+from ipr_fast.files import read_array, read_samples
+from ipr_fast.outputs import alone_in
 
 SAMPLES, CHUNK, ITERS = 10, 4, 5
 

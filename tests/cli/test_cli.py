@@ -464,7 +464,7 @@ def test_an_evaluation_that_cannot_be_written_leaves_no_half_of_it(tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def evaluate(*args, **kwargs):
-        monkeypatch.setattr("ipr_fast.files.os.fsync", full)
+        monkeypatch.setattr("ipr_fast.outputs.os.fsync", full)
         return {}
 
     monkeypatch.setattr("ipr_fast.cli.train.evaluate", evaluate)

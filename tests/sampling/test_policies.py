@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipr_fast import MaskPolicy, PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch
+from ipr_fast import PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch
 from ipr_fast.sampling import policies
 
 GRID = PatchGrid(1, 16, 16, 4)
@@ -106,46 +106,6 @@ def test_fixed_patches_of_other_things_are_refused(argument):
 
 def test_no_fixed_patches_are_legal(ragged_known):
     assert not choose(fixed_patches([]), ~ragged_known)[0].any()
-
-
-class Wrong(MaskPolicy):
-    """A user's policy with mistakes."""
-
-    def __init__(self, sizes=None, mask=None):
-        self._sizes, self._mask = sizes, mask
-
-    def sizes(self, free):
-        return free.sum(1) if self._sizes is None else self._sizes(free)
-
-    def choose(self, free, *, seed, iteration, chain_ids):
-        return free if self._mask is None else self._mask(free)
-
-
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        (
-            Wrong(sizes=lambda free: free.sum(1)[:3]),
-            r"Wrong: sizes must be an int64 tensor .*, got \(3,\)",
-        ),
-        (Wrong(sizes=lambda free: free.sum(1).float()), "sizes must be an int64 tensor"),
-        (Wrong(sizes=lambda free: 4), "sizes must be an int64 tensor .* got int"),
-        (Wrong(mask=lambda free: free.float()), "mask policy Wrong must be of dtype torch.bool"),
-        (Wrong(mask=lambda free: free[:3]), "mask policy Wrong must have shape"),
-        (Wrong(mask=lambda free: None), "mask policy Wrong must be a torch.Tensor"),
-    ],
-)
-def test_a_users_policys_results_are_checked(model, finished, policy, message):
-    with pytest.raises(ValueError, match=message):
-        refine_batch(finished, policy, 1, model=model)
-
-
-def test_a_policy_that_raises_is_named_and_too_large_sizes_do_no_harm(model, finished):
-    with pytest.raises(RuntimeError, match="mask policy Wrong raised ZeroDivisionError in iteration 1"):
-        refine_batch(finished, Wrong(mask=lambda free: 1 / 0), 1, model=model)
-    options = {"model": model, "schedule": Schedule(2, 0.5)}
-    many = refine_batch(finished, Wrong(sizes=lambda free: free.sum(1) + 99), 1, **options)
-    torch.testing.assert_close(many, refine_batch(finished, all_patches(), 1, **options))
 
 
 def test_fixed_patches_do_not_follow_later_changes_of_the_mask(model, finished):

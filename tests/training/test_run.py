@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from ipr_fast.engine.capture_check import Watch
-from ipr_fast.files import alone_in
 from ipr_fast.models import PatchTransformerConfig
 from ipr_fast.models.files.checkpoints import load_model, model_info
+from ipr_fast.outputs import alone_in
 from ipr_fast.tasks.catalog import TASKS, make_task
 from ipr_fast.training.configs import config_of
 from ipr_fast.training.run import train

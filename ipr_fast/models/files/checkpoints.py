@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.checks import FLOAT_DTYPES, dtype_names
-from ipr_fast.files import replacing
 from ipr_fast.models.files.published import complete_config, from_published
 from ipr_fast.models.files.sources import NoSuchModel, bundled_models, find
 from ipr_fast.models.files.weight_files import (
@@ -27,6 +26,7 @@ from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
 from ipr_fast.models.srm_unet_config import SRMUNetConfig
+from ipr_fast.outputs import replacing
 
 StoredModel = PatchTransformer | SRMUNet  # the Denoisers that files hold
 StoredConfig = PatchTransformerConfig | SRMUNetConfig

@@ -1,0 +1,96 @@
+"""Output files and folders: atomic writes, JSON, locks, and checks before any work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ipr_fast.errors import first_line
+
+WRITING = ".writing"  # ends the name of a file until it is whole
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a temporary binary file that replaces `path` atomically when the block ends.
+
+    The file is synced before it is renamed: after a crash either the old or the new file is there, whole. If the block
+    raises, the old file stays and the temporary one is removed. An OSError, or the RuntimeError that torch's writer
+    raises instead, becomes an OSError that names `path` and the reason.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + WRITING)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with temporary.open("w+b") as file:  # with "wb" numpy writes in C, and loses the reason of an error
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise type(cause)(cause.errno, cause.strerror, str(path)) from error
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """Return the OSError that stopped a writer, if any; torch's raises a RuntimeError, which may be chained to it."""
+    if isinstance(error, OSError):
+        return error if error.strerror else OSError(errno.EIO, str(error))
+    if not isinstance(error, RuntimeError) or "inline_container" not in str(error):
+        return None
+    cause = error.__cause__ or error.__context__
+    return cause if isinstance(cause, OSError) else OSError(errno.EIO, first_line(error))
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write a value as indented JSON, atomically."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def prepare_folder(path: Path) -> None:
+    """Create a folder to write into, with its parents. Raises ValueError if that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be made a folder ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{path}: no permission to write in it")
+
+
+def check_no_folders(paths: Iterable[Path]) -> None:
+    """Raise ValueError if one of the files to be written is a folder."""
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder, in the place of a file to be written")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lock a folder: another process that wants it gets a ValueError. Does nothing on systems without file locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another run is at work there") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Pictures of samples over the iterations: files of the size that their rows and columns take."""
+
+import pytest
+import torch
+
+from ipr_fast.evaluation import plots
+
+image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("matplotlib")
+
+
+def size_of(path):
+    with image_module.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.parametrize("side", [4, 9])
+@pytest.mark.parametrize("has_clues", [True, False])
+def test_boards_have_a_row_each_and_a_column_for_each_iteration(tmp_path, generator, side, has_clues):
+    images = torch.rand(4, 3, 1, 8 * side, 8 * side, generator=generator) * 2 - 1
+    violating = torch.rand(4, 3, side, side, generator=generator) < 0.2
+    known = torch.rand(3, side * side, generator=generator) < 0.3 if has_clues else None
+    plots.plot_boards(tmp_path / "a.png", images, violating, known, iterations=[0, 1, 3], chosen=[2, 0])
+    plots.plot_boards(tmp_path / "b.png", images, violating, known, iterations=[0, 1, 2, 3], chosen=[0, 1, 2])
+    (width, height), (wider, higher) = size_of(tmp_path / "a.png"), size_of(tmp_path / "b.png")
+    assert wider - width == higher - height == pytest.approx(150 * 1.35, abs=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_and_three_channels_are_drawn(tmp_path, generator, channels):
+    images = torch.randn(2, 2, channels, 16, 16, generator=generator)  # clamped to [-1, 1]
+    good, measure = torch.tensor([[True, False], [True, True]]), ("imbalance", torch.rand(2, 2, generator=generator))
+    plots.plot_images(tmp_path / "images.png", images, good, measure, iterations=[0, 1], chosen=[1])
+    assert size_of(tmp_path / "images.png") == pytest.approx((150 * 3.9, 150 * 2.06), abs=1)
+
+
+def test_the_share_of_good_samples_is_drawn_even_after_no_iteration(tmp_path):
+    for iterations in (1, 5):
+        good = torch.rand(iterations, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+        plots.plot_good(tmp_path / "curve.png", good, "valid boards", title="title")
+        assert size_of(tmp_path / "curve.png") == (780, 480)

@@ -1,0 +1,39 @@
+"""Output files and folders: whole or absent, and one run at a time."""
+
+import pytest
+from full_disk import full_disk
+
+from ipr_fast.outputs import alone_in, check_no_folders, prepare_folder, replacing, write_json
+
+
+def test_json_on_a_full_disk_leaves_the_earlier_file(tmp_path):
+    write_json(tmp_path / "x.json", {"count": 1})
+    with full_disk(10), pytest.raises(OSError, match=r"File too large: .*x\.json"):
+        write_json(tmp_path / "x.json", {"count": list(range(100))})
+    assert (tmp_path / "x.json").read_text() == '{\n  "count": 1\n}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_block_that_raises_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.write(b"new" + None)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_folders_in_the_place_of_files_and_files_in_that_of_folders_are_refused(tmp_path):
+    prepare_folder(tmp_path / "a" / "b")
+    with pytest.raises(ValueError, match="b: is a folder, in the place of a file"):
+        check_no_folders([tmp_path / "a" / "b"])
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: cannot be made a folder"):
+        prepare_folder(tmp_path / "file")
+
+
+def test_a_folder_is_locked_until_the_block_ends(tmp_path):
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another run is at work there"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
