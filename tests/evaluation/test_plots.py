@@ -23,7 +23,7 @@ def test_boards_have_a_row_each_and_a_column_for_each_iteration(tmp_path, genera
     plots.plot_boards(tmp_path / "a.png", images, violating, known, iterations=[0, 1, 3], chosen=[2, 0])
     plots.plot_boards(tmp_path / "b.png", images, violating, known, iterations=[0, 1, 2, 3], chosen=[0, 1, 2])
     (width, height), (wider, higher) = size_of(tmp_path / "a.png"), size_of(tmp_path / "b.png")
-    assert wider - width == higher - height == pytest.approx(150 * 1.35, abs=1)
+    assert (wider - width, higher - height) == pytest.approx((150 * 1.35, 150 * 1.35), abs=1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

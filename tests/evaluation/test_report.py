@@ -50,7 +50,7 @@ def test_a_row_of_an_experiment_has_cost_share_gain_and_means():
 
 
 def test_the_note_names_clues_the_judge_and_rows_measured_again():
-    text = report(experiment(arm("0 to 8 clues: one pass", commit="def"), clues=(0, 8), judge="judged by eye."))
+    text = report(experiment(arm("0 to 8 clues: one pass", commit="def"), clues=(0, 8), judge="judged by eye"))
     assert "| 0 to 8 clues: one pass |  |  |" in text
     assert text.endswith(
         "2,048 boards, 0 to 8 clues, seed 3, intervals 95 %. Judged by eye. "
