@@ -51,6 +51,51 @@ def test_a_grid_of_few_patches_is_checked_too(size):
     check_model(model, "cpu")
 
 
+class Mixed(Plain):
+    """Predicts from all patches and levels, as networks do; subclasses get `active` wrong."""
+
+    def __call__(self, patches, levels, active=None):
+        if active is not None:
+            levels = self.all_levels(levels, active)
+        full = Prediction(patches * levels[..., None] + patches.mean(1, keepdim=True) + levels.mean(1)[:, None, None])
+        return full if active is None else self.of_slots(full, active)
+
+    def all_levels(self, levels, active):
+        return active.scatter(levels, GRID.num_patches)
+
+    def of_slots(self, full, active):
+        return full.at(active)
+
+
+class FirstPatches(Mixed):
+    def of_slots(self, full, active):
+        return Prediction(full.velocity[:, : active.index.shape[1]])
+
+
+class FirstLevels(Mixed):
+    def all_levels(self, levels, active):
+        return torch.nn.functional.pad(levels, (0, GRID.num_patches - levels.shape[1]))
+
+
+class NoisyContext(Mixed):
+    def all_levels(self, levels, active):
+        return active.scatter(levels, GRID.num_patches, fill=1.0)
+
+
+@pytest.mark.parametrize("model", [FirstPatches(), FirstLevels(), NoisyContext()], ids=lambda m: type(m).__name__)
+def test_a_model_that_gets_active_wrong_is_named(model):
+    assert "ok" in check_model(Mixed())
+    with pytest.raises(ValueError, match=r"fails 1 of \d checks\n.*predictions are those of a full call"):
+        check_model(model)
+
+
+def test_nan_is_told_once():
+    model = Plain()
+    model.predict = lambda slots, levels: Prediction(slots * float("nan"))
+    with pytest.raises(ValueError, match=r"fails 1 of .*\n.*velocity has NaN or inf$"):
+        check_model(model)
+
+
 class Writes(Plain):
     def __call__(self, patches, levels, active=None):
         patches.clamp_(-0.1, 0.1)
@@ -151,7 +196,7 @@ def test_every_failure_is_listed():
         def predict(self, slots, levels):
             return NoSigmoid.predict(self, slots * levels.max().item(), levels)
 
-    with pytest.raises(ValueError, match=r"Both fails 3 checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
+    with pytest.raises(ValueError, match=r"Both fails 3 of 7 checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
         check_model(Both())
 
 

@@ -169,9 +169,9 @@ def test_the_table_of_folders_is_complete():
 
 def test_tables_of_results_quote_those_of_the_folders():
     quoted = [line for line in text(".").splitlines() if re.match(r"\| .*\d \[", line)]
-    sources = {*text("ipr_fast/evaluation").splitlines(), *text("bench").splitlines()}
+    sources = [*text("ipr_fast/evaluation").splitlines(), *text("bench").splitlines()]
     assert len(quoted) >= 10
-    assert set(quoted) <= sources
+    assert {row.rstrip(" |") for row in quoted} <= {row.rstrip(" |") for row in sources}  # without empty last columns
 
 
 @pytest.mark.parametrize(("model", "fewest"), [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 128)])
