@@ -38,8 +38,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Work:
-    """Size of a run: `count` samples in chunks of `chunk`, `iters` iterations from `first_iteration`."""
+class ChunkPlan:
+    """Division of a run: `count` samples in chunks of `chunk`, `iters` iterations from `first_iteration`."""
 
     count: int
     chunk: int
@@ -52,8 +52,8 @@ class Work:
         return self.first_iteration + self.iters - 1
 
     @property
-    def rows(self) -> list[slice]:
-        """Rows of each chunk; a single empty chunk without samples."""
+    def slices(self) -> list[slice]:
+        """Samples of each chunk; a single empty chunk without samples."""
         return [slice(first, first + self.chunk) for first in range(0, max(1, self.count), self.chunk)]
 
 
@@ -67,8 +67,8 @@ class Snapshot(NamedTuple):
 class RunFolder:
     """Folder of an unfinished run: the settings that decide its result (JSON values), and one file per saved chunk."""
 
-    def __init__(self, path: Path, settings: dict, work: Work) -> None:
-        self.path, self.settings, self.work = path, settings, work
+    def __init__(self, path: Path, settings: dict, plan: ChunkPlan) -> None:
+        self.path, self.settings, self.plan = path, settings, plan
         self.saved: dict[int, int] = {}  # chunk: its saved iteration
         self._run = content_hash(json.dumps(settings, sort_keys=True))
 
@@ -87,7 +87,7 @@ class RunFolder:
                 snapshot = Snapshot(int(stored["iteration"]), torch.from_numpy(stored["samples"]))
         except Exception:  # a damaged file makes numpy raise almost anything
             return None
-        is_usable = snapshot.iteration == self.work.last or bool(torch.isfinite(snapshot.samples).all())
+        is_usable = snapshot.iteration == self.plan.last or bool(torch.isfinite(snapshot.samples).all())
         if found != (self._run, chunk, tuple(shape), np.float32) or not is_usable:
             return None
         self.saved[chunk] = snapshot.iteration
@@ -106,10 +106,10 @@ class RunFolder:
 
     def describe(self) -> str:
         """Describe the saved chunks in words."""
-        last = self.work.last
+        last = self.plan.last
         done = sum(iteration == last for iteration in self.saved.values())
         unfinished = [f", another up to iteration {i} of {last}" for i in self.saved.values() if i < last]
-        return f"{done} of {len(self.work.rows)} chunks done{''.join(unfinished[:1])}"
+        return f"{done} of {len(self.plan.slices)} chunks done{''.join(unfinished[:1])}"
 
     def remove(self) -> None:
         """Remove the run's files, and the folder unless it holds other files."""
@@ -124,13 +124,13 @@ class RunFolder:
 
 
 @contextmanager
-def run_folder(path: Path, settings: dict, work: Work, *, resume: bool) -> Iterator[RunFolder]:
+def run_folder(path: Path, settings: dict, plan: ChunkPlan, *, resume: bool) -> Iterator[RunFolder]:
     """Create or resume the folder of a run. It is removed when the block succeeds or no chunk was saved.
 
     Raises ValueError when the folder exists and `resume` is false, when it holds a run of other settings, and when
     another process uses it. Ctrl-C in the block is raised as Interrupted.
     """
-    folder, existed = RunFolder(path, settings, work), path.is_dir()
+    folder, existed = RunFolder(path, settings, plan), path.is_dir()
     prepare_folder(path)
     with alone_in(path):
         if existed and not resume:
@@ -163,10 +163,10 @@ def refine_in_chunks(
 ) -> Tensor:
     """Refine samples (B, C, H, W) on the CPU as `refine_batch` does, a chunk at a time on `device`.
 
-    Does the work of `folder`, continuing from its saved chunks. Returns samples of the shape and dtype of x, on the
+    Follows the plan of `folder`, continuing from its saved chunks. Returns samples of the shape and dtype of x, on the
     CPU; patches that were never selected keep their bits.
     """
-    work, before, known = folder.work, x.float(), arguments["known"]
+    plan, before, known = folder.plan, x.float(), arguments["known"]
     complaint = contract.range_complaint("the input", checks.extremes("the input", before), arguments["model"])
     if complaint is not None:  # once, for all chunks
         warnings.warn(complaint, contract.RangeWarning, 2)
@@ -174,17 +174,17 @@ def refine_in_chunks(
         raise ValueError(f"known must have shape ({len(x)}, ...), got {tuple(known.shape)}")
     chunks: list[RefineArguments] = [
         {**arguments, "chain_ids": arguments["chain_ids"][rows], "known": None if known is None else known[rows]}
-        for rows in work.rows
+        for rows in plan.slices
     ]
     after = torch.empty_like(before)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", contract.RangeWarning)
-        for rows, chunk in zip(work.rows, chunks, strict=True):  # bad arguments fail before any chunk is run
-            refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=work.last + 1, **chunk)
+        for rows, chunk in zip(plan.slices, chunks, strict=True):  # bad arguments fail before any chunk is run
+            refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=plan.last + 1, **chunk)
         hidden = not arguments["progress"] or len(chunks) == 1
-        for index, rows in enumerate(tqdm(work.rows, desc="chunks", unit="chunk", disable=hidden)):
-            snapshot = folder.load(index, before[rows].shape) or Snapshot(work.first_iteration - 1, before[rows])
-            if snapshot.iteration < work.last:
+        for index, rows in enumerate(tqdm(plan.slices, desc="chunks", unit="chunk", disable=hidden)):
+            snapshot = folder.load(index, before[rows].shape) or Snapshot(plan.first_iteration - 1, before[rows])
+            if snapshot.iteration < plan.last:
                 snapshot = _refine_chunk(folder, index, snapshot, mask_fn, device, chunks[index])
             after[rows] = snapshot.samples
     return torch.where(after == before, x, after.to(x.dtype))
@@ -199,7 +199,7 @@ def _refine_chunk(
     arguments: RefineArguments,
 ) -> Snapshot:
     """Refine a chunk from the iteration that it has reached to the last one, and save it."""
-    x, first, last = snapshot.samples.to(device), snapshot.iteration + 1, folder.work.last
+    x, first, last = snapshot.samples.to(device), snapshot.iteration + 1, folder.plan.last
     saver = _Saver(folder, index)
     try:
         x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=saver, **arguments)

@@ -11,7 +11,7 @@ import torch
 import typer
 
 from ipr_fast import files
-from ipr_fast.cli.chunks import RefineArguments, Work, content_hash, refine_in_chunks, run_folder
+from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, content_hash, refine_in_chunks, run_folder
 from ipr_fast.cli.common import (
     FILES,
     REFINEMENT,
@@ -85,7 +85,7 @@ def run(
         source = bundled_model_for(tuple(images.shape[1:])) if model is None else model
     denoiser = load(source, dtype, device)
     chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
-    work = Work(len(images), chunk, refinement.first_iteration, refinement.iters)
+    plan = ChunkPlan(len(images), chunk, refinement.first_iteration, refinement.iters)
     arguments: RefineArguments = {
         **sampling.arguments(run_options, device, len(images)),
         "model": denoiser,
@@ -103,9 +103,9 @@ def run(
         "schedule": str(arguments["schedule"] or getattr(denoiser, "refine_schedule", None)),
         "dtype": dtype or "as stored",
         "tf32": sampling.tf32,
-        "chunk": work.chunk,
+        "chunk": plan.chunk,
     }
-    with run_folder(Path(f"{out}.partial"), settings, work, resume=resume) as folder:
+    with run_folder(Path(f"{out}.partial"), settings, plan, resume=resume) as folder:
         policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device)
         files.write_samples(out, files.Samples(x, samples.names, samples.depth))

@@ -121,7 +121,7 @@ def run(
     weights = train(task, settings, out, resume=resume, device=device, config=config, progress=progress)
     print(f"wrote {weights}")
     seed = run_options.seed
-    if recipe is not None and recipe_name is not None:
+    if recipe is not None:
         stored = _store(weights, out / f"{recipe_name}.safetensors")
         judged = {"count": evaluate_count, "iters": iters, "seed": seed}
         chosen = recipe.evaluate | {name: value for name, value in judged.items() if value is not None}

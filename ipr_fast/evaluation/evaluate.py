@@ -50,9 +50,10 @@ def follow(
     progress: bool = False,
     watch: Callable[[Tensor], None] = lambda images: None,
 ) -> Trajectory:
-    """Generate `count` samples, refine them with `random_patches(ratio)`, and judge them after every iteration.
+    """Generate samples, refine them with `random_patches(ratio)`, and return the judge's report of every iteration.
 
-    `watch` gets the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
+    count: B. known (B, N) bool and known_values (B, C, H, W): clues, on any device.
+    watch: called with the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
     """
     device = contract.device_of(model) or torch.device("cpu")
     known, known_values = (None if each is None else each.to(device) for each in (known, known_values))
@@ -93,7 +94,7 @@ def draw_clues(task: KnownTask, boards: int, clues: tuple[int, int], seed: int) 
 
 
 def evaluate(task: Task, model: Denoiser, count: int, iters: int, *, seed: int = 0, progress: bool = False) -> dict:
-    """Follow `count` samples of a model of the task through `iters` iterations; return their `summarise`."""
+    """Generate and refine `count` samples of a model of the task; return the counts and intervals of `summarise`."""
     return summarise(follow(model, task.judge(), count, iters, seed=seed, progress=progress), task)
 
 

@@ -64,8 +64,7 @@ class RandomPatches(MaskPolicy):
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
     def sizes(self, free: Tensor) -> Tensor:
-        if self.size_of is None:
-            raise ValueError("random_patches: bind must be called before sizes")
+        assert self.size_of is not None, "bind is called before"
         return self.size_of[free.sum(1)]
 
     def choice(self, free: Tensor, iteration: Tensor) -> PatchChoice:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast.sampling import flow
 from ipr_fast.sampling.prediction import Prediction
 
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
@@ -129,16 +130,14 @@ def best_mix(t: Tensor, velocity_error: Tensor, u: Tensor) -> tuple[Tensor, Tens
     The step's mean is off by `(gamma (1-t) - (1-t') t)` times the velocity's error. The variance that accounts for that
     is small**2 plus its square; the mix is its position between log small and log large, clamped to [0, 1].
     """
-    step = 0.05 + 0.35 * u
-    s = t - step  # t'
-    weight = (s > 0.02).float()
-    s = s.clamp_min(0.02)
-    t = t.clamp_min(0.03)
-    r = ((1 - t) * s / ((1 - s) * t)).square().clamp(max=0.999)
-    gamma = s * torch.sqrt(1 - ETA**2 * (1 - r))
-    small = (ETA * s * torch.sqrt(1 - r)).square()
-    error = velocity_error * (gamma * (1 - t) - (1 - s) * t).square()
-    mix = torch.log1p(error / small) / (2 * torch.log(t / s).clamp_min(1e-3))
+    t_next = t - (0.05 + 0.35 * u)
+    weight = (t_next > 0.02).float()
+    t, t_next = t.clamp_min(0.03), t_next.clamp_min(0.02)
+    r = flow.ratio(t, t_next).clamp(max=0.999)
+    gamma = t_next * torch.sqrt(1 - ETA**2 * (1 - r))
+    small_variance = (ETA * t_next * torch.sqrt(1 - r)).square()
+    error = velocity_error * (gamma * (1 - t) - (1 - t_next) * t).square()
+    mix = torch.log1p(error / small_variance) / (2 * torch.log(t / t_next).clamp_min(1e-3))
     return mix.clamp(0, 1), weight
 
 

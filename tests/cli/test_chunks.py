@@ -285,8 +285,8 @@ def test_a_chunk_is_saved_once_a_minute(tmp_path, samples, weights, monkeypatch)
 
 
 def test_samples_that_are_not_finite_are_not_gone_on_from(tmp_path, model):
-    work, run = chunks.Work(2, 2, 1, 5), {"seed": 0}
-    folder = chunks.RunFolder(tmp_path, run, work)
+    plan, run = chunks.ChunkPlan(2, 2, 1, 5), {"seed": 0}
+    folder = chunks.RunFolder(tmp_path, run, plan)
     bad = torch.full((2, 1, 4, 4), float("nan"))
     for iteration, is_usable in ((3, False), (5, True)):
         folder.save(0, chunks.Snapshot(iteration, bad))
