@@ -19,6 +19,7 @@ from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.tasks.catalog import TASKS, KnownTask, make_task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of
+from ipr_fast.training.optimizers import OPTIMIZERS
 from ipr_fast.training.recipe import LARGEST, NETWORK_SIZES, Recipe, read_recipe, recipe_names
 from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, train
 from ipr_fast.training.run import MODEL as MODEL_FILE
@@ -68,6 +69,10 @@ class TrainingOptions:
     dtype: Annotated[str | None, one_of(TRAINING, "TYPE", "Type of products", DTYPES, show_default=DEFAULTS.dtype)] = (
         None
     )
+    optimizer: Annotated[str, one_of(TRAINING, "NAME", "Optimiser", OPTIMIZERS)] = DEFAULTS.optimizer
+    symbol_weight: Annotated[
+        float, option(TRAINING, "Weight of the symbols' cross-entropy, for tasks that know them.")
+    ] = DEFAULTS.symbol_weight
     compile: Annotated[
         bool | None,
         option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),

@@ -24,7 +24,7 @@ from ipr_fast.training.trainer import Trainer, TrainSettings
 
 SIZES: dict[str, Any] = {"width": 96, "depth": 5, "num_heads": 6}
 NEVER = 10**6  # steps: never reached, so the learning rate stays constant
-SETTINGS = TrainSettings(steps=NEVER, batch_size=64, learning_rate=2e-3, ema_decay=0.998)
+SETTINGS = TrainSettings(steps=NEVER, batch_size=64, learning_rate=2e-3, ema_decay=0.998, symbol_weight=0.0)
 MISSING = (1, 20)  # cells
 TEST_BOARDS = 200
 

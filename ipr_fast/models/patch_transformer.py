@@ -115,13 +115,17 @@ class PatchTransformer(nn.Module):
 
         The level of a context token must be 0; its prediction is meaningless.
         """
+        return self.read_out(self.encode(patches, levels, is_active))
+
+    def encode(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> Tensor:
+        """Return the normalised features (B, N, width) that `read_out` turns into the prediction of `predict`."""
         position = torch.arange(patches.shape[1], device=patches.device)
         h, modulation = self._embed(patches, position, is_active.long()), self._modulation(levels, is_active.long())
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
         for layer, adaln in zip(self.layers, modulation.by_layer(), strict=True):
             q, keys_values = layer.project(h, adaln)
             h = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend))
-        return self._output(h, modulation)
+        return self._normalise(h, modulation)
 
     def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
         """Return the modulation of active tokens at levels (R,), ascending; written into `out`, if given."""
@@ -185,7 +189,7 @@ class PatchTransformer(nn.Module):
             cache.index_copy_(0, rows, keys_values.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
             attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
             h = layer.finish(h, adaln, attended, packed)
-        return self._output(h, modulation, packed)
+        return self.read_out(self._normalise(h, modulation), packed)
 
     def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
         """Return the tokens of patches (B, N, P) with these positions (N,) and roles (B, N)."""
@@ -201,9 +205,13 @@ class PatchTransformer(nn.Module):
         shared = self.modulation(condition)
         return Modulation((shared + layer.table for layer in self.layers), self.modulation_out(condition))
 
-    def _output(self, h: Tensor, modulation: Modulation, packed: PackedWeights | None = None) -> Prediction:
+    def _normalise(self, h: Tensor, modulation: Modulation) -> Tensor:
         scale, shift = modulation.out.chunk(2, dim=-1)
-        out = linear(self.patch_out, norm(h, scale, shift, modulation.row), packed)
+        return norm(h, scale, shift, modulation.row)
+
+    def read_out(self, features: Tensor, packed: PackedWeights | None = None) -> Prediction:
+        """Return the prediction of tokens with these features (B, n, width)."""
+        out = linear(self.patch_out, features, packed)
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
         return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,4 +55,18 @@ class Task(Protocol):
 
     def judge(self) -> Judge:
         """Return the judge of this task's samples."""
+        ...
+
+
+@runtime_checkable
+class SymbolTask(Protocol):
+    """What a task has in addition if it knows the symbol that each patch of a sample shows, such as a digit.
+
+    Training then adds a head that predicts the symbols of noisy patches; the saved model is without it.
+    """
+
+    num_symbols: int
+
+    def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the samples of `sample`, and their symbols (B, N) int64 in 0..num_symbols-1."""
         ...

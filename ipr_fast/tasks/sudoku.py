@@ -131,7 +131,7 @@ class DigitSudoku:
     noun, adjective = "board", "valid"
 
     def __init__(self, side: int, mnist: str | None = None) -> None:
-        self.side = side
+        self.side = self.num_symbols = side
         self.train, self.test = load_digits("train", mnist), load_digits("test", mnist)
         self.grid = board_grid(side, self.train.size)
         self.name = f"digit-sudoku-{side}x{side}" + ("" if mnist is None else "-mnist")
@@ -139,12 +139,16 @@ class DigitSudoku:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw random valid boards (B, 1, H, W) in training digits, on the generator's device."""
+        return self.sample_with_symbols(batch_size, generator)[0]
+
+    def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the boards of `sample`, and the digit of each cell less one, (B, N) int64."""
         base, digits = self._source(generator.device)
         grids = base[torch.randint(len(base), (batch_size,), generator=generator, device=generator.device)]
         if self.side == 4:
-            return draw_boards(grids, digits, generator)
-        cells = digits.draw(transformed(grids, generator), generator)
-        return assemble(jittered(cells, generator))
+            return draw_boards(grids, digits, generator), grids.flatten(1) - 1
+        grids = transformed(grids, generator)
+        return assemble(jittered(digits.draw(grids, generator), generator)), grids.flatten(1) - 1
 
     def judge(self) -> BoardJudge:
         """Return a judge of boards whose reader has seen the training digits only."""

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ipr_fast.sampling import flow
 from ipr_fast.sampling.prediction import Prediction
 
-Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Prediction, Tensor | None]]
 
 ETA = 0.5  # stochasticity of the posterior that the variance mix is fitted to
 
@@ -93,21 +94,30 @@ def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 class Losses(NamedTuple):
-    """Scalars. velocity: mean squared error. log_variance: Gaussian likelihood. mix: squared error of `best_mix`."""
+    """Scalars, means over noisy patches.
+
+    velocity: squared error. log_variance: Gaussian likelihood. mix: squared error of `best_mix`. symbols: cross-entropy
+    of the symbols that the patches show, 0 without a symbol head.
+    """
 
     velocity: Tensor
     log_variance: Tensor
     mix: Tensor
+    symbols: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        return self.velocity + 0.1 * self.log_variance + 0.1 * self.mix
+    def total(self, symbol_weight: float = 0.0) -> Tensor:
+        """Return the weighted sum that training minimises."""
+        return self.velocity + 0.1 * self.log_variance + 0.1 * self.mix + symbol_weight * self.symbols
 
 
-def compute_losses(predict: Predict, clean: Tensor, drawn: Draw) -> Losses:
-    """Return the losses of clean patches (B, N, P); `predict` is `PatchTransformer.predict`."""
+def compute_losses(predict: Predict, clean: Tensor, drawn: Draw, symbols: Tensor | None = None) -> Losses:
+    """Return the losses of clean patches (B, N, P) that show `symbols` (B, N) int64.
+
+    predict: takes noisy patches, levels and roles as `PatchTransformer.predict` does; returns its prediction and the
+    logits (B, N, S) of the symbols, or None without them.
+    """
     t = drawn.levels[..., None]
-    prediction = predict((1 - t) * clean + t * drawn.noise, drawn.levels, drawn.is_active)
+    prediction, logits = predict((1 - t) * clean + t * drawn.noise, drawn.levels, drawn.is_active)
     assert prediction.variance_mix is not None
     assert prediction.log_variance is not None
     log_variance = prediction.log_variance.float()
@@ -117,10 +127,14 @@ def compute_losses(predict: Predict, clean: Tensor, drawn: Draw) -> Losses:
     log_likelihood = 0.5 * (patch_error * torch.exp(-log_variance) + log_variance)
     target, weight = best_mix(drawn.levels, patch_error, drawn.step)
     mix_error = (prediction.variance_mix - target[..., None]).square().mean(-1)
+    symbol_error = torch.zeros_like(noisy)
+    if logits is not None and symbols is not None:
+        symbol_error = F.cross_entropy(logits.float().movedim(-1, 1), symbols, reduction="none")
     return Losses(
         velocity=_weighted_mean(square.mean(-1), noisy),
         log_variance=_weighted_mean(log_likelihood, noisy),
         mix=_weighted_mean(mix_error, weight * noisy),
+        symbols=_weighted_mean(symbol_error, noisy),
     )
 
 

@@ -17,6 +17,7 @@ from ipr_fast.models.files.checkpoints import save_model
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.outputs import alone_in, prepare_folder, replacing
 from ipr_fast.tasks.base import Task
+from ipr_fast.training.objective import Losses
 from ipr_fast.training.throughput import product_rate, training_flops
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
@@ -107,15 +108,15 @@ def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
         losses = trainer.train_step()
         if compiles:  # the first step does not count
             begun, compiles = time.monotonic() - trainer.seconds, False
-        recent.append(torch.stack([losses.velocity, losses.log_variance, losses.mix]).detach())
+        recent.append(torch.stack([*losses]).detach())
         trainer.seconds = time.monotonic() - begun
         bar.update()
         if trainer.step % LOG_EVERY[0] == 0 or trainer.seconds - logged > LOG_EVERY[1] or trainer.is_done:
-            velocity, log_variance, mix = torch.stack(recent).mean(0).tolist()  # synchronises
-            if not math.isfinite(velocity + log_variance + mix):
+            means = dict(zip(Losses._fields, torch.stack(recent).mean(0).tolist(), strict=True))  # synchronises
+            if not math.isfinite(sum(means.values())):
                 raise FloatingPointError(f"the loss is not finite at step {trainer.step}")
             logged = trainer.seconds = time.monotonic() - begun
-            entry = {"step": trainer.step, "velocity": velocity, "log_variance": log_variance, "mix": mix}
+            entry = {"step": trainer.step, **means}
             entry |= {"seconds": round(trainer.seconds, 1)} | speed.since_last(len(recent))
             recent.clear()
             bar.show(entry)

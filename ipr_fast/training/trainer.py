@@ -21,17 +21,19 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipr_fast import checks
 from ipr_fast.errors import first_line
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.outputs import replacing
-from ipr_fast.tasks.base import Task
+from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.tasks.base import SymbolTask, Task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of, initialise
 from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
+from ipr_fast.training.optimizers import OPTIMIZERS, make_optimizers
 from ipr_fast.training.samples import check_form, check_values
 
 DTYPES = ("float32", "tf32", "bfloat16")
@@ -52,6 +54,8 @@ class TrainSettings:
     save_every >= 1: steps between checkpoints; a killed run loses at most these, and at most a minute.
     dtype: of matrix products and attention: "float32", "tf32" (10 mantissa bits, on a GPU only; elsewhere float32) or
         "bfloat16" (7 bits). Weights, losses and optimiser are float32.
+    optimizer: "adamw", or "muon" for the layers' matrices and AdamW for the rest.
+    symbol_weight >= 0: of the cross-entropy of symbols, for a `SymbolTask`; 0 trains without a symbol head.
     compile: fuse network and losses with torch.compile; the first step, which compiles, does not count as minutes.
     seed in 0..2**64-1.
 
@@ -70,6 +74,8 @@ class TrainSettings:
     save_every: int = 500
     dtype: str = "float32"
     compile: bool = False
+    optimizer: str = "adamw"
+    symbol_weight: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +89,8 @@ class TrainSettings:
             value = getattr(self, name)
             if not (value is None and name == "minutes") and not checks.number(name, value, 0) > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        checks.number("weight_decay", self.weight_decay, 0)
+        for name in ("weight_decay", "symbol_weight"):
+            checks.number(name, getattr(self, name), 0)
         if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         checks.integer("warmup", self.warmup, 0)
@@ -91,6 +98,8 @@ class TrainSettings:
         checks.boolean("compile", self.compile)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
 
     def progress(self, step: int, seconds: float) -> float:
         """Return the share of the run that is done, >= 1 at its end."""
@@ -125,14 +134,18 @@ class Trainer:
             torch.manual_seed(settings.seed)
             model = PatchTransformer(config_of(task) if config is None else config)
             initialise(task, model)
+            head = None
+            if isinstance(task, SymbolTask) and settings.symbol_weight:
+                head = nn.Linear(model.config.width, task.num_symbols)
         self.model = model.to(self.device).train()
+        self.symbol_head = None if head is None else head.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
+        self.optimizers = make_optimizers(
+            settings.optimizer,
+            self.model,
+            self.symbol_head,
+            rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            fused=True,
         )
         self.step, self.seconds = 0, 0.0
         self._has_seen_values = False
@@ -142,27 +155,35 @@ class Trainer:
     def train_step(self) -> Losses:
         """Draw a batch, step the optimiser, update the moving average; return the batch's losses."""
         self._generator.manual_seed(self._seed())
-        clean = self.model.grid.to_patches(self._sample())
-        losses = self._losses(clean, draw(clean.shape, self._generator))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        for group in self.optimizer.param_groups:
+        samples, symbols = self._sample()
+        clean = self.model.grid.to_patches(samples)
+        losses = self._losses(clean, draw(clean.shape, self._generator), symbols)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses.total(self.settings.symbol_weight).backward()
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip_norm)
+        for group in groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
-        with interrupts_held():  # keep optimiser, step and EMA consistent for the checkpoint
-            self.optimizer.step()
+        with interrupts_held():  # keep optimisers, step and EMA consistent for the checkpoint
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.step += 1
             self._update_ema()
         return losses
 
-    def _sample(self) -> Tensor:
-        """Draw a batch from the task; check its shape and dtype in every step, its values in the first step only."""
-        samples = self.task.sample(self.settings.batch_size, self._generator)
-        check_form(self.task, (self.settings.batch_size, *self.model.grid.sample_shape), self.device, samples)
+    def _sample(self) -> tuple[Tensor, Tensor | None]:
+        """Draw a batch and its symbols; check its shape and dtype in every step, its values in the first step only."""
+        batch, symbols = self.settings.batch_size, None
+        if self.symbol_head is not None and isinstance(self.task, SymbolTask):
+            samples, symbols = self.task.sample_with_symbols(batch, self._generator)
+        else:
+            samples = self.task.sample(batch, self._generator)
+        check_form(self.task, (batch, *self.model.grid.sample_shape), self.device, samples)
         if not self._has_seen_values:
             check_values(self.task, samples)
             self._has_seen_values = True
-        return samples
+        return samples, symbols
 
     @property
     def is_done(self) -> bool:
@@ -181,7 +202,8 @@ class Trainer:
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "symbol_head": None if self.symbol_head is None else self.symbol_head.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         if not self._is_finite():
             raise FloatingPointError(f"the weights are not finite at step {self.step}")
@@ -200,7 +222,10 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if self.symbol_head is not None:
+                self.symbol_head.load_state_dict(state["symbol_head"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its state does not fit the model ({first_line(error)})") from error
         if not self._is_finite():
@@ -225,9 +250,13 @@ class Trainer:
     def _is_finite(self) -> bool:
         return all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters()))
 
-    def _compute_losses(self, clean: Tensor, drawn: Draw) -> Losses:
+    def _compute_losses(self, clean: Tensor, drawn: Draw, symbols: Tensor | None) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return compute_losses(self.model.predict, clean, drawn)
+            return compute_losses(self._predict, clean, drawn, symbols)
+
+    def _predict(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> tuple[Prediction, Tensor | None]:
+        features = self.model.encode(patches, levels, is_active)
+        return self.model.read_out(features), None if self.symbol_head is None else self.symbol_head(features)
 
     def _seed(self) -> int:
         digest = hashlib.sha256(f"{self.settings.seed}:{self.step}".encode()).digest()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ipr_fast.tasks import sudoku
-from ipr_fast.tasks.digits import load_digits
+from ipr_fast.tasks.digits import DigitReader, load_digits
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import (
     BoardJudge,
@@ -177,3 +177,14 @@ def test_the_judges_note_says_how_well_it_reads(judge):
 def test_other_sides_are_refused(side):
     with pytest.raises(ValueError, match="side must be one of"):
         board_grid(side, 8)
+
+
+@pytest.mark.parametrize("side", [4, 9])
+def test_symbols_are_the_digits_of_the_cells(side):
+    task = DigitSudoku(side)
+    boards, symbols = task.sample_with_symbols(8, torch.Generator().manual_seed(5))
+    assert torch.equal(boards, task.sample(8, torch.Generator().manual_seed(5)))
+    assert symbols.min() == 0
+    assert symbols.max() == task.num_symbols - 1
+    read = read_boards(boards, DigitReader(task.train), side).flatten(1) - 1
+    assert (read == symbols).float().mean() > 0.99

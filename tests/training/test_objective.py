@@ -43,5 +43,25 @@ def test_every_weight_gets_a_gradient(generator):
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     clean = torch.randn(16, 16, 16, generator=generator)
-    compute_losses(model.predict, clean, draw(clean.shape, generator)).total.backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    head = torch.nn.Linear(TINY.width, 3)
+
+    def predict(*inputs):
+        features = model.encode(*inputs)
+        return model.read_out(features), head(features)
+
+    symbols = torch.randint(3, (16, 16), generator=generator)
+    losses = compute_losses(predict, clean, draw(clean.shape, generator), symbols)
+    losses.total(symbol_weight=0.5).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in (*model.parameters(), *head.parameters()))
+
+
+def test_the_symbols_loss_is_the_cross_entropy_of_noisy_patches(generator):
+    model, clean = PatchTransformer(TINY), torch.randn(4, 16, 16, generator=generator)
+    drawn = draw(clean.shape, generator)
+    logits, symbols = torch.randn(4, 16, 3, generator=generator), torch.randint(3, (4, 16), generator=generator)
+    losses = compute_losses(lambda *inputs: (model.predict(*inputs), logits), clean, drawn, symbols)
+    chosen = logits.log_softmax(-1).gather(-1, symbols[..., None]).squeeze(-1)
+    assert losses.symbols.item() == pytest.approx(-chosen[drawn.levels > 0].mean().item(), rel=1e-5)
+    without = compute_losses(lambda *inputs: (model.predict(*inputs), None), clean, drawn)
+    assert without.symbols == 0
+    assert without.total(0.5) == losses.total(0.0)

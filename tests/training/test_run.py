@@ -36,6 +36,16 @@ class Stripes:
         return (torch.randint(0, 2, (batch_size, 1, 1, 1), generator=generator) * 2.0 - 1).expand(-1, 1, 8, 8)
 
 
+class SymbolStripes(Stripes):
+    """The same task, which knows the sign of every patch."""
+
+    num_symbols = 2
+
+    def sample_with_symbols(self, batch_size, generator):
+        samples = self.sample(batch_size, generator)
+        return samples, (samples[:, 0, 0, :1] > 0).long().expand(-1, 4)
+
+
 QUICK = TrainSettings(steps=40, batch_size=16, warmup=5, save_every=10, seed=3)
 
 
@@ -52,14 +62,51 @@ def test_the_loss_falls_and_the_model_learns_the_task():
     assert late_likelihood < torch.stack([x.log_variance for x in losses[:20]]).mean() - 0.3
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path):
-    whole, first = Trainer(Stripes(), QUICK), Trainer(Stripes(), QUICK)
+def test_a_symbol_head_learns_and_is_not_saved(tmp_path):
+    trainer = Trainer(SymbolStripes(), TrainSettings(steps=300, batch_size=64, warmup=20))
+    losses = [trainer.train_step().symbols for _ in range(300)]
+    assert torch.stack(losses[-20:]).mean() < 0.5 * torch.stack(losses[:20]).mean()
+    plain = Trainer(Stripes(), TrainSettings(steps=300, batch_size=64, warmup=20))
+    assert trainer.ema.state_dict().keys() == plain.ema.state_dict().keys()
+    off = Trainer(SymbolStripes(), replace(QUICK, symbol_weight=0.0))
+    assert off.symbol_head is None
+    assert off.train_step().symbols == 0
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon")
+def test_muon_takes_the_layers_matrices_and_adamw_the_rest():
+    trainer = Trainer(SymbolStripes(), replace(QUICK, optimizer="muon"))
+    muon, adamw = trainer.optimizers
+    in_muon = [p for group in muon.param_groups for p in group["params"]]
+    in_adamw = [p for group in adamw.param_groups for p in group["params"]]
+    assert {id(p) for p in in_muon} == {id(p) for p in trainer.model.layers.parameters() if p.ndim == 2}
+    every = [*trainer.model.parameters(), *trainer.symbol_head.parameters()]
+    assert sorted(map(id, (*in_muon, *in_adamw))) == sorted(map(id, every))
+    before = [p.clone() for p in every]
+    trainer.train_step()
+    trainer.train_step()  # the read-out begins at zero: nothing behind it has a gradient in the first step
+    changed = [not torch.equal(p, old) for p, old in zip(every, before, strict=True)]
+    assert sum(changed) >= len(every) - 1  # the boxes' embedding may be missing
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"optimizer: muon needs torch >= 2\.9"):
+        Trainer(Stripes(), replace(QUICK, optimizer="muon"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path, optimizer):
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch < 2.9 has no Muon")
+    settings = replace(QUICK, optimizer=optimizer)
+    whole, first = Trainer(SymbolStripes(), settings), Trainer(SymbolStripes(), settings)
     for _ in range(20):
         whole.train_step()
     for _ in range(10):
         first.train_step()
     first.save(tmp_path / "checkpoint.pt")
-    second = Trainer(Stripes(), QUICK)
+    second = Trainer(SymbolStripes(), settings)
     second.restore(tmp_path / "checkpoint.pt")
     for _ in range(10):
         second.train_step()
@@ -99,7 +146,7 @@ def test_a_run_may_be_resumed_with_a_later_end(tmp_path, done, end):
     assert (second.step, second.seconds) == (done, 60)
     assert not second.is_done
     second.train_step()
-    rates = {group["lr"] for group in second.optimizer.param_groups}
+    rates = {group["lr"] for optimizer in second.optimizers for group in optimizer.param_groups}
     assert rates == {replace(QUICK, **end).rate(done, 60.0)}
     assert rates.pop() > 0
 
@@ -403,7 +450,7 @@ def test_products_in_bfloat16_train_as_well():
     plain, lower = (Trainer(Stripes(), replace(QUICK, dtype=dtype)) for dtype in ("float32", "bfloat16"))
     for _ in range(10):
         expected, losses = plain.train_step(), lower.train_step()
-        assert losses.total.dtype == torch.float32
+        assert losses.total().dtype == torch.float32
         # Eight bits of mantissa: each of a few roundings errs by 1/512 at most, of a velocity of about 1.
         assert losses.velocity.item() == pytest.approx(expected.velocity.item(), rel=0.03)
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in lower.model.parameters())
