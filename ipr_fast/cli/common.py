@@ -152,7 +152,8 @@ def model_from(argument: str) -> Iterator[None]:
     try:
         yield
     except NoSuchModel as error:
-        raise ValueError(f"{argument} {error.problem}") from error
+        hint = "; a factory of yours is module:factory, without .py or /" if ":" in error.problem else ""
+        raise ValueError(f"{argument} {error.problem}{hint}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- sampling

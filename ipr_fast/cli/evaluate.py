@@ -161,5 +161,7 @@ def read_report(file: Path) -> str:
         return report(json.loads(file.read_bytes()))
     except OSError as error:
         raise ValueError(f"--report: {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except ValueError as error:  # not JSON: its repr would hold the whole file
+        raise ValueError(f"--report: {file}: not a measurement of ipr-fast evaluate ({error})") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"--report: {file}: not a measurement of ipr-fast evaluate ({error!r})") from error

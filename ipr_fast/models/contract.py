@@ -18,12 +18,29 @@ from ipr_fast.sampling.prediction import Prediction
 
 
 def denoiser(model: object) -> PatchGrid:
-    """Return a model's grid; refuse one that is not callable, has no grid, or is in training mode."""
+    """Return a model's grid; refuse one without a grid or the protocol's call, and one in training mode."""
     grid = getattr(model, "grid", None)
+    if isinstance(model, type):
+        raise ValueError(f"model must be an instance, got the class {model.__name__}")
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
+    _check_call(model)
     user_code.check_eval_mode(model)
     return grid
+
+
+def _check_call(model: Callable[..., object]) -> None:
+    """Check that a model can be called as model(patches, levels, active)."""
+    function = _forward(model)
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError as error:
+        name = checks.name_of(model)
+        raise ValueError(
+            f"model: {name} must be called as model(patches, levels, active=None), got {inspect.signature(function)}"
+        ) from error
+    except ValueError:  # a built-in without a signature
+        pass
 
 
 def tabulates(model: Denoiser) -> TypeGuard[TableDenoiser]:
@@ -55,8 +72,7 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
 
 def _takes(model: Denoiser, name: str) -> bool:
     """Return whether a model's call takes a keyword argument `name`."""
-    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
-    parameters = _parameters(inner.forward if isinstance(inner, nn.Module) else inner)
+    parameters = _parameters(_forward(model))
     return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
@@ -80,6 +96,12 @@ def _makes(
     except ValueError:  # a built-in without a signature
         pass
     return True
+
+
+def _forward(model: Callable[..., object]) -> Callable[..., object]:
+    """Return the function whose signature a model's call has."""
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes anything
+    return inner.forward if isinstance(inner, nn.Module) else inner
 
 
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter] | None:

@@ -37,7 +37,7 @@ def task_of(grid: PatchGrid, mnist: str | None = None) -> KnownTask:
         raise ValueError(f"model: no task has samples {grid.sample_shape}; the tasks are {', '.join(TASKS)}")
     task = make_task(name, mnist)
     if task.grid != grid:
-        hint = " (see --mnist)" if name in DIGIT_SUDOKU else ""
+        hint = " (digits of 28x28 pixels: see --mnist)" if name in DIGIT_SUDOKU and grid.patch_size == 28 else ""
         raise ValueError(
             f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but {name} has "
             f"{task.grid.sample_shape} of {task.grid.num_patches}{hint}"

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 from small_models import Network
+from torch import nn
 
 import ipr_fast
-from ipr_fast import Schedule, random_patches
+from ipr_fast import PatchGrid, Prediction, Schedule, random_patches
 from ipr_fast.models import contract
 from ipr_fast.sampling.prediction import mix_range
 
@@ -137,3 +138,23 @@ def test_torchs_default_device_makes_no_difference(model, finished, backend):
     finally:
         torch.set_default_device(None)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class WithoutActive(nn.Module):
+    grid = PatchGrid(1, 16, 16, 4)
+
+    def forward(self, patches, levels):
+        return Prediction(patches)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (WithoutActive(), r"model: WithoutActive must be called as model\(patches, levels, active=None\), got"),
+        (WithoutActive, r"model must be an instance, got the class WithoutActive"),
+    ],
+    ids=["no active", "class"],
+)
+def test_another_call_is_refused_by_name(model, message):
+    with pytest.raises(ValueError, match=message):
+        ipr_fast.refine_batch(torch.zeros(2, 1, 16, 16), ipr_fast.random_patches(), 1, model=model)

@@ -77,7 +77,8 @@ def test_samples_of_no_task_are_refused(grid):
 
 def test_boards_of_other_cells_are_refused_with_a_hint():
     said = (
-        "model: it makes samples (1, 252, 252) of 81 patches, but digit-sudoku-9x9 has (1, 72, 72) of 81 (see --mnist)"
+        "model: it makes samples (1, 252, 252) of 81 patches, but digit-sudoku-9x9 has (1, 72, 72) of 81 "
+        "(digits of 28x28 pixels: see --mnist)"
     )
     with pytest.raises(ValueError, match=re.escape(said)):
         task_of(PatchGrid(1, 252, 252, 28))
