@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ipr_fast.engine import memory
+from ipr_fast.engine.capture_stream import capture_lock
 from ipr_fast.engine.fingerprint import fingerprint
 from ipr_fast.engine.graphs import Capture
 from ipr_fast.engine.lanes import Lanes, Settings
@@ -165,8 +166,9 @@ def drop_kept() -> None:
     with _lock:
         _kept.clear()
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        with capture_lock:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
 
 def need_of(

@@ -7,15 +7,17 @@ a graph cannot hold before the capture fails for it.
 from __future__ import annotations
 
 import gc
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import ClassVar, Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 
 from ipr_fast.engine.capture_check import CaptureError, Watch, failed_capture, without_compile
+from ipr_fast.engine.capture_stream import CaptureStream, capture_lock
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Capture(Protocol):
@@ -33,56 +35,44 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Captures on one device. Its graphs share a memory pool, since none of them returns a tensor."""
-
-    _one_at_a_time = threading.RLock()
-    _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
+    """Captures one set of graphs on one device. They share a memory pool, since none of them returns a tensor."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        self.device, self.stream = device, CaptureStream(device)
         self.start_over()
 
     def start_over(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
-        with self._one_at_a_time, torch.cuda.device(self.device):
-            outside = torch.cuda.current_stream()
-            self.stream.wait_stream(outside)
-            try:
-                with torch.cuda.stream(self.stream), _no_autocast_cache():
-                    with without_compile(), Watch(name, self.device):
-                        function()
-                    function()  # as it will be captured
-                    self.stream.synchronize()
-                    torch.cuda.empty_cache()  # the capture allocates again what the warm-up did
-                    return self._capture(name, function)
-            finally:  # after an error too, work on the stream may still write to the buffers
-                outside.wait_stream(self.stream)
-
-    def _capture(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
-        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
-        gc.disable()  # destroying an old graph during the capture would spoil it
-        try:
-            try:
-                with torch.inference_mode(False):  # the generator's tensors, made here, also serve other code
-                    graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        with capture_lock, torch.cuda.device(self.device), _no_autocast_cache():
+            with without_compile(), Watch(name, self.device):
                 function()
-            except BaseException as error:
-                self._abandon(graph)
-                if not isinstance(error, RuntimeError) or isinstance(error, (CaptureError, torch.OutOfMemoryError)):
-                    raise
-                raise failed_capture(name, error) from error
-            try:
-                graph.capture_end()
-            except RuntimeError as error:
-                self._recover()
-                raise failed_capture(name, error) from error
-        finally:
-            if collects:
-                gc.enable()
-        return graph.replay
+            function()  # as it will be captured; not on the stream, whose workspaces must be those of the pools
+            torch.cuda.current_stream().synchronize()
+            with _no_garbage_collection():
+                self.stream.own_workspaces()
+                torch.cuda.empty_cache()  # the capture allocates again what the warm-up did
+                with torch.cuda.stream(self.stream.stream):
+                    return partial(_replay, self._capture(name, function), self.stream)
+
+    def _capture(self, name: str, function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.inference_mode(False):  # the generator's tensors, made here, also serve other code
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            function()
+        except BaseException as error:
+            self._abandon(graph)
+            if not isinstance(error, RuntimeError) or isinstance(error, (CaptureError, torch.OutOfMemoryError)):
+                raise
+            raise failed_capture(name, error) from error
+        try:
+            graph.capture_end()
+        except RuntimeError as error:
+            self._recover()
+            raise failed_capture(name, error) from error
+        return graph
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a capture after an error."""
@@ -107,6 +97,23 @@ class CudaCapture:
             graph.capture_end()
 
 
+def _replay(graph: torch.cuda.CUDAGraph, stream: CaptureStream) -> None:
+    """Replay a graph on the current stream; the stream that it was captured on stays its own meanwhile."""
+    graph.replay()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector from destroying an old graph, which would spoil a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
     """Let autocast cast weights inside the graph: a cast cached before may be freed before the graph is replayed."""
@@ -119,25 +126,26 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-class Graphs(OrderedDict[Hashable, Callable[[], None]]):
-    """Replays of captured functions by key; beyond `most`, the least recently used one is dropped."""
+class Graphs(dict[Hashable, Callable[[], None]]):
+    """Replays of captured functions by key; they are dropped all together, since they share stream and memory.
+
+    most: graphs that are kept at a time.
+    """
 
     def __init__(self, capture: Capture, most: int = 128) -> None:
         super().__init__()
         self.capture, self.most = capture, most
 
-    def use(self, key: Hashable) -> bool:
-        """Return whether there is a graph for this key, which then counts as used."""
-        if key in self:
-            self.move_to_end(key)
-        return key in self
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Return the keys without a graph: all of them, after dropping the others, if `most` would be exceeded."""
+        wanted = dict.fromkeys(keys)
+        if len(self.keys() | wanted.keys()) > self.most:
+            self.clear()
+        return [key for key in wanted if key not in self]
 
     def add(self, key: Hashable, name: str, function: Callable[[], object]) -> None:
         """Capture a function under a key."""
-        replay = self.capture(name, function)
-        if len(self) >= self.most:
-            self.popitem(last=False)
-        self[key] = replay
+        self[key] = self.capture(name, function)
 
     def clear(self) -> None:
         super().clear()

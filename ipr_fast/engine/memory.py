@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipr_fast.engine.capture_check import tensors_in, without_compile
+from ipr_fast.engine.capture_stream import empty_cache
 
 SHARE = 0.85  # of the free memory; the rest is for libraries' workspaces and fragmentation
 
@@ -118,7 +119,7 @@ def _peaks(
 def available_bytes(device: torch.device) -> float:
     """Return the free bytes of a device; infinity if they are unknown."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return free
     if device.type == "cpu":

@@ -80,7 +80,7 @@ class Runner:
     def capture(self, segments: Sequence[tuple[Segment, int]]) -> None:
         """Capture the graphs that are missing. This overwrites the lanes."""
         graphs = self.graphs
-        missing = [] if graphs is None else [segment for segment, _ in segments if not graphs.use(segment)]
+        missing = [] if graphs is None else graphs.missing(segment for segment, _ in segments)
         if graphs is None or not missing:
             return
         self.lanes.state.clear()

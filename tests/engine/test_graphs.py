@@ -1,5 +1,7 @@
 """Captures on a tape in place of a GPU: replays equal eager runs, and errors leave no capture under way."""
 
+from functools import partial
+
 import pytest
 import torch
 from small_models import TINY, randomise
@@ -140,16 +142,33 @@ def test_whole_iterations_as_one_graph(model, finished, ragged_known):
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
 
 
-def test_graphs_beyond_the_most_are_dropped_oldest_first():
-    graphs, calls = Graphs(Tape(), most=2), []
-    graphs.capture = lambda name, function: function
-    for key in "ab":
-        graphs.add(key, key, lambda key=key: calls.append(key))
-    assert graphs.use("a")
-    graphs.add("c", "c", lambda: calls.append("c"))
-    assert not graphs.use("b")
-    assert graphs.use("a")
-    graphs["a"]()
+def test_graphs_beyond_the_most_are_dropped_all_together():
+    class Uncaptured(Tape):
+        def __call__(self, name, function):
+            return function
+
+    graphs, calls = Graphs(Uncaptured(), most=3), []
+
+    def capture(*keys):
+        missing = graphs.missing(keys)
+        for key in missing:
+            graphs.add(key, key, partial(calls.append, key))
+        return missing
+
+    assert capture("a", "b") == ["a", "b"]
+    assert capture("b", "c", "b") == ["c"]
+    assert capture("a", "c") == []
+    assert capture("c", "d") == ["c", "d"]
+    assert list(graphs) == ["c", "d"]
     graphs["c"]()
-    assert calls == ["a", "c"]
-    assert len(graphs) == 2
+    assert calls == ["c"]
+
+
+def test_a_wave_whose_graphs_pass_the_most_runs_on_new_ones(tape, model, finished, ragged_known, monkeypatch):
+    monkeypatch.setattr(Graphs.__init__, "__defaults__", (4,))
+    options = {"model": model, "known": ragged_known}
+    expected = ipr_fast.refine_batch(finished, random_patches(0.6), 3, backend="torch", **options)
+    for _ in range(2):
+        for most in (5, "auto"):
+            found = ipr_fast.refine_batch(finished, random_patches(0.6), 3, max_chains=most, **options)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
