@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ipr_fast.kernels.launch import jit, launch, power_of_2, runs_kernel
+from ipr_fast.kernels.scaled_attention import scaled_attention
 
 try:
     import triton.language as tl
@@ -133,4 +133,4 @@ def bytes_moved(batch: int, slots: int, tokens: int, width: int, size: int) -> i
 def _partial_attention(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     """The torch twin."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, keys, values))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return scaled_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ipr_fast.kernels.gated_sum import gated_sum
 from ipr_fast.kernels.modulated_norm import modulated_layer_norm
 from ipr_fast.kernels.partial_attention import partial_attention
+from ipr_fast.kernels.scaled_attention import scaled_attention
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.trace import span
@@ -88,9 +89,9 @@ class Layer(nn.Module):
                 return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         if q.is_cuda or q.dtype != torch.bfloat16 or not torch.is_grad_enabled():
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend).transpose(1, 2).flatten(2)
+            return scaled_attention(q, k, v, may_attend).transpose(1, 2).flatten(2)
         with torch.autocast(q.device.type, enabled=False):  # on a CPU the gradient in bfloat16 takes six times as long
-            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=may_attend)
+            out = scaled_attention(q.float(), k.float(), v.float(), may_attend)
         return out.transpose(1, 2).flatten(2)
 
     def finish(

@@ -11,9 +11,9 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ipr_fast.kernels.group_norm import group_norm
+from ipr_fast.kernels.scaled_attention import scaled_attention
 from ipr_fast.models.packed import PackedWeights, convolution, pointwise, upsampled_convolution
 from ipr_fast.models.srm_unet_config import GROUPS, SRMUNetConfig
 from ipr_fast.trace import span
@@ -196,7 +196,7 @@ class Attention(nn.Module):
         qkv = pointwise(self.qkv, normed, packed).permute(0, 2, 3, 1)
         heads = (self.num_heads, 3, self.num_head_channels)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = scaled_attention(q, k, v).transpose(1, 2).flatten(2)
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         return pointwise(self.proj, attended, packed).add_(x)
 
