@@ -13,6 +13,8 @@ from ipr_fast.training.trainer import DTYPES, Trainer, TrainSettings
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 QUICK = TrainSettings(steps=30, batch_size=32, warmup=5, save_every=10)
+PLAIN = {dtype: replace(QUICK, dtype=dtype) for dtype in DTYPES}
+COMPILED = {dtype: replace(QUICK, dtype=dtype, compile=True) for dtype in DTYPES}
 
 
 def small_task(name):
@@ -36,7 +38,7 @@ def test_samples_are_made_on_the_device_and_judged_there(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_step_never_waits_for_the_device(name, dtype):
-    trainer = Trainer(small_task(name), replace(QUICK, dtype=dtype), "cuda")
+    trainer = Trainer(small_task(name), PLAIN[dtype], "cuda")
     trainer.train_step()
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -47,7 +49,8 @@ def test_a_step_never_waits_for_the_device(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled_losses_are_the_plain_ones(dtype):
-    plain, fused = (Trainer(small_task("even-pixels"), replace(QUICK, dtype=dtype, compile=c), "cuda") for c in (0, 1))
+    settings = PLAIN[dtype], COMPILED[dtype]
+    plain, fused = (Trainer(small_task("even-pixels"), each, "cuda") for each in settings)
     for _ in range(5):
         expected, losses = plain.train_step(), fused.train_step()
         # As in tests/training/test_run.py: a few roundings to bfloat16 at the most.
@@ -56,9 +59,8 @@ def test_compiled_losses_are_the_plain_ones(dtype):
 
 def test_a_run_is_resumed(tmp_path):
     task = small_task("digit-sudoku-9x9")
-    settings = replace(QUICK, dtype="bfloat16", compile=True)
-    train(task, settings, tmp_path, device="cuda", progress=False)
-    trainer = Trainer(task, settings, "cuda")
+    train(task, COMPILED["bfloat16"], tmp_path, device="cuda", progress=False)
+    trainer = Trainer(task, COMPILED["bfloat16"], "cuda")
     trainer.restore(tmp_path / "checkpoint.pt")
     assert trainer.is_done
     assert all(parameter.is_cuda for parameter in trainer.ema.parameters())

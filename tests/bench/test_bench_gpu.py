@@ -35,6 +35,19 @@ def test_a_process_that_takes_too_long_is_killed_with_what_it_has_started():
     assert time.monotonic() - start < 30
 
 
+def test_both_phases_keep_compiled_kernels_in_one_place(monkeypatch):
+    script = "import os; print(os.environ['TRITON_CACHE_DIR'], os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "own")
+    for _ in range(2):
+        assert gpu.run([sys.executable, "-c", script], 60).summary == f"{gpu.ROOT / '.caches' / 'triton'} own"
+
+
+def test_the_checks_have_time_to_compile_all_kernels():
+    """Half as long again as twice the 96 s that it takes with empty caches, for the checks themselves."""
+    assert gpu.CHECKS_SHARE * 8 * 60 >= 2.5 * 96
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """The commands and limits of processes that are not started; `outcomes` says how they end, and what they write."""
