@@ -17,7 +17,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 STREAMS = 32  # that torch makes for a device before it hands them out again
-FREED_WITH_GRAPHS = TorchVersion(torch.__version__) >= (2, 12)  # workspaces, when a graph of their stream is destroyed
+FREED_WITH_GRAPHS = TorchVersion(torch.__version__) >= "2.12"  # workspaces, when a graph of their stream is destroyed
 
 # Held during a capture, and by a thread that synchronises the device or empties the allocator's cache: on any thread,
 # both spoil a capture under way.
@@ -36,7 +36,8 @@ class _Stream:
     def __init__(self, device: torch.device, others: list[_Stream]) -> None:
         taken, self.device = {other.stream for other in others}, device
         streams = (torch.cuda.Stream(device) for _ in range(STREAMS))
-        self.stream = next((stream for stream in streams if stream not in taken), None) or torch.cuda.Stream(device)
+        unused = (stream for stream in streams if stream not in taken)
+        self.stream: torch.cuda.Stream = next(unused, None) or torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None  # whose pool holds the workspaces, before torch 2.12
 
     def own_workspaces(self) -> None:
