@@ -23,7 +23,7 @@ from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.lanes import Lanes, Settings
 from ipr_fast.engine.runner import Runner
-from ipr_fast.engine.scheduler import FewSizes, make_plan, one_by_one
+from ipr_fast.engine.scheduler import RoundedSizes, exact_size, make_plan
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
@@ -41,8 +41,8 @@ def count() -> list[dict]:
         counts = (share * (81 - clues)).long()
         for lanes in LANES:
             longest_first = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
-            rounded = make_plan(counts, schedule, lanes, FewSizes(lanes))
-            exact = make_plan(counts, schedule, lanes, one_by_one)
+            rounded = make_plan(counts, schedule, lanes, RoundedSizes(lanes))
+            exact = make_plan(counts, schedule, lanes, exact_size)
             in_arrival_order = sum(
                 lanes * schedule.steps(int(counts[first : first + lanes].max())) for first in range(0, BOARDS, lanes)
             )

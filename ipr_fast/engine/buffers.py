@@ -30,7 +30,7 @@ class LaneState(_Buffers):
     step: Tensor  # () int64, step of the regeneration
     iteration: Tensor  # () int64, counter of the noise
     choice_iteration: Tensor  # () int64, counter of the choice of patches
-    origin: Tensor  # () int64, 0: the iteration of the initial generation
+    origin: Tensor  # () int64, always 0: the iteration of the initial generation
     seed: Tensor  # () int64
 
     @classmethod

@@ -37,7 +37,7 @@ class CaptureError(RuntimeError):
 class Watch(TorchDispatchMode):
     """Raises CaptureError at an operation of the function `name` that a graph cannot hold.
 
-    device: whose operations to check, by default those of every device. Others may do what they like.
+    device: whose operations are checked; default: all devices.
     """
 
     def __init__(self, name: str, device: torch.device | None = None) -> None:

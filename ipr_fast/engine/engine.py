@@ -45,7 +45,7 @@ class Engine:
         return self.runner.mix_range
 
     def num_steps(self, counts: Tensor) -> int:
-        """Return the steps that the waves of chains with `counts` (B,) active patches take, one after another."""
+        """Return the total number of steps of all waves of chains with `counts` (B,) active patches."""
         return self._plan(counts).steps
 
     @torch.inference_mode()

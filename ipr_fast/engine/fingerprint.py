@@ -25,8 +25,8 @@ Alive = list[Callable[[], object]]
 class Fingerprint(NamedTuple):
     """The state of a model that a graph depends on.
 
-    values: what is compared. alive: references to the objects that are compared by their id, which another object may
-    get after their end; each returns None then.
+    values: what is compared. alive: weak references to objects compared by id; if one is dead (None), its id may have
+    been reused.
     """
 
     values: Hashable
@@ -48,7 +48,7 @@ def fingerprint(model: object) -> Fingerprint:
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
-    """Return a module's attributes but for its child modules, and for empty containers, to save time."""
+    """Return a module's attributes without child modules and, to save time, empty containers."""
     return {
         name: value
         for name, value in vars(module).items()

@@ -33,14 +33,17 @@ MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
 MOST_LANES = 1 << 15  # a launch of attention has a dimension of lanes, which ends at 65,535
 CPU_PATCHES = 10_000  # "auto" on a CPU: with more at a time it is slower and takes more memory (bench/lanes.py)
-FEW_CHAINS = 64  # no count of bytes on a CPU up to here: it calls the model on four chains
+FEW_CHAINS = 64  # on a CPU, bytes are counted for more chains only: it costs model calls on four chains
 
-Key = tuple[int, Hashable]  # id of the model, and the rest of what kept lanes must fit
+Key = tuple[int, Hashable]  # id of the model, and the settings that kept lanes must match
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Lanes between two calls, without their model; most_active: what `num_bytes` were counted for, a chain."""
+    """Lanes between two calls, without their model.
+
+    most_active: active patches per chain for which `num_bytes` was counted.
+    """
 
     runner: Runner
     most_active: int
@@ -86,7 +89,7 @@ class Request:
         """Allocate the lanes. Raises ValueError if they do not fit; "auto" takes fewer then."""
         num_lanes, num_bytes = self.wanted, 0
         if self.device.type != "cpu" or (self.max_chains == "auto" and self.batch > FEW_CHAINS):
-            with float32_products(self.device, self.settings.tf32):  # everywhere taken before without_compile
+            with float32_products(self.device, self.settings.tf32):  # lock order: before without_compile
                 need = need_of(self.model, self.most_active, self.device, self.settings, self.capture is not None)
             num_lanes = self._fitting(need)
             num_bytes = need.of(num_lanes)
@@ -174,7 +177,7 @@ def drop_kept() -> None:
 def need_of(
     model: Denoiser, most_active: int, device: torch.device, settings: Settings, graphs: bool = False
 ) -> memory.Need:
-    """Count the bytes that lanes take for chains of so many active patches."""
+    """Count the bytes of lanes for chains with `most_active` active patches."""
     return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs)
 
 

@@ -26,8 +26,8 @@ class Capture(Protocol):
     def __call__(self, name: str, function: Callable[[], object]) -> Callable[[], None]:
         """Capture the function and return its replay.
 
-        It runs twice before, which compiles kernels and allocates what lasts. Raises CaptureError, with `name`, if it
-        cannot be captured. Whatever is raised, no capture is left under way.
+        The function first runs twice, to compile kernels and allocate persistent buffers. Raises CaptureError, with
+        `name`, if it cannot be captured. Whatever is raised, no capture is left under way.
         """
 
     def start_over(self) -> None:
@@ -48,7 +48,7 @@ class CudaCapture:
         with capture_lock, torch.cuda.device(self.device), _no_autocast_cache():
             with without_compile(), Watch(name, self.device):
                 function()
-            function()  # as it will be captured; not on the stream, whose workspaces must be those of the pools
+            function()  # warm up the compiled path; not on the stream, whose workspaces must come from the pools
             torch.cuda.current_stream().synchronize()
             with _no_garbage_collection():
                 self.stream.own_workspaces()
@@ -59,7 +59,7 @@ class CudaCapture:
     def _capture(self, name: str, function: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.inference_mode(False):  # the generator's tensors, made here, also serve other code
+            with torch.inference_mode(False):  # allocates the generator's tensors, also used outside inference mode
                 graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             function()
         except BaseException as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipr_fast.engine.buffers import LaneState, SlotState
 from ipr_fast.engine.precision import float32_products
-from ipr_fast.engine.precomputed import Precomputed, model_call
+from ipr_fast.engine.precomputed import Precomputed, guarded_call
 from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
@@ -79,7 +79,7 @@ class Lanes:
         return float32_products(self.device, self.settings.tf32)
 
     def slots(self, num_slots: int) -> SlotState:
-        """Return the buffers of so many slots a lane."""
+        """Return the buffers for `num_slots` slots per lane."""
         if num_slots not in self._slots:
             with torch.inference_mode(False):  # normal tensors count the writes to them
                 self._slots[num_slots] = SlotState.allocate(self.num_lanes, num_slots, self.device)
@@ -155,5 +155,5 @@ class Lanes:
         """Call the denoiser."""
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        with span("network"), model_call(self.model, state, slots, levels=slots.level):
+        with span("network"), guarded_call(self.model, state, slots, levels=slots.level):
             return self.model(state.patches, slots.level, slots.active, **self.precomputed.arguments(num_lanes))

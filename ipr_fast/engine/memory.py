@@ -20,7 +20,7 @@ Made = TypeVar("Made")
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that were made inside: `now`, and the most at a time, `peak`."""
+    """Counts the bytes of live tensors that were made inside: current (`now`) and maximum (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Need(NamedTuple):
         return max(self.making, self.fixed + num_lanes * self.each)
 
     def lanes_within(self, available: float) -> int:
-        """Return the most lanes that fit into so many bytes."""
+        """Return how many lanes fit into `available` bytes."""
         if available == float("inf"):
             return sys.maxsize
         if available < self.making:
@@ -74,9 +74,9 @@ def count(
 ) -> Need:
     """Count the bytes of `make(num_lanes)` and `run(lanes)`, for one lane and for three.
 
-    The line goes through the peaks of running. Those of allocating, which hold tables of any number of lanes, would
-    hide the first lane and make the line too flat. On a GPU there are two lines, of counted tensors and of the
-    allocator, which sees libraries' workspaces; the need is at least either one.
+    Fits bytes = fixed + n * each to the peaks of running at n = 1 and 3. Peaks of allocating are excluded: they hold
+    tables whose size does not depend on n. On a GPU there are two fits, of counted tensors and of the allocator, which
+    sees libraries' workspaces; the need is at least either one.
     graphs: count temporary tensors twice, for the memory pool of captured graphs and for the next one's warm-up.
     """
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Whether a GPU multiplies float32 exactly or in TF32, with ten bits of mantissa."""
+"""Switches TF32, with ten bits of mantissa, on or off for float32 products on a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class _Shared:
-    """The setting in use, calls that restore the previous one, and the threads that use it, once per nested block."""
+    """Process-wide state: the setting, how to restore the previous one, its threads (one entry per nested block)."""
 
     changed = threading.Condition()
     users: ClassVar[list[int]] = []

@@ -18,7 +18,7 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling import user_code
 
 
-def model_call(model: Denoiser, state: LaneState, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
+def guarded_call(model: Denoiser, state: LaneState, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
     """Guard a call of the model on these lanes: it must not write to its inputs."""
     inputs = {"patches": state.patches, "active.index": slots.index, "active.count": slots.count, **more}
     return user_code.model_call(model, **inputs)
@@ -39,7 +39,7 @@ class Precomputed:
         self._levels = torch.empty(0, device=device)
 
     def set_levels(self, levels: Tensor) -> bool:
-        """Set the levels (R,) of the table. Returns True if it needs more rows, so that it is allocated again.
+        """Set the levels (R,) of the table. Returns True if it must be reallocated for more rows.
 
         The last level is repeated up to a power of two, so that few sizes serve all schedules.
         """
@@ -61,10 +61,10 @@ class Precomputed:
         self.table = table
 
     def prepare(self, model: Any, num_lanes: int, state: LaneState, slots: SlotState) -> None:
-        """Compute the context of the first lanes; the first time that of all lanes, which allocates it."""
+        """Compute the context of the first lanes. The first call computes all lanes, to allocate the buffer."""
         table = self._table()
         if self.context is None:
-            with model_call(model, state, slots):
+            with guarded_call(model, state, slots):
                 self.context = model.prepare(state.patches, slots.active, **table)
             if self.context is None:
                 raise TypeError("model: prepare must return a context, got None")
@@ -72,7 +72,7 @@ class Precomputed:
                 return
         num_lanes = self.lanes_called(num_lanes)
         out, state, slots = self._context(num_lanes), state.first(num_lanes), slots.first(num_lanes)
-        with model_call(model, state, slots):
+        with guarded_call(model, state, slots):
             context = model.prepare(state.patches, slots.active, out=out, **table)
         if context is out:
             return

@@ -12,7 +12,7 @@ from ipr_fast import checks
 from ipr_fast.engine.fingerprint import Fingerprint, fingerprint
 from ipr_fast.engine.graphs import Capture, Graphs
 from ipr_fast.engine.lanes import Lanes
-from ipr_fast.engine.scheduler import FewSizes, Phase, Wave, one_by_one
+from ipr_fast.engine.scheduler import Phase, RoundedSizes, Wave, exact_size
 from ipr_fast.sampling.prediction import Prediction, mix_range
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.trace import span
@@ -50,8 +50,8 @@ class Runner:
         self._first_step = True
 
     def lanes_for(self, chains: int) -> int:
-        """Return the number of lanes on which so many chains run."""
-        lanes = one_by_one(chains) if self.graphs is None else FewSizes(self.lanes.num_lanes)(chains)
+        """Return how many lanes to run for `chains` chains."""
+        lanes = exact_size(chains) if self.graphs is None else RoundedSizes(self.lanes.num_lanes)(chains)
         return self.lanes.precomputed.lanes_called(lanes)
 
     def start_call(self, seed: int, schedule: Schedule) -> None:
@@ -89,7 +89,7 @@ class Runner:
                 graphs.add(
                     segment, f"{segment.name} of {checks.name_of(self.lanes.model)}", partial(self._call, segment)
                 )
-        self.fingerprint = fingerprint(self.lanes.model)  # calls may change a model, as by counting themselves
+        self.fingerprint = fingerprint(self.lanes.model)  # a forward may change attributes, such as a counter
 
     def run(
         self,

@@ -1,10 +1,10 @@
 """The host's plan of one iteration: which chains share a wave, and how many lanes and steps it takes.
 
-A chain with n active patches takes T(n) steps. Chains run in waves, longest first, so those of a wave that still run
-are always in its first lanes, and a step computes these alone. A chain with no active patch is in no wave.
+A chain with n active patches takes T(n) steps. Chains run in waves, longest first, so running chains
+occupy the first lanes, and a step computes only those. A chain with no active patch is in no wave.
 
 4,096 boards of 9x9 cells with 0 to 26 clues leave 14 % of the lane-steps idle if every lane runs to the end, 1 % with
-FewSizes and none with one_by_one. So refilling a lane as soon as its chain is done could gain that 1 % at most, and
+RoundedSizes and none with exact_size. So refilling a lane as soon as its chain is done could gain that 1 % at most, and
 would need a step counter for each lane and a new context at each change.
 """
 
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 def make_plan(counts: Tensor, schedule: Schedule, most_lanes: int, lanes_for: Callable[[int], int]) -> Plan:
     """Plan the waves of chains with `counts` (B,) active patches, at most `most_lanes` at a time; all on the CPU.
 
-    lanes_for(chains): the lanes on which so many chains run, at least as many, and ascending.
+    lanes_for(chains): lanes to run for that many chains; >= chains, non-decreasing.
     """
     order = counts.argsort(descending=True, stable=True)
     active = [n for n in counts[order].tolist() if n > 0]
@@ -89,12 +89,12 @@ def _phases(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> tuple[Ph
     return tuple(phases)
 
 
-def one_by_one(chains: int) -> int:
+def exact_size(chains: int) -> int:
     """Run chains on as many lanes: for eager runs, where a new number of lanes costs nothing."""
     return chains
 
 
-class FewSizes(NamedTuple):
+class RoundedSizes(NamedTuple):
     """Round the number of lanes up to one of at most 24, each of which is a CUDA graph.
 
     These are multiples of a sixteenth of all lanes; above the half, of a thirty-second.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ipr_fast import Schedule
-from ipr_fast.engine.scheduler import FewSizes, lane_bucket, make_plan, one_by_one, slot_bucket
+from ipr_fast.engine.scheduler import RoundedSizes, exact_size, lane_bucket, make_plan, slot_bucket
 
 REFINE, GENERATE = Schedule(10, 0.8), Schedule(3, 0.0)
 
@@ -30,15 +30,15 @@ def check(plan, counts, schedule, most_lanes):
 
 @pytest.mark.parametrize("schedule", [REFINE, GENERATE, Schedule(5, 1.0), Schedule(1, 0.3)], ids=str)
 @pytest.mark.parametrize("most_lanes", [1, 5, 16, 33, 200])
-@pytest.mark.parametrize("grain", [one_by_one, None])
+@pytest.mark.parametrize("grain", [exact_size, None])
 def test_every_chain_runs_as_long_as_it_must(schedule, most_lanes, grain, generator):
     for high in (1, 2, 82):
         counts = torch.randint(0, high, (100,), generator=generator)
-        check(make_plan(counts, schedule, most_lanes, grain or FewSizes(most_lanes)), counts, schedule, most_lanes)
+        check(make_plan(counts, schedule, most_lanes, grain or RoundedSizes(most_lanes)), counts, schedule, most_lanes)
 
 
 def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
-    plan = make_plan(torch.full((10,), 4), REFINE, 16, one_by_one)
+    plan = make_plan(torch.full((10,), 4), REFINE, 16, exact_size)
     assert plan.order.tolist() == list(range(10))
     assert plan.waves[0].phases == ((10, REFINE.steps(4)),)
     assert plan.idle_share == 0
@@ -46,7 +46,7 @@ def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
 
 def test_nothing_to_do_is_no_wave():
     for counts in (torch.zeros(7, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
-        plan = make_plan(counts, REFINE, 4, one_by_one)
+        plan = make_plan(counts, REFINE, 4, exact_size)
         assert plan.waves == ()
         assert plan.steps == plan.idle_share == 0
 
@@ -57,15 +57,15 @@ def test_idle_share_of_4096_boards_with_0_to_26_clues(lanes, schedule, share, ge
     """The figures of ipr_fast/engine/scheduler.py."""
     free = 81 - torch.randint(0, 27, (4096,), generator=generator)
     counts = (share * free).long()
-    assert make_plan(counts, schedule, lanes, one_by_one).idle_share == 0
-    assert make_plan(counts, schedule, lanes, FewSizes(lanes)).idle_share < 0.015
+    assert make_plan(counts, schedule, lanes, exact_size).idle_share == 0
+    assert make_plan(counts, schedule, lanes, RoundedSizes(lanes)).idle_share < 0.015
     lengths = torch.tensor([schedule.steps(n) for n in counts.tolist()]).double()
     assert 1 - lengths.mean() / lengths.max() > 0.12  # all at once, and none leaves before the last
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 16, 17, 100, 256])
 def test_lanes_come_in_few_numbers(lanes):
-    numbers = [FewSizes(lanes)(chains) for chains in range(1, lanes + 1)]
+    numbers = [RoundedSizes(lanes)(chains) for chains in range(1, lanes + 1)]
     assert all(chains <= number <= lanes for chains, number in enumerate(numbers, 1))
     assert numbers == sorted(numbers)
     assert len(set(numbers)) <= 24
