@@ -60,7 +60,9 @@ def denoise_kernel(
     Q_BLOCK: tl.constexpr,
 ):
     """One program for S_BLOCK slots, of one or several chains, and 4 * Q_BLOCK elements of their patches."""
-    i_slot = tl.program_id(0).to(tl.int64) * S_BLOCK + tl.arange(0, S_BLOCK)
+    blocks = tl.cdiv(tl.cdiv(P, 4), Q_BLOCK)
+    i_block = tl.program_id(0) % blocks
+    i_slot = (tl.program_id(0) // blocks).to(tl.int64) * S_BLOCK + tl.arange(0, S_BLOCK)
     m_slot = i_slot < SLOTS
     t = tl.load(p_level + i_slot, mask=m_slot, other=0.0)
     s = tl.load(p_next_level + i_slot, mask=m_slot, other=0.0)
@@ -79,8 +81,8 @@ def denoise_kernel(
 
     i_chain = i_slot // A
     row = (i_chain * N + patch) * P
-    o_quad = tl.program_id(1) * Q_BLOCK + tl.arange(0, Q_BLOCK)
-    o_element = tl.program_id(1) * 4 * Q_BLOCK + tl.arange(0, 4 * Q_BLOCK)
+    o_quad = i_block * Q_BLOCK + tl.arange(0, Q_BLOCK)
+    o_element = i_block * 4 * Q_BLOCK + tl.arange(0, 4 * Q_BLOCK)
     m_element = moves[:, None] & (o_element < P)[None, :]
     o_patch = row[:, None] + o_element[None, :]
     z = tl.load(p_patches + o_patch, mask=m_element, other=0.0)
@@ -140,10 +142,9 @@ def denoise(
     quads = -(-numel // 4)
     q_block = min(power_of_2(quads), 256)
     s_block = max(1, min(64, 256 // q_block))
-    grid = (-(-batch * slots // s_block), -(-quads // q_block))
     launch(
         denoise_kernel,
-        grid,
+        (-(-batch * slots // s_block) * -(-quads // q_block),),
         patches,
         index,
         level,

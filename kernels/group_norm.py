@@ -159,9 +159,10 @@ def scale_shift_kernel(
     C_BLOCK: tl.constexpr,
 ):
     """One program for P_BLOCK pixels of a chain and C_BLOCK channels."""
-    i_chain = tl.program_id(0).to(tl.int64)
-    o_pixel = tl.program_id(1) * P_BLOCK + tl.arange(0, P_BLOCK)
-    o_channel = tl.program_id(2) * C_BLOCK + tl.arange(0, C_BLOCK)
+    blocks = tl.cdiv(PIXELS, P_BLOCK)
+    i_chain = (tl.program_id(0) // blocks).to(tl.int64)
+    o_pixel = tl.program_id(0) % blocks * P_BLOCK + tl.arange(0, P_BLOCK)
+    o_channel = tl.program_id(1) * C_BLOCK + tl.arange(0, C_BLOCK)
     h, mask = load_with_cells(
         p_h, p_rows, p_index, i_chain, o_pixel, o_channel, PIXELS, C, WIDTH, CELL_H, CELL_W, DOWN, ACROSS, CELLS
     )
@@ -228,7 +229,7 @@ def group_norm(
         M_BLOCK=m_block,
         num_warps=4,
     )
-    grid = (batch, -(-pixels // p_block), blocks)
+    grid = (batch * -(-pixels // p_block), blocks)  # pixels in x: y and z end at 65,535
     launch(scale_shift_kernel, grid, h, rows, index, factors, out, *cells, SILU=silu, **tile)
     return out
 

@@ -62,6 +62,25 @@ def choice_key(patch, iteration, chain_id, seed):
 
 
 @jit
+def smallest(candidates, key, o_patch, size):
+    """The `size` candidates with the smallest keys, ties by patch, or all of them if they are fewer.
+
+    Bisects the threshold below which their number is `size`, a bit at a time, on 48-bit numbers (key, patch). About
+    log2(N) + 2 counts are enough where keys are random, 48 always, as the numbers are distinct.
+    """
+    number = tl.where(candidates, (key.to(tl.int64) << 16) + o_patch, 1 << 48)
+    size = tl.maximum(0, tl.minimum(size, tl.sum(candidates.to(tl.int32), axis=0)))
+    threshold, bit, below = tl.full((), 0, tl.int64), tl.full((), 1 << 47, tl.int64), tl.full((), 0, tl.int32)
+    while below != size:
+        count = tl.sum((number < threshold + bit).to(tl.int32), axis=0)
+        if count <= size:
+            threshold += bit
+            below = count
+        bit = bit >> 1
+    return number < threshold
+
+
+@jit
 def renoise_kernel(
     p_patches,
     p_mask,
@@ -83,7 +102,6 @@ def renoise_kernel(
     CHOOSE: tl.constexpr,
     GIVEN: tl.constexpr,
     N_BLOCK: tl.constexpr,
-    J_BLOCK: tl.constexpr,
     A_BLOCK: tl.constexpr,
     Q_BLOCK: tl.constexpr,
 ):
@@ -95,33 +113,24 @@ def renoise_kernel(
     if CHOOSE:
         iteration = tl.load(p_choice_iteration).to(tl.int32)
         free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
-        size = tl.load(p_size + i_chain).to(tl.int32)
-        b_key = choice_key(o_patch, iteration, chain_id, seed)
-        rank = tl.zeros([N_BLOCK], dtype=tl.int32)
-        for j in range(0, N, J_BLOCK):
-            o_other = j + tl.arange(0, J_BLOCK)
-            other = tl.load(p_free + i_chain * N + o_other, mask=o_other < N, other=0) != 0
-            other_key = choice_key(o_other, iteration, chain_id, seed)
-            before = (other_key[None, :] < b_key[:, None]) | (
-                (other_key[None, :] == b_key[:, None]) & (o_other[None, :] < o_patch[:, None])
-            )
-            rank += tl.sum((before & other[None, :]).to(tl.int32), axis=1)
-        active = free & (rank < size)
+        key = choice_key(o_patch, iteration, chain_id, seed)
+        active = smallest(free, key, o_patch, tl.load(p_size + i_chain).to(tl.int32))
         tl.store(p_mask + i_chain * N + o_patch, active.to(tl.int8), mask=m_patch)
     else:
         active = tl.load(p_mask + i_chain * N + o_patch, mask=m_patch, other=0) != 0
     b_slot = tl.cumsum(active.to(tl.int32), axis=0) - 1
     count = tl.sum(active.to(tl.int32), axis=0)
     tl.store(p_count + i_chain, count)
+    tl.store(p_index + i_chain * A + b_slot, o_patch, mask=active & (b_slot < A))
+    tl.debug_barrier()  # other threads of this program read the slots below
 
     iteration = tl.load(p_iteration).to(tl.int32)
     for a in range(0, A, A_BLOCK):
         o_slot = a + tl.arange(0, A_BLOCK)
-        m_slot = o_slot < count
-        here = active[None, :] & (b_slot[None, :] == o_slot[:, None])
-        patch = tl.sum(tl.where(here, o_patch[None, :], 0), axis=1)
+        m_slot = o_slot < tl.minimum(count, A)
         o_out = i_chain * A + o_slot
-        tl.store(p_index + o_out, tl.where(m_slot, patch, -1), mask=o_slot < A)
+        patch = tl.load(p_index + o_out, mask=m_slot, other=0)
+        tl.store(p_index + o_out, tl.full([A_BLOCK], -1, tl.int32), mask=(o_slot >= count) & (o_slot < A))
         tl.store(p_level + o_out, m_slot.to(tl.float32), mask=o_slot < A)
         tl.store(p_start + o_out, tl.full([A_BLOCK], -1, tl.int32), mask=o_slot < A)
         row = (i_chain * N + patch) * P
@@ -190,8 +199,7 @@ def renoise(
         CHOOSE=choice is not None,
         GIVEN=noise is not None,
         N_BLOCK=n_block,
-        J_BLOCK=16,
-        A_BLOCK=max(1, min(power_of_2(num_slots), 256 // q_block, 8192 // n_block)),
+        A_BLOCK=min(power_of_2(num_slots), 256 // q_block),
         Q_BLOCK=q_block,
         num_warps=4 if n_block <= 256 else 16,
     )

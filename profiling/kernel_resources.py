@@ -100,6 +100,8 @@ def launches() -> Iterator[Launch]:
     }
     for name, sizes in step.items():
         yield from step_launches(name, *sizes)
+    for patches in (256, 2048, 4096):
+        yield from renoise_launches(f"{patches}", patches, patches, 4)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
     maps = {"Even Pixels": (64, 32, 8), "Sudoku": (128, 252, 9), "coarse": (384, 8, 8)}
     for dtype in DTYPES:
@@ -115,21 +117,29 @@ def launches() -> Iterator[Launch]:
 
 def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
     """Return launches of the engine's operations, for two chains."""
+    yield from renoise_launches(name, patches, slots, numel)
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
-    level, free, number = torch.ones(2, slots), torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
-    choice, into = renoise.PatchChoice(free, count.long(), number), renoise.Slots(index, count, level, index.clone())
-    counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
-    for how, chosen in (("chosen", choice), ("mask", None)):
-        call = partial(renoise.renoise, z, free, into, stream=1, choice=chosen, **counters)
-        yield from record(f"{name}, {how}", renoise, call)
+    level, number = torch.ones(2, slots), torch.tensor(1)
     tables = Schedule(10, 0.8).tables(patches)._asdict()
     at = {"count": count, "step": number, "log_variance": level}
-    yield from record(name, advance, partial(advance.advance, into.start, level, **at, **tables))
+    yield from record(name, advance, partial(advance.advance, index, level, **at, **tables))
+    counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for dtype in DTYPES:
         velocity = torch.zeros(2, slots, numel, dtype=dtype)
         step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
         call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=number, **counters)
         yield from record(f"{name}, {str(dtype).removeprefix('torch.')}", denoise, call)
+
+
+def renoise_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
+    """Return launches that begin an iteration, for two chains: with a choice, and with a mask."""
+    z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
+    free, number = torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
+    into = renoise.Slots(index, count, torch.ones(2, slots), index.clone())
+    counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
+    for how, choice in (("chosen", renoise.PatchChoice(free, count.long(), number)), ("mask", None)):
+        call = partial(renoise.renoise, z, free, into, stream=1, choice=choice, **counters)
+        yield from record(f"{name}, {how}", renoise, call)
 
 
 def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
@@ -180,11 +190,22 @@ def compile_for(launch: Launch, target: str) -> Resources:
             signature[name], constants[name] = "constexpr", value
         else:
             options[name] = value
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    source = ast_source(launch.kernel, signature, constants, attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         compiled = triton.compile(source, target=TARGETS[target], options=options)
     return _of_amd(compiled) if target.startswith("gfx") else _of_nvidia(compiled)
+
+
+def ast_source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], attributes: dict) -> ASTSource:
+    """Return the source of a kernel to compile, by the interface of Triton 3.3 or that of 3.2."""
+    try:
+        from triton.backends.compiler import AttrsDescriptor
+    except ImportError:
+        return ASTSource(kernel, signature, constants, attributes)
+    signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+    divisible = AttrsDescriptor.from_hints({index: 16 for (index,) in attributes})
+    return ASTSource(kernel, signature, constants, divisible)
 
 
 def _of_nvidia(compiled: Any) -> Resources:

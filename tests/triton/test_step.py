@@ -41,7 +41,7 @@ def make_slots(batch, slots, device):
 SHAPES = [(1, 1, 1), (5, 4, 16), (3, 81, 5), (2, 16, 192), (1, 256, 12), (1, 1024, 4), (1, 2, 1030), (4, 9, 64)]
 
 
-@pytest.mark.parametrize(("batch", "num_patches", "numel"), SHAPES)
+@pytest.mark.parametrize(("batch", "num_patches", "numel"), [*SHAPES, (1, 4096, 1)])
 @pytest.mark.parametrize("stream", [STREAM_INITIAL, STREAM_RENOISE])
 @pytest.mark.parametrize("how", ["mask", "choice", "given"])
 def test_renoise(batch, num_patches, numel, stream, how, device, generator):

@@ -1,0 +1,99 @@
+"""Grids of the kernels at the largest sizes: CUDA takes 2**31 - 1 programs in x, and 65,535 in y and in z."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels.launch import triton
+from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
+
+pytestmark = pytest.mark.skipif(triton is None, reason="needs Triton")
+
+
+class Grids:
+    """Stands in for the kernels of a file and keeps the grids of their launches."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __getitem__(self, grid):
+        self.seen.append(grid)
+        return lambda *arguments, **options: None
+
+
+def grids_of(file, call):
+    grids = Grids()
+    names = [name for name in vars(file) if name.endswith("_kernel") and name != "runs_kernel"]
+    with patch.multiple(file, **dict.fromkeys(names, grids)):
+        call()
+    assert grids.seen
+    return grids.seen
+
+
+def meta(*shape, dtype=torch.float16):
+    """A tensor without data."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def norm_map(batch, channels, height, width):
+    h, weight = meta(batch, channels, height, width), meta(channels)
+    group_norm.group_norm(h, weight, weight, groups=32, eps=1e-5)
+
+
+def denoise_slots(batch, slots, numel):
+    level, counter = meta(batch, slots, dtype=torch.float32), meta(dtype=torch.int64)
+    denoise.denoise(
+        meta(batch, slots, numel, dtype=torch.float32),
+        index=meta(batch, slots, dtype=torch.int32),
+        level=level,
+        next_level=level,
+        velocity=meta(batch, slots, numel),
+        variance_mix=None,
+        stochasticity=0.5,
+        temperature=1.0,
+        seed=counter,
+        step=counter,
+        iteration=counter,
+        chain_ids=meta(batch, dtype=torch.int64),
+    )
+
+
+def renoise_patches(batch, patches):
+    index, count = meta(batch, patches, dtype=torch.int32), meta(batch, dtype=torch.int32)
+    into = renoise.Slots(index, count, meta(batch, patches, dtype=torch.float32), index)
+    counter, ids = meta(dtype=torch.int64), meta(batch, dtype=torch.int64)
+    z, mask = meta(batch, patches, 1, dtype=torch.float32), meta(batch, patches, dtype=torch.bool)
+    renoise.renoise(z, mask, into, seed=counter, stream=1, iteration=counter, chain_ids=ids)
+
+
+def attend(batch, slots, heads):
+    q = meta(batch, slots, heads * 16)
+    partial_attention.partial_attention(q, q, q, heads=heads)
+
+
+def layer_norm(batch, tokens):
+    h = meta(batch, tokens, 8)
+    modulated_norm.modulated_layer_norm(h, h, h, eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "sizes"),
+    [
+        (group_norm, norm_map, (1, 128, 2048, 2048)),
+        (group_norm, norm_map, (2, 32, 16384, 16384)),
+        (group_norm, norm_map, (100_000, 512, 1, 1)),
+        (denoise, denoise_slots, (1, 2, MAX_PATCH_NUMEL)),
+        (denoise, denoise_slots, (100_000, 16, 1)),
+        (renoise, renoise_patches, (100_000, renoise.MAX_PROGRAM_PATCHES)),
+        (partial_attention, attend, (100_000, 4, 6)),
+        (partial_attention, attend, (1, MAX_PATCHES, 6)),
+        (modulated_norm, layer_norm, (100_000, 81)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_grid_is_within_what_a_device_takes(file, call, sizes):
+    for x, *others in grids_of(file, lambda: call(*sizes)):
+        assert 0 < x < 2**31
+        assert all(0 < size <= 65_535 for size in others)
