@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel
+from ipr_fast.kernels.launch import MIN_BLOCK, contiguous, jit, launch, power_of_2, rows_of, runs_kernel
 
 try:
     import triton.language as tl
@@ -115,7 +115,7 @@ def advance(
         slots,
         stride,
         HAS_LOG_VARIANCE=order is not None,
-        A_BLOCK=power_of_2(slots),
+        A_BLOCK=power_of_2(slots, MIN_BLOCK),
         N_BLOCK=power_of_2(num_patches),
         num_warps=1 if num_patches <= 128 else 4,
     )

@@ -19,6 +19,7 @@ except ImportError:  # macOS and Windows
 
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the kernels' inputs; they compute in float32
+MIN_BLOCK = 2  # of slots: the interpreter of Triton 3.2 ignores the mask of a block of one element
 
 
 def jit(function: Callable[..., Any]) -> Any:

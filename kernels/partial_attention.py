@@ -100,7 +100,8 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
     max_queries, max_keys = (16, 32) if q.dtype == torch.float32 else (64, 64)
     if head_size > 64:
         max_keys //= 2
-    a_block = min(max_queries, power_of_2(slots, 16))
+    a_block, n_block = min(max_queries, power_of_2(slots, 16)), min(max_keys, power_of_2(num_tokens, 16))
+    d_block = power_of_2(head_size, 16)
     launch(
         partial_attention_kernel,
         (batch * heads, -(-slots // a_block)),
@@ -116,10 +117,10 @@ def partial_attention(q: Tensor, keys: Tensor, values: Tensor, *, heads: int) ->
         *values.stride()[:2],
         head_size**-0.5,
         D=head_size,
-        D_BLOCK=power_of_2(head_size, 16),
+        D_BLOCK=d_block,
         A_BLOCK=a_block,
-        N_BLOCK=min(max_keys, power_of_2(num_tokens, 16)),
-        num_warps=4,
+        N_BLOCK=n_block,
+        num_warps=1 if a_block * max(n_block, d_block) <= 256 else 4,  # 16 x 16 tiles: 8 numbers a thread
         num_stages=2,
     )
     return out

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, runs_kernel
+from ipr_fast.kernels.launch import MIN_BLOCK, contiguous, jit, launch, power_of_2, runs_kernel
 from ipr_fast.kernels.philox import MAX_PATCHES, STREAM_CHOICE, normals_4, patch_keys, patch_normals, words_4
 from ipr_fast.kernels.rows import compact, patch_rows, read_rows, write_rows
 
@@ -175,7 +175,9 @@ def renoise(
         contiguous(free=choice.free, size=choice.size)
     num_slots = slots.index.shape[1]
     quads = power_of_2(-(-numel // 4))
-    q_block, n_block = min(quads, 256), power_of_2(num_patches, 16)
+    q_block, n_block = min(quads, 128), power_of_2(num_patches, 16)
+    num_warps = 4 if n_block <= 512 else 16
+    tile = 512 if 512 < n_block <= 2048 else 256  # quads; no stack with these, for Triton 3.2 to 3.9, sm_80 and sm_90
     launch(
         renoise_kernel,
         (batch,),
@@ -199,9 +201,9 @@ def renoise(
         CHOOSE=choice is not None,
         GIVEN=noise is not None,
         N_BLOCK=n_block,
-        A_BLOCK=min(power_of_2(num_slots), 256 // q_block),
+        A_BLOCK=min(power_of_2(num_slots, MIN_BLOCK), tile // q_block),
         Q_BLOCK=q_block,
-        num_warps=4 if n_block <= 256 else 16,
+        num_warps=num_warps,
     )
 
 

@@ -5,6 +5,7 @@ process of its own.
 """
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
@@ -13,6 +14,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if not (INTERPRETED or torch.cuda.is_available()):
     collect_ignore_glob = ["test_*.py"]
+
+
+def release(package):
+    """Return (major, minor) of a package's version, (0, 0) where it is not installed."""
+    try:
+        return tuple(int(part) for part in version(package).split(".")[:2])
+    except PackageNotFoundError:
+        return 0, 0
+
+
+def pytest_configure():
+    if INTERPRETED and (0, 0) < release("triton") < (3, 7) and release("numpy") >= (2, 4):
+        raise pytest.UsageError(
+            f"the interpreter of Triton {version('triton')} takes numpy < 2.4, got numpy {version('numpy')}"
+        )
 
 
 def pytest_collection_modifyitems(items):
