@@ -8,6 +8,7 @@
 
 Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size,
 chain_ids (B,) int64; iterations, seed () int64.
+A patch's work is a key, its part in log2(N) counts, and noise if it is active: nothing grows with N squared.
 Bytes that must move: 4 B A P of noise for A active patches per chain, 12 B A of slots, B N of masks.
 Source: Kang, Yoon, Ahn 2026; random numbers as in philox.py.
 """
@@ -63,10 +64,10 @@ def choice_key(patch, iteration, chain_id, seed):
 
 @jit
 def smallest(candidates, key, o_patch, size):
-    """The `size` candidates with the smallest keys, ties by patch, or all of them if they are fewer.
+    """Return a mask of the `size` candidates with the smallest keys, ties by patch; of all if they are fewer.
 
-    Bisects the threshold below which their number is `size`, a bit at a time, on 48-bit numbers (key, patch). About
-    log2(N) + 2 counts are enough where keys are random, 48 always, as the numbers are distinct.
+    A radix select: finds the bits of a threshold below which there are `size` of the 48-bit numbers (key, patch). It
+    takes log2(N) counts in the mean where keys are random, and at most 48, as the numbers are distinct.
     """
     number = tl.where(candidates, (key.to(tl.int64) << 16) + o_patch, 1 << 48)
     size = tl.maximum(0, tl.minimum(size, tl.sum(candidates.to(tl.int32), axis=0)))
