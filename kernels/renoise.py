@@ -103,27 +103,32 @@ def renoise_kernel(
     CHOOSE: tl.constexpr,
     GIVEN: tl.constexpr,
     N_BLOCK: tl.constexpr,
+    T_BLOCK: tl.constexpr,
     A_BLOCK: tl.constexpr,
     Q_BLOCK: tl.constexpr,
 ):
     """One program a chain."""
     i_chain = tl.program_id(0).to(tl.int64)
     chain_id, seed = tl.load(p_chain_ids + i_chain).to(tl.int32), tl.load(p_seed)
-    o_patch = tl.arange(0, N_BLOCK)
-    m_patch = o_patch < N
     if CHOOSE:
+        o_patch = tl.arange(0, N_BLOCK)
+        m_patch = o_patch < N
         iteration = tl.load(p_choice_iteration).to(tl.int32)
         free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
         key = choice_key(o_patch, iteration, chain_id, seed)
-        active = smallest(free, key, o_patch, tl.load(p_size + i_chain).to(tl.int32))
-        tl.store(p_mask + i_chain * N + o_patch, active.to(tl.int8), mask=m_patch)
-    else:
-        active = tl.load(p_mask + i_chain * N + o_patch, mask=m_patch, other=0) != 0
-    b_slot = tl.cumsum(active.to(tl.int32), axis=0) - 1
-    count = tl.sum(active.to(tl.int32), axis=0)
+        chosen = smallest(free, key, o_patch, tl.load(p_size + i_chain).to(tl.int32))
+        tl.store(p_mask + i_chain * N + o_patch, chosen.to(tl.int8), mask=m_patch)
+        tl.debug_barrier()  # other threads of this program read the mask below
+
+    count = tl.full((), 0, tl.int32)
+    for n in range(0, N, T_BLOCK):
+        o_tile = n + tl.arange(0, T_BLOCK)
+        active = tl.load(p_mask + i_chain * N + o_tile, mask=o_tile < N, other=0) != 0
+        b_slot = count + tl.cumsum(active.to(tl.int32), axis=0) - 1
+        tl.store(p_index + i_chain * A + b_slot, o_tile, mask=active & (b_slot < A))
+        count += tl.sum(active.to(tl.int32), axis=0)
     tl.store(p_count + i_chain, count)
-    tl.store(p_index + i_chain * A + b_slot, o_patch, mask=active & (b_slot < A))
-    tl.debug_barrier()  # other threads of this program read the slots below
+    tl.debug_barrier()  # and the slots
 
     iteration = tl.load(p_iteration).to(tl.int32)
     for a in range(0, A, A_BLOCK):
@@ -178,7 +183,6 @@ def renoise(
     quads = power_of_2(-(-numel // 4))
     q_block, n_block = min(quads, 128), power_of_2(num_patches, 16)
     num_warps = 4 if n_block <= 512 else 16
-    tile = 512 if 512 < n_block <= 2048 else 256  # quads; no stack with these, for Triton 3.2 to 3.9, sm_80 and sm_90
     launch(
         renoise_kernel,
         (batch,),
@@ -202,7 +206,8 @@ def renoise(
         CHOOSE=choice is not None,
         GIVEN=noise is not None,
         N_BLOCK=n_block,
-        A_BLOCK=min(power_of_2(num_slots, MIN_BLOCK), tile // q_block),
+        T_BLOCK=min(n_block, 1024),
+        A_BLOCK=min(power_of_2(num_slots, MIN_BLOCK), max(256, 32 * num_warps) // q_block),
         Q_BLOCK=q_block,
         num_warps=num_warps,
     )
