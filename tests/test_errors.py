@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from small_models import Network
 
 import ipr_fast
 from ipr_fast import PatchGrid, Prediction, Schedule, files, random_patches
@@ -114,9 +115,8 @@ def test_generate_batch_refuses(argument, bad, came):
         ipr_fast.generate_batch(**({"batch_size": 3, "model": Forbidden()} | bad))
 
 
-def test_a_model_on_another_device_is_refused(model):
-    elsewhere = torch.nn.Linear(1, 1, device=META)
-    elsewhere.grid = model.grid
+def test_a_model_on_another_device_is_refused():
+    elsewhere = Network().to(META)
     with pytest.raises(ValueError, match="model must be on cpu, where the samples are, got meta"):
         ipr_fast.refine_batch(X, random_patches(), 1, model=elsewhere)
 
