@@ -133,7 +133,7 @@ class _Checks:
         if contract.prepares(self.model):
             return
         patches, levels, active = self.some
-        full = self.model(patches, active.scatter(levels, patches.shape[1]))
+        full = self.call(_Inputs(patches, active.scatter(levels, patches.shape[1]), active), active=False)
         when = "with `active`, other than the full call's predictions .at(active) at levels active.scatter(levels, N)"
         self.agree(when, self.some, self.expected, full.at(active))
 

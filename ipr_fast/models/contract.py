@@ -32,15 +32,11 @@ def denoiser(model: object) -> PatchGrid:
 def _check_call(model: Callable[..., object]) -> None:
     """Check that a model can be called as model(patches, levels, active)."""
     function = _forward(model)
-    try:
-        inspect.signature(function).bind(None, None, None)
-    except TypeError as error:
+    if not _accepts(function, (None, None, None), {}):
         name = checks.name_of(model)
         raise ValueError(
             f"model: {name} must be called as model(patches, levels, active=None), got {inspect.signature(function)}"
-        ) from error
-    except ValueError:  # a built-in without a signature
-        pass
+        )
 
 
 def tabulates(model: Denoiser) -> TypeGuard[TableDenoiser]:
@@ -86,13 +82,20 @@ def _makes(
     method = getattr(model, name, None)
     if not _takes(model, made) or not callable(method):
         return False
-    try:
-        inspect.signature(method).bind(*arguments, **options)
-    except TypeError as error:
+    if not _accepts(method, arguments, options):
         raise ValueError(
             f"model: {checks.name_of(model)}.{name} must be {name}({wanted}), since forward() takes `{made}`; "
             f"got {name}{inspect.signature(method)}. Rename it if it serves another purpose"
-        ) from error
+        )
+    return True
+
+
+def _accepts(function: Callable[..., object], arguments: tuple[None, ...], options: dict[str, None]) -> bool:
+    """Return whether a function's signature, if it has one, takes these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError:
+        return False
     except ValueError:  # a built-in without a signature
         pass
     return True
