@@ -69,10 +69,12 @@ class TrainingOptions:
     dtype: Annotated[str | None, one_of(TRAINING, "TYPE", "Type of products", DTYPES, show_default=DEFAULTS.dtype)] = (
         None
     )
-    optimizer: Annotated[str, one_of(TRAINING, "NAME", "Optimiser", OPTIMIZERS)] = DEFAULTS.optimizer
+    optimizer: Annotated[
+        str | None, one_of(TRAINING, "NAME", "Optimiser", OPTIMIZERS, show_default=DEFAULTS.optimizer)
+    ] = None
     symbol_weight: Annotated[
-        float, option(TRAINING, "Weight of the symbols' cross-entropy, for tasks that know them.")
-    ] = DEFAULTS.symbol_weight
+        float | None, _setting("symbol_weight", "Weight of the symbols' cross-entropy, for tasks that know them.")
+    ] = None
     compile: Annotated[
         bool | None,
         option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),

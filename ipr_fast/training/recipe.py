@@ -13,7 +13,7 @@ from ipr_fast.training.trainer import TrainSettings
 FOLDER = Path(__file__).parent / "recipes"
 LARGEST = 16 * 2**20  # bytes of a bundled model in float16
 NETWORK_SIZES = ("width", "depth", "num_heads")
-_OPTIONS = {*NETWORK_SIZES, *(each.name for each in fields(TrainSettings))}
+_OPTIONS = {*NETWORK_SIZES, *(each.name for each in fields(TrainSettings))} - {"steps", "minutes", "seed"}
 
 
 @dataclass(frozen=True)

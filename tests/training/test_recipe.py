@@ -38,6 +38,7 @@ def test_a_recipe_trains_a_model_that_fits(name, device_type):
         ("task = 'even-pixels'", "recipe bad: .*missing"),
         ("task = 'chess'\nminutes = 1\ngpu = {}\ncpu = {}", "task must be one of digit-sudoku-4x4, .*, got 'chess'"),
         ("task = 'even-pixels'\nminutes = 1\ngpu = {}\ncpu = {size = 1}", "no options of training: size"),
+        ("task = 'even-pixels'\nminutes = 1\ngpu = {seed = 1}\ncpu = {steps = 2}", "of training: seed, steps"),
     ],
 )
 def test_a_bad_recipe_is_refused(tmp_path, monkeypatch, text, problem):
