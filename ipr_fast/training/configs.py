@@ -1,12 +1,16 @@
 """The network of each task, and its initialisation.
 
 A task of your own has an attribute `config`, a PatchTransformerConfig, and optionally a method `initialise(model)` that
-sets the weights of a new model. For the package's tasks both are here, and such attributes override them.
+sets the weights of a new model. For the package's tasks both are here, and such attributes override them. A run may
+start from another model's weights instead.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import nn
 
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
@@ -32,16 +36,32 @@ def config_of(task: Task) -> PatchTransformerConfig:
     raise ValueError(f"task {task.name}: must have a `config`, the PatchTransformerConfig of its network")
 
 
-def initialise(task: Task, model: PatchTransformer) -> None:
-    """Set the weights of a new model, by the task's `initialise` if it has one.
+def initialise(task: Task, model: PatchTransformer, init: nn.Module | None = None) -> None:
+    """Set the weights of a new model: those of `init`, or as the task's own `initialise` does, if it has one.
 
     Heads for 9x9 boards are biased toward rows, columns and boxes; models of 4x4 boards find these without help.
+    Raises ValueError for an `init` that is not a PatchTransformer, of another configuration, or not finite.
     """
+    if init is not None:
+        _copy_weights(init, model)
+        return
     own = getattr(task, "initialise", None)
     if own is not None:
         own(model)
     elif isinstance(task, DigitSudoku) and task.side != 4:
         bias_heads_to_lines(model)
+
+
+def _copy_weights(source: nn.Module, model: PatchTransformer) -> None:
+    if not isinstance(source, PatchTransformer):
+        raise ValueError(f"init must be a PatchTransformer, got {type(source).__name__}")
+    found, expected = source.config.to_dict(), model.config.to_dict()
+    other = [f"{name} {found[name]} (now {value})" for name, value in expected.items() if found[name] != value]
+    if other:
+        raise ValueError(f"init must be a model of the run's configuration, got {', '.join(other)}")
+    if not all(torch.isfinite(weight).all() for weight in source.state_dict().values()):
+        raise ValueError("init must have finite weights")
+    model.load_state_dict(source.state_dict())
 
 
 def _of_boards(task: DigitSudoku) -> PatchTransformerConfig:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ipr_fast.engine.precision import float32_products
@@ -37,19 +38,21 @@ def train(
     resume: bool = False,
     device: torch.device | str = "cpu",
     config: PatchTransformerConfig | None = None,
+    init: nn.Module | None = None,
     progress: bool = True,
 ) -> Path:
     """Train a model of `task` in the folder `out` and return the path of its weights (the moving average).
 
     Writes checkpoint.pt every `save_every` steps and once a minute, log.jsonl, and model.safetensors at the end.
     resume: continue from the checkpoint in `out`, if there is one. config: of the network (default: the task's).
+    init: a PatchTransformer of this configuration whose weights the run starts from, unless it resumes.
 
-    Raises ValueError if `out` holds a checkpoint and `resume` is false, if it holds weights without a checkpoint, and
-    if another process trains there. After a Ctrl-C it saves the last finished step, unless a second Ctrl-C comes, and
-    raises KeyboardInterrupt.
+    Raises ValueError for an `init` that does not fit, if `out` holds a checkpoint and `resume` is false, if it holds
+    weights without a checkpoint, and if another process trains there. After a Ctrl-C it saves the last finished step,
+    unless a second Ctrl-C comes, and raises KeyboardInterrupt.
     """
     out = Path(out)
-    trainer = Trainer(task, settings, device, config=config)
+    trainer = Trainer(task, settings, device, config=config, init=init)
     checkpoint, model = out / CHECKPOINT, out / MODEL
     prepare_folder(out)
     with alone_in(out):

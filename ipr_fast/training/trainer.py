@@ -118,7 +118,8 @@ class TrainSettings:
 class Trainer:
     """Model, optimiser and moving average of a run after `step` steps and `seconds` of training.
 
-    config: of the network (default: the task's).
+    config: of the network (default: the task's). init: a model of this configuration, whose weights a new run starts
+    from.
     """
 
     def __init__(
@@ -128,12 +129,13 @@ class Trainer:
         device: torch.device | str = "cpu",
         *,
         config: PatchTransformerConfig | None = None,
+        init: nn.Module | None = None,
     ) -> None:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             model = PatchTransformer(config_of(task) if config is None else config)
-            initialise(task, model)
+            initialise(task, model, init)
             head = None
             if isinstance(task, SymbolTask) and settings.symbol_weight:
                 head = nn.Linear(model.config.width, task.num_symbols)

@@ -1,5 +1,6 @@
 """The network of each task, and how its training begins."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +59,25 @@ def test_a_task_may_begin_with_weights_of_its_own():
     model = PatchTransformer(config_of(EvenPixels()))
     initialise(SimpleNamespace(initialise=lambda model: torch.nn.init.zeros_(model.patch_in.weight)), model)
     assert not model.patch_in.weight.any()
+
+
+SMALL = PatchTransformerConfig(channels=3, image_size=32, patch_size=4, width=16, depth=1, num_heads=1)
+
+
+def test_init_gives_a_new_model_its_weights_in_place_of_the_tasks():
+    source, model = PatchTransformer(SMALL), PatchTransformer(SMALL)
+    initialise(SimpleNamespace(initialise=lambda model: pytest.fail("not asked")), model, source)
+    weights = zip(source.state_dict().values(), model.state_dict().values(), strict=True)
+    assert all(torch.equal(x, y) and x.data_ptr() != y.data_ptr() for x, y in weights)
+
+
+def test_init_of_another_kind_or_configuration_or_with_bad_weights_is_refused():
+    model, other = PatchTransformer(SMALL), PatchTransformer(dataclasses.replace(SMALL, depth=2, mlp_ratio=2))
+    with pytest.raises(ValueError, match=r"^init must be a PatchTransformer, got Linear"):
+        initialise(EvenPixels(), model, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"^init must be .* got depth 2 \(now 1\), mlp_ratio 2 \(now 4\)$"):
+        initialise(EvenPixels(), model, other)
+    broken = PatchTransformer(SMALL)
+    broken.patch_in.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^init must have finite weights"):
+        initialise(EvenPixels(), model, broken)

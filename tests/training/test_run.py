@@ -53,6 +53,24 @@ def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def test_a_run_may_start_from_another_models_weights():
+    first = Trainer(SymbolStripes(), QUICK)
+    for _ in range(5):
+        first.train_step()
+    second = Trainer(SymbolStripes(), QUICK, init=first.model)
+    assert same_weights(second.model, first.model)
+    assert same_weights(second.ema, first.model)
+    assert second.step == 0
+    second.train_step()
+    assert not same_weights(second.model, first.model)
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint_whatever_its_init(tmp_path):
+    init, other = (Trainer(Stripes(), replace(QUICK, seed=seed)).model for seed in (1, 2))
+    model = load_model(train(Stripes(), QUICK, tmp_path, init=init, progress=False))
+    assert same_weights(model, load_model(train(Stripes(), QUICK, tmp_path, resume=True, init=other, progress=False)))
+
+
 def test_the_loss_falls_and_the_model_learns_the_task():
     trainer = Trainer(Stripes(), TrainSettings(steps=300, batch_size=64, warmup=20))
     losses = [trainer.train_step() for _ in range(300)]
