@@ -11,11 +11,12 @@ import torch
 
 from ipr_fast import outputs
 from ipr_fast.cli import convert
-from ipr_fast.cli.common import FILES, MODEL, RunOptions, flag, one_of, option, path_option
+from ipr_fast.cli.common import FILES, MODEL, MODEL_SOURCE, RunOptions, flag, model_from, one_of, option, path_option
 from ipr_fast.evaluation.evaluate import describe, evaluate
 from ipr_fast.evaluation.experiments import ExperimentSettings, run_experiment
 from ipr_fast.evaluation.report import report
-from ipr_fast.models.files.checkpoints import load_model
+from ipr_fast.models.files.checkpoints import StoredModel, load_model
+from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.tasks.catalog import TASKS, KnownTask, make_task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import config_of
@@ -95,6 +96,10 @@ def run(
         str | None, option(FILES, "Folder of MNIST's original files: 28x28 cells in place of 8x8.", metavar="PATH")
     ] = None,
     resume: Annotated[bool, flag(FILES, "Continue from the checkpoint in --out, if any.", "--resume")] = False,
+    init: Annotated[
+        str | None,
+        option(MODEL, f"{MODEL_SOURCE}, whose weights and sizes a new run starts from.", metavar="MODEL"),
+    ] = None,
     network: NetworkOptions,
     training: TrainingOptions,
     evaluate_count: Annotated[
@@ -123,9 +128,11 @@ def run(
     options = {} if recipe is None else recipe.options(device.type)
     options |= _given(network) | _given(training) | _end(training, recipe, out, resume)
     sizes = {name: options.pop(name) for name in NETWORK_SIZES if name in options}
-    settings, config = TrainSettings(**options, seed=run_options.seed), dataclasses.replace(config_of(task), **sizes)
+    settings, start = TrainSettings(**options, seed=run_options.seed), _start(init)
+    base = start.config if isinstance(start, PatchTransformer) else config_of(task)
+    config = dataclasses.replace(base, **sizes)
     outputs.check_no_folders(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION))
-    weights = train(task, settings, out, resume=resume, device=device, config=config, progress=progress)
+    weights = train(task, settings, out, resume=resume, device=device, config=config, init=start, progress=progress)
     print(f"wrote {weights}")
     seed = run_options.seed
     if recipe is not None:
@@ -139,6 +146,14 @@ def run(
         for line in describe(results, task, iters):
             print(line)
         _write(out / EVALUATION, {"iters": iters, "seed": seed, **results})
+
+
+def _start(init: str | None) -> StoredModel | None:
+    """Return the model whose weights a run starts from, in float32, as the trainer's are."""
+    if init is None:
+        return None
+    with model_from("--init"):
+        return load_model(init, dtype=torch.float32)
 
 
 def _given(options: NetworkOptions | TrainingOptions) -> dict[str, Any]:

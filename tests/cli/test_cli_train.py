@@ -3,9 +3,11 @@
 from dataclasses import asdict, fields
 
 import pytest
+import torch
 
 from ipr_fast.cli import train as command
 from ipr_fast.cli.main import main
+from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.tasks.catalog import make_task
 from ipr_fast.training import recipe as recipes
 from ipr_fast.training.configs import config_of
@@ -109,3 +111,23 @@ def test_an_option_is_what_it_says_without_a_recipe(begin, name):
 def test_without_options_the_defaults_hold(begin):
     settings, config = begin()
     assert (settings, config) == (DEFAULTS, config_of(make_task("digit-sudoku-4x4")))
+
+
+def test_init_gives_a_run_its_weights_and_sizes(tmp_path):
+    options = ["--steps", 1, "--batch-size", 2, "--evaluate", 0, "--learning-rate", 1e-30, "--quiet"]
+    assert main(["train", "--init", "digit-sudoku-4x4", "--out", str(tmp_path), *map(str, options)]) == 0
+    before, after = (load_model(source).state_dict() for source in ("digit-sudoku-4x4", tmp_path / "model.safetensors"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--init", "absent"], "error: --init must be"),
+        (["--init", "digit-sudoku-9x9", "--task", "digit-sudoku-9x9", "--depth", "2"], "got depth 6 (now 2)"),
+        (["--init", "digit-sudoku-9x9", "--task", "even-pixels"], "task even-pixels"),
+    ],
+)
+def test_an_init_that_does_not_fit_is_refused(tmp_path, capsys, options, problem):
+    assert main(["train", "--out", str(tmp_path), "--steps", "1", "--quiet", *options]) == 1
+    assert problem in capsys.readouterr().err
