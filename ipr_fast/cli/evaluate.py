@@ -16,6 +16,7 @@ from ipr_fast.cli.factory import is_factory
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
+from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
 from ipr_fast.resolve import DEFAULT_MODEL
 from ipr_fast.tasks.catalog import task_of
@@ -23,6 +24,7 @@ from ipr_fast.tasks.catalog import task_of
 # Experiments, and the options of each.
 OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
+    "repair": ("model", "count", "iters", "pairs"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -44,6 +46,12 @@ def _arms(text: str) -> str:
     return text
 
 
+def _pairs(text: str) -> str:
+    if not all(word.isdecimal() for word in text.split(",")):
+        raise typer.BadParameter(f"must be whole numbers with commas between, got {text!r}")
+    return text
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
 
@@ -55,8 +63,8 @@ def run(
         typer.Argument(
             metavar="EXPERIMENT",
             parser=_experiment,
-            help="arms: one pass, IPR and controls; diversity: how evenly boards of 4x4 cells cover all grids; "
-            "initialisation: how soon a model of 9x9 cells learns the rules.",
+            help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; diversity: how evenly "
+            "boards of 4x4 cells cover all grids; initialisation: how soon a model of 9x9 cells learns the rules.",
         ),
     ] = "arms",
     out: Annotated[Path | None, path_option(FILES, "JSON file for the measurement.")] = None,
@@ -101,6 +109,16 @@ def run(
             show_default="all",
         ),
     ] = None,
+    pairs: Annotated[
+        str | None,
+        option(
+            REFINEMENT,
+            "Swapped pairs of cells, for repair, with commas between.",
+            parser=_pairs,
+            metavar="PAIRS",
+            show_default=",".join(map(str, PAIRS)),
+        ),
+    ] = None,
     every: Annotated[
         int | None,
         option(
@@ -124,6 +142,7 @@ def run(
         "iters": iters,
         "compared": compared,
         "arms": None if arms is None else _listed(arms),
+        "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "every": every,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -151,6 +170,17 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
     task = task_of(denoiser.grid)
     if experiment == "arms":
         return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
+    if experiment == "repair":
+        return measure_repair(
+            task,
+            denoiser,
+            name,
+            given.get("count", DEFAULTS.count),
+            given.get("iters", DEFAULTS.iters),
+            given.get("pairs", PAIRS),
+            seed=seed,
+            progress=progress,
+        )
     count, iters = given.get("count", DEFAULTS.count), given.get("iters", DIVERSITY_ITERS)
     return measure_diversity(task, denoiser, count, iters, seed=seed, progress=progress)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipr_fast.evaluation import environment, intervals
 from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.evaluation.report import SHOWN_ITERATIONS
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
@@ -24,7 +25,6 @@ from ipr_fast.tasks.base import Report
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept
 
-SHOWN_ITERATIONS = (1, 2, 5, 10, 20, 50)  # rows of IPR at alpha 0.25
 OTHER_ALPHAS = (0.1, 0.5)
 ARMS = ("alphas", "fixed", "controls", "clues")  # optional; one pass and alpha 0.25 are always measured
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.evaluation.intervals import Estimate
 
+SHOWN_ITERATIONS = (1, 2, 5, 10, 20, 50)  # of tables over the iterations
+
 
 def report(results: dict) -> str:
     """Format a measurement of any experiment. Raises KeyError or TypeError for another dict."""
     if "good_by_iteration" in results:
         return experiment_table(results)
+    if "repair" in results:
+        return repair_table(results)
     return diversity_sentence(results) if "boards" in results else initialisation_table(results)
 
 
@@ -54,6 +58,30 @@ def diversity_sentence(results: dict) -> str:
         f"After one pass, {words('one pass')}; after {results['iterations']} iterations, {words('refined')}. "
         f"{changed:.1f} % of the cells show another digit than before."
     )
+
+
+def repair_table(results: dict) -> str:
+    """Format the arms of `repair.measure_repair`: the share of valid boards over the iterations."""
+    count, last = results["samples"], results["iterations"]
+    shown = [0, *(r for r in SHOWN_ITERATIONS if r < last), last]
+    titles = ["swapped pairs", *("corrupted" if r == 0 else f"after {r}" for r in shown)]
+    lines = [
+        _row([*titles, "violations", f"same grid after {last}"]),
+        _row(["---:"] * (len(titles) + 2)),
+    ]
+    for arm in results["repair"]:
+        valid, violations = arm["valid_by_iteration"], arm["violations_by_iteration"]
+        shares = [f"{100 * valid[r] / count:.1f} %" for r in shown[:-1]]
+        change = f"{violations[0]:.2f} to {violations[-1]:.2f}"
+        cells = [str(arm["pairs"]), *shares, Estimate(*arm["valid"]).percent()]
+        lines.append(_row([*cells, change, Estimate(*arm["as_before"]).percent()]))
+    judge = results["judge"]
+    lines += [
+        "",
+        f"Valid boards of {count:,}, all cells free, alpha 0.25, seed {results['seed']}, intervals 95 %. "
+        f"{judge[0].upper()}{judge[1:]}. {measured_at(results['environment'])}",
+    ]
+    return "\n".join(lines)
 
 
 def initialisation_table(results: dict) -> str:

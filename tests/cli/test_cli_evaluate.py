@@ -48,6 +48,14 @@ def test_arms_are_measured_written_and_printed_again(tmp_path, boards, capsys):
     assert len(evaluated(capsys, *options, "--arms", "none").splitlines()) == 2 + 3 + 2
 
 
+def test_repair_is_measured(tmp_path, boards, capsys):
+    options = ["--model", boards, "--count", 3, "--iters", 2, "--pairs", "0,2", "--out", tmp_path / "repair.json"]
+    printed = evaluated(capsys, "repair", *options)
+    assert printed.startswith("| swapped pairs | corrupted | after 1 | after 2 |")
+    assert [line[:4] for line in printed.splitlines()[2:4]] == ["| 0 ", "| 2 "]
+    assert evaluated(capsys, "--report", tmp_path / "repair.json") == printed
+
+
 def test_diversity_and_initialisation_are_measured_too(tmp_path, boards, capsys, monkeypatch):
     printed = evaluated(capsys, "diversity", "--model", boards, "--count", 4, "--iters", 1, "--out", tmp_path / "d")
     assert printed.startswith("After one pass, ")
@@ -71,7 +79,7 @@ def test_a_model_without_a_dtype_is_measured(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(path.name for path in RESULTS.glob("*.json") if path.name[:4] in ("qual", "dive", "init"))
+    "name", sorted(path.name for path in RESULTS.glob("*.json") if path.name[:4] in ("qual", "repa", "dive", "init"))
 )
 def test_every_recorded_measurement_is_printed(name, capsys):
     text = evaluated(capsys, "--report", RESULTS / name)
@@ -88,6 +96,7 @@ def test_every_recorded_measurement_is_printed(name, capsys):
         (["diversity", "--clues", 1, 2], "--clues is not an option of diversity, which has model, count, iters"),
         (["initialisation", "--model", "x"], "--model is not an option of initialisation, which has count, every"),
         (["--every", 3], "--every is not an option of arms"),
+        (["repair", "--pairs", "1,9"], "pairs must be in 0..8, half the cells of a board, got (1, 9)"),
         (["--clues", 16, 16], "clues must leave a cell to generate"),
     ],
 )
@@ -99,7 +108,8 @@ def test_what_cannot_be_measured_is_told(arguments, said, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["speed"], "must be one of arms, diversity, initialisation, got 'speed'"),
+        (["speed"], "must be one of arms, repair, diversity, initialisation, got 'speed'"),
+        (["repair", "--pairs", "1,-2"], "must be whole numbers with commas between, got '1,-2'"),
         (["--arms", "alphas,more"], "some of alphas,fixed,controls,clues, got 'alphas,more'"),
         (["--count", "0"], "--count"),
     ],

@@ -58,6 +58,30 @@ def test_the_note_names_clues_the_judge_and_rows_measured_again():
     )
 
 
+def test_the_table_of_repairs():
+    results = {
+        "samples": 200,
+        "iterations": 3,
+        "seed": 4,
+        "judge": "judged by eye",
+        "repair": [
+            {
+                "pairs": 1,
+                "valid_by_iteration": [20, 40, 60, 100],
+                "violations_by_iteration": [3.0, 2.0, 1.5, 0.25],
+                "valid": [0.5, 0.4, 0.6],
+                "as_before": [0.25, 0.2, 0.3],
+            }
+        ],
+        "environment": ENVIRONMENT,
+    }
+    head, _, row, _, note = report(results).splitlines()
+    assert head == "| swapped pairs | corrupted | after 1 | after 2 | after 3 | violations | same grid after 3 |"
+    shares = "10.0 % | 20.0 % | 30.0 % | 50.0 % [40.0, 60.0]"
+    assert row == f"| 1 | {shares} | 3.00 to 0.25 | 25.0 % [20.0, 30.0] |"
+    assert note == f"Valid boards of 200, all cells free, alpha 0.25, seed 4, intervals 95 %. Judged by eye. {MEASURED}"
+
+
 def test_the_sentence_on_diversity():
     counts = {"valid": 1647, "distinct": 287, "distinct_if_uniform": 287.1, "chi_square": 385.4}
     results = {

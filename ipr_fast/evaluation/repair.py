@@ -1,0 +1,81 @@
+"""Repair: how many corrupted boards refinement makes valid, by the number K of swapped pairs of cells.
+
+A board starts valid, in digit images that no model has seen, and K random pairs of its cells are swapped; all cells are
+free. K = 0 shows how many intact boards refinement breaks. Source: the K-corrupted boards of Kang et al. 2026.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ipr_fast.evaluation import environment, intervals
+from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.models import contract
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.refine import refine_batch
+from ipr_fast.sampling.corrupt import swap_patches
+from ipr_fast.sampling.policies import random_patches
+from ipr_fast.tasks.catalog import KnownTask
+from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, read_boards
+
+PAIRS = (0, 1, 3, 5)
+
+
+def measure_repair(
+    task: KnownTask,
+    model: Denoiser,
+    name: str,
+    count: int,
+    iters: int = 50,
+    pairs: tuple[int, ...] = PAIRS,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Corrupt the same `count` boards by each K of `pairs`, refine them, and return counts ready for JSON.
+
+    name: of the model, for the record. Raises ValueError for a task without boards, and for more pairs than fit.
+    """
+    if not isinstance(task, DigitSudoku):
+        raise ValueError(f"model: repair is measured on boards of digits, got a model of {task.name}")
+    most = task.grid.num_patches // 2
+    if not all(0 <= k <= most for k in pairs):
+        raise ValueError(f"pairs must be in 0..{most}, half the cells of a board, got {pairs}")
+    device = contract.device_of(model) or torch.device("cpu")
+    cells = task.grid.num_patches
+    clues = draw_clues(task, count, (cells, cells), seed)
+    assert clues is not None
+    boards, judge = clues[1].to(device), task.judge()
+    intact = read_boards(boards, judge.reader, task.side)
+    arms = []
+    for k in pairs:
+        corrupted = swap_patches(boards, k, task.grid.patch_size, seed=seed)
+        reports: list[BoardReport] = [judge(corrupted)]
+
+        def judge_iteration(_: int, x: Tensor, reports: list[BoardReport] = reports) -> None:
+            reports.append(judge(x))
+
+        refined = refine_batch(
+            corrupted, random_patches(), iters, model=model, seed=seed, callback=judge_iteration, progress=progress
+        )
+        as_before = (read_boards(refined, judge.reader, task.side) == intact).flatten(1)
+        arms.append({"pairs": k, "as_before": intervals.share(as_before.all(1)), **_by_iteration(reports)})
+    return {
+        "model": name,
+        "task": task.name,
+        "samples": count,
+        "iterations": iters,
+        "seed": seed,
+        "judge": judge.note,
+        "repair": arms,
+        "environment": environment.describe(device),
+    }
+
+
+def _by_iteration(reports: list[BoardReport]) -> dict:
+    return {
+        "valid_by_iteration": [int(report.valid.sum()) for report in reports],
+        "violations_by_iteration": [report.violations.double().mean().item() for report in reports],
+        "valid": intervals.share(reports[-1].valid),
+    }
