@@ -4,12 +4,12 @@ At step s of a chain with n active patches, T steps, block length L and starts S
 
     due   = #{k : S_k <= s}
     start = s   for the (due - started) waiting slots of lowest log-variance (NaN is the highest), ties by slot
-    next  = clamp((L - (s + 1 - start)) / L, 0, 1)          for started slots; 1 for waiting ones; 0 once s + 1 >= T
+    level = clamp((L - (s + 1 - start)) / L, 0, 1)          for started slots; 1 for waiting ones; 0 once s + 1 >= T
 
-Shapes: level, next_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step ()
-int64. The tables are those of `ScheduleTables`: steps, block (N + 1,), starts (N + 1, N), int32.
-Bytes that must move: 16 B A (start read and written, log-variance read, next level written); the tables, 4 N for each
-chain, stay in cache.
+Shapes: level, previous_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step
+(B,) int64. The tables are those of `ScheduleTables`: steps, block (N + 1,), starts (N + 1, N), int32.
+Bytes that must move: 24 B A (start and level read and written, log-variance read, previous level written); the tables,
+4 N for each chain, stay in cache.
 Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep.
 """
 
@@ -29,7 +29,8 @@ except ImportError:  # macOS and Windows
 @jit
 def advance_kernel(
     p_start,
-    p_next_level,
+    p_level,
+    p_previous_level,
     p_count,
     p_step,
     p_log_variance,
@@ -46,7 +47,7 @@ def advance_kernel(
     """One program a chain."""
     i_chain = tl.program_id(0).to(tl.int64)
     o_slot = tl.arange(0, A_BLOCK)
-    count, step = tl.load(p_count + i_chain), tl.load(p_step).to(tl.int32)
+    count, step = tl.load(p_count + i_chain), tl.load(p_step + i_chain).to(tl.int32) + 1
     m_slot = (o_slot < count) & (o_slot < A)
     b_start = tl.load(p_start + i_chain * A + o_slot, mask=m_slot, other=0)
 
@@ -71,17 +72,23 @@ def advance_kernel(
         waiting = waiting & (o_slot != slot)
     tl.store(p_start + i_chain * A + o_slot, b_start, mask=m_slot)
 
+    o_level = i_chain * A + o_slot
+    b_level = tl.load(p_level + o_level, mask=o_slot < A)
+    tl.store(p_previous_level + o_level, b_level, mask=o_slot < A)
     length, steps = tl.load(p_block + count), tl.load(p_steps + count)
     b_level = tl.div_rn((length - (step + 1 - b_start)).to(tl.float32), tl.maximum(length, 1).to(tl.float32))
     b_level = tl.minimum(tl.maximum(b_level, 0.0), 1.0)
     b_level = tl.where(b_start < 0, 1.0, b_level)
     b_level = tl.where(m_slot & (step + 1 < steps), b_level, 0.0)
-    tl.store(p_next_level + i_chain * A + o_slot, b_level, mask=o_slot < A)
+    tl.store(p_level + o_level, b_level, mask=o_slot < A)
+    tl.debug_barrier()  # all threads of this program have read the step
+    tl.store(p_step + i_chain, step.to(tl.int64))
 
 
 def advance(
     start: Tensor,
-    next_level: Tensor,
+    level: Tensor,
+    previous_level: Tensor,
     *,
     count: Tensor,
     step: Tensor,
@@ -90,21 +97,25 @@ def advance(
     block: Tensor,
     starts: Tensor,
 ) -> None:
-    """Update `start` and write `next_level`; padding slots get level 0. Without log_variance, slots start in order."""
+    """Do one step more than `step`, the last one that was done: update it, `start`, `level` and `previous_level`.
+
+    Padding slots get level 0. Without log_variance, slots start in order.
+    """
     if not runs_kernel(advance_kernel, start, log_variance):
-        _advance(start, next_level, count, step, log_variance, steps, block, starts)
+        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts)
         return
     batch, slots = start.shape
     if start.numel() == 0:
         return
-    contiguous(start=start, next_level=next_level, count=count, starts=starts)
+    contiguous(start=start, level=level, previous_level=previous_level, count=count, step=step, starts=starts)
     order, stride = (None, 0) if log_variance is None else rows_of(log_variance[..., None])
     num_patches = starts.shape[1]
     launch(
         advance_kernel,
         (batch,),
         start,
-        next_level,
+        level,
+        previous_level,
         count,
         step,
         order,
@@ -123,12 +134,13 @@ def advance(
 
 def bytes_moved(batch: int, slots: int) -> int:
     """Return the bytes that must move; the tables stay in cache."""
-    return 16 * batch * slots
+    return 24 * batch * slots
 
 
 def _advance(
     start: Tensor,
-    next_level: Tensor,
+    level: Tensor,
+    previous_level: Tensor,
     count: Tensor,
     step: Tensor,
     log_variance: Tensor | None,
@@ -137,6 +149,8 @@ def _advance(
     starts: Tensor,
 ) -> None:
     """The torch twin."""
+    previous_level.copy_(level)
+    step = step.add_(1)[:, None]
     occupied = torch.arange(start.shape[1], device=start.device) < count[:, None]
     waiting = (start < 0) & occupied
     started = ((start >= 0) & occupied).sum(1, keepdim=True)
@@ -153,7 +167,7 @@ def _advance(
     start.copy_(torch.where(starts_now, step.to(start.dtype), start))
 
     length = block[count][:, None]
-    level = ((length - (step + 1 - start)).float() / length).clamp_(0, 1)
-    level = torch.where(start < 0, 1.0, level)
-    running = (step + 1 < steps[count])[:, None] & occupied
-    next_level.copy_(torch.where(running, level, 0.0))
+    left = ((length - (step + 1 - start)).float() / length).clamp_(0, 1)
+    left = torch.where(start < 0, 1.0, left)
+    running = (step + 1 < steps[count][:, None]) & occupied
+    level.copy_(torch.where(running, left, 0.0))

@@ -10,8 +10,8 @@ With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + t
 so a slot has three coefficients, and an element takes two products, one power and one normal. At t' = 0: z' = x0, as
 gamma, sigma and r are 0.
 
-Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P); seed, step,
-iteration () int64; chain_ids (B,) int64.
+Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P); seed, iteration ()
+int64; step, chain_ids (B,) int64.
 Bytes that must move, for each moving slot: z read and written, 8 P, and the predictions read once.
 Source: Kang, Yoon, Ahn 2026, in rectified flow's notation; the variance mix is of Nichol & Dhariwal 2021.
 """
@@ -93,8 +93,8 @@ def denoise_kernel(
         if GIVEN:
             xi = tl.load(p_noise + o_patch, mask=m_element, other=0.0)
         else:
-            step, iteration = tl.load(p_step).to(tl.int32), tl.load(p_iteration).to(tl.int32)
-            seed = tl.load(p_seed)
+            iteration, seed = tl.load(p_iteration).to(tl.int32), tl.load(p_seed)
+            step = tl.load(p_step + i_chain, mask=m_slot, other=0).to(tl.int32)
             chain_id = tl.load(p_chain_ids + i_chain, mask=m_slot, other=0).to(tl.int32)
             place = (step << 16) | tl.maximum(patch, 0)
             quad = (STREAM << 28) | o_quad[None, :]
@@ -130,13 +130,14 @@ def denoise(
     noise: (B, N, P), replaces the normals that seed and counters define.
     """
     if not runs_kernel(denoise_kernel, patches, velocity, variance_mix, noise):
-        counters = (seed, STREAM_POSTERIOR, step, iteration, chain_ids)
+        counters = (seed, STREAM_POSTERIOR, step[:, None], iteration, chain_ids)
         _denoise(patches, index, level, next_level, velocity, variance_mix, stochasticity, temperature, counters, noise)
         return
     (batch, slots), (_, num_patches, numel) = index.shape, patches.shape
     if index.numel() == 0:
         return
-    contiguous(patches=patches, index=index, level=level, next_level=next_level, chain_ids=chain_ids, noise=noise)
+    contiguous(patches=patches, index=index, level=level, next_level=next_level)
+    contiguous(step=step, chain_ids=chain_ids, noise=noise)
     velocity, velocity_stride = rows_of(velocity)
     mix, mix_stride = (None, 0) if variance_mix is None else rows_of(variance_mix)
     quads = -(-numel // 4)

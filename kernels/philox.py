@@ -143,7 +143,7 @@ def patch_normals(
     patches: Tensor,
     numel: int,
 ) -> Tensor:
-    """Return normals (B, A, numel) float32 for patches (B, A) of chains (B,); step and iteration are scalars."""
+    """Return normals (B, A, numel) float32 for patches (B, A) of chains (B,); step is a scalar or (B, 1)."""
     quad = torch.arange(-(-numel // 4), device=patches.device)
     words = philox_4x32(
         quad + (stream << 28),

@@ -3,10 +3,10 @@
     key(b, n)   = word 0 of Philox(stream 3, patch n, iteration, chain b)
     mask(b, n)  = free(b, n) and fewer than size(b) free patches have a smaller (key, id)          (with a `choice`)
     index(b, a) = the a-th patch of the mask, or -1; count(b) the patches of the mask
-    level(b, a) = 1, or 0 for padding; start(b, a) = -1, waiting
+    level(b, a) = 1, or 0 for padding; start(b, a) = -1, waiting; step(b) = -1, none done
     z(b, n)     = normals(stream, step 0, patch n, iteration, chain b)                             for active patches
 
-Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size,
+Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size, step,
 chain_ids (B,) int64; iterations, seed () int64.
 A patch's work is a key, its part in log2(N) counts, and noise if it is active: nothing grows with N squared.
 Bytes that must move: 4 B A P of noise for A active patches per chain, 12 B A of slots, B N of masks.
@@ -47,12 +47,13 @@ class PatchChoice(NamedTuple):
 
 @dataclass(frozen=True)
 class Slots:
-    """Buffers for the active patches: index, start (B, A) int32, count (B,) int32, level (B, A) float32."""
+    """Buffers: index, start (B, A) int32, count (B,) int32, level (B, A) float32, step (B,) int64."""
 
     index: Tensor
     count: Tensor
     level: Tensor
     start: Tensor
+    step: Tensor
 
 
 @jit
@@ -91,6 +92,7 @@ def renoise_kernel(
     p_count,
     p_level,
     p_start,
+    p_step,
     p_iteration,
     p_choice_iteration,
     p_chain_ids,
@@ -128,6 +130,7 @@ def renoise_kernel(
         tl.store(p_index + i_chain * A + b_slot, o_tile, mask=active & (b_slot < A))
         count += tl.sum(active.to(tl.int32), axis=0)
     tl.store(p_count + i_chain, count)
+    tl.store(p_step + i_chain, tl.full((), -1, tl.int64))
     tl.debug_barrier()  # and the slots
 
     iteration = tl.load(p_iteration).to(tl.int32)
@@ -176,7 +179,7 @@ def renoise(
     if batch == 0:
         return
     contiguous(patches=patches, mask=mask, chain_ids=chain_ids, noise=noise)
-    contiguous(index=slots.index, count=slots.count, level=slots.level, start=slots.start)
+    contiguous(index=slots.index, count=slots.count, level=slots.level, start=slots.start, step=slots.step)
     if choice is not None:
         contiguous(free=choice.free, size=choice.size)
     num_slots = slots.index.shape[1]
@@ -194,6 +197,7 @@ def renoise(
         slots.count,
         slots.level,
         slots.start,
+        slots.step,
         iteration,
         None if choice is None else choice.iteration,
         chain_ids,
@@ -246,6 +250,7 @@ def _renoise(
     occupied = slots.index >= 0
     slots.level.copy_(occupied)
     slots.start.fill_(-1)
+    slots.step.fill_(-1)
     rows = patch_rows(slots.index, num_patches)
     if noise is None:
         values = patch_normals(seed, stream, 0, iteration, chain_ids, slots.index.clamp(min=0), numel)

@@ -119,15 +119,15 @@ def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[L
     """Return launches of the engine's operations, for two chains."""
     yield from renoise_launches(name, patches, slots, numel)
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
-    level, number = torch.ones(2, slots), torch.tensor(1)
+    level, number, done = torch.ones(2, slots), torch.tensor(1), torch.ones(2, dtype=torch.int64)
     tables = Schedule(10, 0.8).tables(patches)._asdict()
-    at = {"count": count, "step": number, "log_variance": level}
-    yield from record(name, advance, partial(advance.advance, index, level, **at, **tables))
+    at = {"count": count, "step": done, "log_variance": level}
+    yield from record(name, advance, partial(advance.advance, index, level, level, **at, **tables))
     counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for dtype in DTYPES:
         velocity = torch.zeros(2, slots, numel, dtype=dtype)
         step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
-        call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=number, **counters)
+        call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=done, **counters)
         yield from record(f"{name}, {str(dtype).removeprefix('torch.')}", denoise, call)
 
 
@@ -135,7 +135,7 @@ def renoise_launches(name: str, patches: int, slots: int, numel: int) -> Iterato
     """Return launches that begin an iteration, for two chains: with a choice, and with a mask."""
     z, index, count = torch.zeros(2, patches, numel), torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2).int()
     free, number = torch.ones(2, patches, dtype=torch.bool), torch.tensor(1)
-    into = renoise.Slots(index, count, torch.ones(2, slots), index.clone())
+    into = renoise.Slots(index, count, torch.ones(2, slots), index.clone(), count.long())
     counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for how, choice in (("chosen", renoise.PatchChoice(free, count.long(), number)), ("mask", None)):
         call = partial(renoise.renoise, z, free, into, stream=1, choice=choice, **counters)

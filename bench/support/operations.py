@@ -100,7 +100,7 @@ def _renoise(
     z, ids = original.clone(), counters["chain_ids"]
     index, start = (torch.zeros(batch, slots, dtype=torch.int32, device=device) for _ in range(2))
     count, level = torch.zeros(batch, dtype=torch.int32, device=device), torch.zeros(batch, slots, device=device)
-    slots_out = renoise.Slots(index, count, level, start)
+    slots_out = renoise.Slots(index, count, level, start, torch.zeros_like(ids))
 
     def run() -> Iterable[Tensor]:
         renoise.renoise(z, mask, slots_out, stream=stream, choice=choice, **counters)
@@ -132,23 +132,29 @@ def advance_half_way(board: Board, batch: int, device: torch.device, seed: int) 
     for k in range(half):
         original[:, k] = starts[k]
     original = original.gather(1, inputs.normals(batch, slots).argsort(1))
-    start, next_level, order = original.clone(), torch.zeros(batch, slots, device=device), inputs.normals(batch, slots)
+    start, order = original.clone(), inputs.normals(batch, slots)
+    level, previous = torch.zeros(2, batch, slots, device=device)
     tables = board.schedule.tables(board.num_patches).to(device)
-    step, count = torch.tensor(starts[half], device=device), torch.full((batch,), slots, device=device).int()
+    step, count = torch.zeros(batch, dtype=torch.int64, device=device), torch.full((batch,), slots, device=device).int()
+
+    def reset() -> None:
+        start.copy_(original)
+        step.fill_(starts[half] - 1)
 
     def run() -> Iterable[Tensor]:
-        advance.advance(start, next_level, count=count, step=step, log_variance=order, **tables._asdict())
-        return start, next_level
+        at = {"count": count, "step": step, "log_variance": order}
+        advance.advance(start, level, previous, **at, **tables._asdict())
+        return start, level
 
     def twin() -> Iterable[Tensor]:
-        advance._advance(start, next_level, count, step, order, *tables)
-        return start, next_level
+        advance._advance(start, level, previous, count, step, order, *tables)
+        return start, level
 
     def definition() -> Iterable[Tensor]:
         return definitions.advance(original, starts[half], order, board.schedule)
 
     moved = advance.bytes_moved(batch, slots)
-    return Operation(run, twin, definition, moved, 3 * batch * slots, lambda: start.copy_(original))
+    return Operation(run, twin, definition, moved, 3 * batch * slots, reset)
 
 
 def denoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
@@ -161,14 +167,14 @@ def denoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Op
     u, v = inputs.normals(batch, slots, numel), inputs.normals(batch, slots, numel).sigmoid()
     arguments = {"index": index, "level": level, "next_level": next_level, "velocity": u, "variance_mix": v}
     at = 7
-    step, ids = torch.tensor(at, device=device), counters["chain_ids"]
+    step, ids = torch.full((batch,), at, device=device), counters["chain_ids"]
 
     def run() -> Iterable[Tensor]:
         denoise.denoise(z, **arguments, step=step, stochasticity=ETA, temperature=1.0, **counters)
         return (z,)
 
     def twin() -> Iterable[Tensor]:
-        random = counters["seed"], STREAM_POSTERIOR, step, counters["iteration"], ids
+        random = counters["seed"], STREAM_POSTERIOR, step[:, None], counters["iteration"], ids
         denoise._denoise(z, *arguments.values(), ETA, 1.0, random, None)
         return (z,)
 

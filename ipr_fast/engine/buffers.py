@@ -27,7 +27,7 @@ class LaneState(_Buffers):
     mask: Tensor  # (W, N) bool, the active patches of this iteration
     free: Tensor  # (W, N) bool, the patches to choose from
     size: Tensor  # (W,) int64, how many to choose
-    step: Tensor  # () int64, step of the regeneration
+    step: Tensor  # (W,) int64, the last step of the regeneration that was done, -1 before the first
     iteration: Tensor  # () int64, counter of the noise
     choice_iteration: Tensor  # () int64, counter of the choice of patches
     origin: Tensor  # () int64, always 0: the iteration of the initial generation
@@ -36,10 +36,10 @@ class LaneState(_Buffers):
     @classmethod
     def allocate(cls, num_lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
         patches = torch.zeros(num_lanes, num_patches, numel, device=device, dtype=torch.float32)
-        chain_ids, size = torch.zeros(2, num_lanes, device=device, dtype=torch.int64).unbind()
+        chain_ids, size, step = torch.zeros(3, num_lanes, device=device, dtype=torch.int64).unbind()
         mask, free = torch.zeros(2, num_lanes, num_patches, device=device, dtype=torch.bool).unbind()
-        counters = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(5))
-        return cls(patches, chain_ids, mask, free, size, *counters)
+        counters = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(4))
+        return cls(patches, chain_ids, mask, free, size, step, *counters)
 
     def clear(self) -> None:
         """Make the lanes idle: with nothing to choose, no slot is taken and no patch moves."""
@@ -54,15 +54,15 @@ class SlotState(_Buffers):
     index: Tensor  # (W, A) int32, patch ids, padded with -1
     count: Tensor  # (W,) int32
     level: Tensor  # (W, A) float32
-    next_level: Tensor  # (W, A) float32
+    previous_level: Tensor  # (W, A) float32, before the last step
     start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
 
     @classmethod
     def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> SlotState:
         whole = torch.zeros(4, num_lanes, num_slots, dtype=torch.int32, device=device)
         index, start, *levels = (buffer.data for buffer in whole)  # with `data`, each has a version counter of its own
-        level, next_level = (buffer.view(torch.float32) for buffer in levels)
-        return cls(index, torch.zeros(num_lanes, dtype=torch.int32, device=device), level, next_level, start)
+        level, previous_level = (buffer.view(torch.float32) for buffer in levels)
+        return cls(index, torch.zeros(num_lanes, dtype=torch.int32, device=device), level, previous_level, start)
 
     @property
     def active(self) -> ActivePatches:

@@ -99,7 +99,7 @@ class Lanes:
             renoise(
                 state.patches,
                 state.mask,
-                Slots(slots.index, slots.count, slots.level, slots.start),
+                Slots(slots.index, slots.count, slots.level, slots.start, state.step),
                 seed=state.seed,
                 stream=STREAM_INITIAL if initial else STREAM_RENOISE,
                 iteration=state.origin if initial else state.iteration,
@@ -107,7 +107,6 @@ class Lanes:
                 choice=PatchChoice(state.free, state.size, state.choice_iteration) if chooses else None,
                 noise=noise,
             )
-        state.step.zero_()
         if self.precomputed.has_context:
             with span("prepare"):
                 self.precomputed.prepare(self.model, num_lanes, self.state, self.slots(num_slots))
@@ -125,7 +124,8 @@ class Lanes:
         with span("advance"):
             advance(
                 slots.start,
-                slots.next_level,
+                slots.level,
+                slots.previous_level,
                 count=slots.count,
                 step=state.step,
                 log_variance=prediction.log_variance,
@@ -135,8 +135,8 @@ class Lanes:
             denoise(
                 state.patches,
                 index=slots.index,
-                level=slots.level,
-                next_level=slots.next_level,
+                level=slots.previous_level,
+                next_level=slots.level,
                 velocity=prediction.velocity,
                 variance_mix=prediction.variance_mix,
                 stochasticity=self.settings.stochasticity,
@@ -147,8 +147,6 @@ class Lanes:
                 chain_ids=state.chain_ids,
                 noise=noise,
             )
-        slots.level.copy_(slots.next_level)
-        state.step.add_(1)
         return prediction
 
     def predict(self, num_lanes: int, num_slots: int) -> Prediction:

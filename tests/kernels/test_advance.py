@@ -10,18 +10,21 @@ def run_schedule(schedule, counts, log_variance, slots):
     count = torch.tensor(counts, dtype=torch.int32)
     occupied = torch.arange(slots) < count[:, None]
     start = torch.full((len(counts), slots), -1, dtype=torch.int32)
-    levels = [occupied.float()]
+    levels, level, previous = [occupied.float()], occupied.float(), torch.full((len(counts), slots), float("nan"))
+    done = torch.full((len(counts),), -1)
     for step in range(schedule.steps(max(counts))):
-        next_level = torch.full((len(counts), slots), float("nan"))
         advance(
             start,
-            next_level,
+            level,
+            previous,
             count=count,
-            step=torch.tensor(step),
+            step=done,
             log_variance=None if log_variance is None else log_variance[step],
             **schedule.tables(slots)._asdict(),
         )
-        levels.append(next_level)
+        assert torch.equal(previous, levels[-1])
+        assert (done == step).all()
+        levels.append(level.clone())
     return start, torch.stack(levels)
 
 

@@ -7,7 +7,7 @@ from ipr_fast.kernels.philox import STREAM_POSTERIOR, patch_normals, seed_tensor
 from ipr_fast.sampling import flow
 
 BATCH, PATCHES = 8, 9
-COUNTERS = {"seed": seed_tensor(3, "cpu"), "step": torch.tensor(6), "iteration": torch.tensor(2)}
+COUNTERS = {"seed": seed_tensor(3, "cpu"), "step": torch.full((BATCH,), 6), "iteration": torch.tensor(2)}
 
 
 def make_step(numel, generator, *, mix):
@@ -104,7 +104,7 @@ def test_no_slots_and_no_chains():
             variance_mix=None,
             chain_ids=torch.arange(batch),
             seed=seed_tensor(0, "cpu"),
-            step=torch.tensor(0),
+            step=torch.zeros(batch, dtype=torch.int64),
             iteration=torch.tensor(1),
             stochasticity=0.5,
             temperature=1.0,

@@ -44,6 +44,7 @@ def norm_map(batch, channels, height, width):
 
 def denoise_slots(batch, slots, numel):
     level, counter = meta(batch, slots, dtype=torch.float32), meta(dtype=torch.int64)
+    ids = meta(batch, dtype=torch.int64)
     denoise.denoise(
         meta(batch, slots, numel, dtype=torch.float32),
         index=meta(batch, slots, dtype=torch.int32),
@@ -54,16 +55,16 @@ def denoise_slots(batch, slots, numel):
         stochasticity=0.5,
         temperature=1.0,
         seed=counter,
-        step=counter,
+        step=ids,
         iteration=counter,
-        chain_ids=meta(batch, dtype=torch.int64),
+        chain_ids=ids,
     )
 
 
 def renoise_patches(batch, patches):
     index, count = meta(batch, patches, dtype=torch.int32), meta(batch, dtype=torch.int32)
-    into = renoise.Slots(index, count, meta(batch, patches, dtype=torch.float32), index)
     counter, ids = meta(dtype=torch.int64), meta(batch, dtype=torch.int64)
+    into = renoise.Slots(index, count, meta(batch, patches, dtype=torch.float32), index, ids)
     z, mask = meta(batch, patches, 1, dtype=torch.float32), meta(batch, patches, dtype=torch.bool)
     renoise.renoise(z, mask, into, seed=counter, stream=1, iteration=counter, chain_ids=ids)
 

@@ -8,7 +8,8 @@ from ipr_fast.kernels.renoise import PatchChoice, Slots, choose_patches, renoise
 def make_slots(batch, slots):
     """Poisoned, so that what is not written shows."""
     integers = [torch.full(shape, -99, dtype=torch.int32) for shape in ((batch, slots), (batch,), (batch, slots))]
-    return Slots(integers[0], integers[1], torch.full((batch, slots), float("nan")), integers[2])
+    level, step = torch.full((batch, slots), float("nan")), torch.full((batch,), -99)
+    return Slots(integers[0], integers[1], level, integers[2], step)
 
 
 def counters(batch, iteration=9, seed=1):
@@ -65,6 +66,7 @@ def test_active_patches_become_their_noise_and_no_other_changes(num_patches, num
         assert slots.level[b].tolist() == [1.0] * len(ids) + [0.0] * padding
     assert slots.count.tolist() == mask.sum(1).tolist()
     assert (slots.start == -1).all()
+    assert (slots.step == -1).all()
 
 
 def test_a_choice_is_made_and_written_into_the_mask(generator):

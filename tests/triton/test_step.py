@@ -35,7 +35,8 @@ def make_slots(batch, slots, device):
     integers = [
         torch.full(s, -99, dtype=torch.int32, device=device) for s in ((batch, slots), (batch,), (batch, slots))
     ]
-    return Slots(integers[0], integers[1], torch.full((batch, slots), NAN, device=device), integers[2])
+    level, step = torch.full((batch, slots), NAN, device=device), torch.full((batch,), -99, device=device)
+    return Slots(integers[0], integers[1], level, integers[2], step)
 
 
 SHAPES = [(1, 1, 1), (5, 4, 16), (3, 81, 5), (2, 16, 192), (1, 256, 12), (1, 1024, 4), (1, 2, 1030), (4, 9, 64)]
@@ -83,6 +84,7 @@ def test_advance(schedule, slots, uncertainty, device, generator):
     tables = schedule.tables(slots).to(device)._asdict()
     last = schedule.steps(slots)
     starts = [torch.full((4, slots), -1, dtype=torch.int32, device=device) for _ in range(2)]
+    levels = [torch.ones(4, slots, device=device) for _ in range(2)]
     for step in sorted({*range(min(last, 12)), last // 2, last - 2, last - 1} & set(range(last))):
         log_variance = torch.randn(4, slots, 3, generator=generator).to(device)[..., 1]  # a slice of an output
         if uncertainty == "odd":
@@ -90,13 +92,17 @@ def test_advance(schedule, slots, uncertainty, device, generator):
             log_variance[2:] = float("inf")
         elif uncertainty is not None:
             log_variance = log_variance.to(getattr(torch, uncertainty))
-        levels = [torch.full((4, slots), NAN, device=device) for _ in range(2)]
-        given = None if uncertainty is None else log_variance
-        at = torch.tensor(step, device=device)
-        advance_file.advance(starts[0], levels[0], count=counts, step=at, log_variance=given, **tables)
-        advance_file._advance(starts[1], levels[1], counts, at, given, **tables)
+        given, before = None if uncertainty is None else log_variance, levels[0].clone()
+        previous = [torch.full((4, slots), NAN, device=device) for _ in range(2)]
+        done = [torch.full((4,), step - 1, device=device) for _ in range(2)]
+        at = {"count": counts, "step": done[0], "log_variance": given}
+        advance_file.advance(starts[0], levels[0], previous[0], **at, **tables)
+        advance_file._advance(starts[1], levels[1], previous[1], counts, done[1], given, **tables)
         assert torch.equal(starts[0], starts[1])
         assert torch.equal(levels[0], levels[1])
+        assert torch.equal(previous[0], before)
+        assert torch.equal(previous[1], before)
+        assert (torch.stack(done) == step).all()
 
 
 def test_advance_of_a_thousand_slots(device, generator):
@@ -121,7 +127,7 @@ def test_denoise(batch, num_patches, numel, mix, eta, tau, given, device, genera
     patches = torch.randn(batch, num_patches, numel, generator=generator).to(device)
     noise = torch.randn(batch, num_patches, numel, generator=generator).to(device) if given else None
     options = counters(batch, device, generator)
-    step = torch.tensor(65_000, device=device)
+    step = torch.full((batch,), 65_000, device=device)
     found, expected = patches.clone(), patches.clone()
     mixes = mixes.sigmoid() if mix else None
     denoise_file.denoise(
@@ -137,7 +143,7 @@ def test_denoise(batch, num_patches, numel, mix, eta, tau, given, device, genera
         noise=noise,
         **options,
     )
-    order = (options["seed"], STREAM_POSTERIOR, step, options["iteration"], options["chain_ids"])
+    order = (options["seed"], STREAM_POSTERIOR, step[:, None], options["iteration"], options["chain_ids"])
     denoise_file._denoise(expected, index, level, next_level, velocity, mixes, eta, tau, order, noise)
     # Values below 8 and some thirty roundings, beside the noise.
     torch.testing.assert_close(found, expected, atol=30 * 8 * 2**-24 + NOISE, rtol=0)
@@ -154,9 +160,9 @@ def test_nothing_to_do(batch, slots, device, generator):
     options = counters(batch, device, generator)
     renoise_file.renoise(patches, mask, state, stream=1, **options)
     levels = torch.zeros(batch, slots, device=device)
-    step = torch.tensor(0, device=device)
     tables = Schedule(3).tables(4).to(device)._asdict()
-    advance_file.advance(state.start, levels, count=state.count.clamp(min=0), step=step, log_variance=None, **tables)
+    at = {"count": state.count.clamp(min=0), "step": state.step, "log_variance": None}
+    advance_file.advance(state.start, levels, levels, **at, **tables)
     denoise_file.denoise(
         patches,
         index=state.index,
@@ -166,7 +172,7 @@ def test_nothing_to_do(batch, slots, device, generator):
         variance_mix=None,
         stochasticity=0.5,
         temperature=1.0,
-        step=step,
+        step=state.step,
         **options,
     )
     assert (patches == 1).all()
