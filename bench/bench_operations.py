@@ -63,7 +63,8 @@ def cases() -> list[Case]:
     for shape, small in (((4, 96), 256), ((20, 256), 64)):
         name = "{} tokens, {} wide".format(*shape)
         found.append(Case("layer norm", name, partial(network_operations.layer_norm, shape), small))
-        found.append(Case("gated sum", name, partial(network_operations.add_gated, shape), small))
+        found.append(Case("gated norm", name, partial(network_operations.gated_norm, shape), small))
+        found.append(Case("embedded norm", name, partial(network_operations.embedded_norm, shape), small))
     for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
         name = "{0} x {1} x {1}".format(*shape)
         found.append(Case("group norm", name, partial(network_operations.group_norm_silu, shape), 8))

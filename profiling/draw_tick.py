@@ -64,14 +64,11 @@ def draw(events: list[dict], path: Path, title: str) -> None:
         axes.barh(row, width, left=left, height=0.7, color="#edf2f7", edgecolor="#4a5568", linewidth=0.8)
         words = each["name"].removeprefix(PREFIX).replace("_", "\n")
         turned = width < 0.008 * whole / 1e3 * max(map(len, words.split("\n")))
-        place, side = left + width / 2, "center"
-        if turned and each["name"].endswith(("gated_sum", "layer_norm")):  # often next to each other
-            place, side = (left, "right") if each["name"].endswith("gated_sum") else (left + width, "left")
         axes.text(
-            place,
+            left + width / 2,
             row,
             words if width > 0.02 * whole / 1e3 else words.replace("\n", " "),
-            ha=side,
+            ha="center",
             va="center",
             fontsize=7,
             rotation=90 if turned else 0,

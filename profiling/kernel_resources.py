@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
 from ipr_fast.kernels.launch import DTYPES
 from ipr_fast.kernels.philox import seed_tensor
 
@@ -110,7 +110,8 @@ def launches() -> Iterator[Launch]:
             yield from record(f"{name}, {kind}", partial_attention, partial(attend, dtype, *sizes))
             for case, tables in ((f"{name}, {kind}", False), (f"{name}, {kind}, tables", True)):
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
-                yield from record(case, gated_sum, partial(add, dtype, tables, *sizes))
+                yield from record(case, residual_norm, partial(gated_norm, dtype, tables, *sizes))
+            yield from record(f"{name}, {kind}, embeds", residual_norm, partial(embedded_norm, dtype, *sizes))
         for name, sizes in maps.items():
             yield from record(f"{name}, {kind}", group_norm, partial(norm_map, dtype, *sizes))
 
@@ -152,9 +153,15 @@ def layer_norm(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads:
     modulated_norm.modulated_layer_norm(h, scale, shift, eps=1e-6, row=row)
 
 
-def add(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, head_size: int) -> None:
-    h, (*_, gate), row = modulated(dtype, tables, slots, heads * head_size)
-    gated_sum.gated_sum(h, gate, h, row=row)
+def gated_norm(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    h, (scale, shift, gate), row = modulated(dtype, tables, slots, heads * head_size)
+    residual_norm.gated_norm(h, gate, h, scale, shift, eps=1e-6, row=row)
+
+
+def embedded_norm(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
+    h, (scale, shift, _), row = modulated(dtype, True, slots, heads * head_size)
+    embedding, index = torch.zeros(tokens, h.shape[-1], dtype=dtype), torch.zeros(h.shape[:2], dtype=torch.int32)
+    residual_norm.embedded_norm(embedding, index, h, scale, shift, eps=1e-6, row=row)
 
 
 def modulated(dtype: torch.dtype, tables: bool, slots: int, width: int) -> tuple[Tensor, list[Tensor], Tensor | None]:

@@ -57,11 +57,10 @@ _NAMESPACE = re.compile("^(aten|mkldnn)::")
 
 # Kernels by the first pattern that matches their names; library names of CUDA 11 to 13.
 KERNELS = [
-    (MOVING, r"^gated_sum_kernel"),
     (OWN, r"^(renoise|advance|denoise)_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
-    (NORMS, r"^(layer_norm|channel_statistics|channel_factors|scale_shift)_kernel|layer_norm|LayerNorm|GroupNorm"),
-    (NORMS, r"RowwiseMoments|Gelu|GELU|silu|sigmoid"),
+    (NORMS, r"^(layer_norm|residual_norm|channel_statistics|channel_factors|scale_shift)_kernel"),
+    (NORMS, r"layer_norm|LayerNorm|GroupNorm|RowwiseMoments|Gelu|GELU|silu|sigmoid"),
     (PRODUCTS, r"gemm|gemv|cutlass|xmma|nvjet|cublas|splitKreduce|convolve|^cudnn|_cudnn_|conv_depthwise"),
     (MOVING, r"elementwise_kernel|^Mem(cpy|set)|[Cc]opy|index|gather|scatter|CatArray|reduce_kernel|sort|scan"),
 ]

@@ -22,7 +22,7 @@ def test_ranges_of_a_run(model, finished, monkeypatch):
     with trace.tracing():
         ipr_fast.refine_batch(finished, last_row, 2, model=model, callback=lambda i, x: None)
     expected = {"refine_batch", "iteration", "mask_fn", "enter", "begin", "renoise", "prepare", "tick", "network"}
-    expected |= {"layer_norm", "gated_sum", "partial_attention", "advance", "denoise", "leave", "callback"}
+    expected |= {"layer_norm", "residual_norm", "partial_attention", "advance", "denoise", "leave", "callback"}
     assert set(opened) == expected
     assert opened.count("iteration") == 2
     ticks = 2 * model.refine_schedule.steps(4)

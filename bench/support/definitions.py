@@ -100,8 +100,9 @@ def layer_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     return F.layer_norm(h.double(), h.shape[-1:], eps=eps) * (1 + scale.double()) + shift.double()
 
 
-def gated_sum(h: Tensor, gate: Tensor, x: Tensor) -> Tensor:
-    return h.double() + gate.double() * x.double()
+def residual_norm(total: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum and its norm."""
+    return total, layer_norm(total, scale, shift, eps)
 
 
 def group_norm(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: Tensor, index: Tensor) -> Tensor:

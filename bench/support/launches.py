@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 from unittest.mock import patch
@@ -16,20 +17,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
 from ipr_fast.kernels.launch import triton
 
 Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FLOPs, bytes, tensors
 
-FILES = (advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise)
+FILES = (advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm)
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
-    "gated_sum_kernel": lambda given: _of_tokens(given, gated_sum.bytes_moved),
     "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
+    "residual_norm_kernel": lambda given: _of_tokens(given, _residual_norm_bytes(given)),
 }  # with every slot moving and tables in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
 
@@ -77,6 +78,10 @@ def _of_tokens(given: dict[str, Any], with_tables: Callable[[int, int, int, int,
     if given["p_row"] is None:
         return size_of(tensors_of(given))
     return with_tables(1, given["ROWS"], given["W"], given["p_h"].element_size(), True)
+
+
+def _residual_norm_bytes(given: dict[str, Any]) -> Callable[[int, int, int, int, bool], int]:
+    return partial(residual_norm.bytes_moved, embeds=given["p_index"] is not None)
 
 
 def _kernels() -> list[tuple[Any, str, Any]]:

@@ -1,11 +1,11 @@
-"""The operations of the networks: norms, gated sums and partial attention; see operations.py."""
+"""The operations of the networks: norms and partial attention; see operations.py."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from ipr_fast.kernels import gated_sum, group_norm, modulated_norm, partial_attention
+from ipr_fast.kernels import group_norm, modulated_norm, partial_attention, residual_norm
 from support import definitions
 from support.operations import Inputs, Operation
 
@@ -27,17 +27,32 @@ def layer_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: i
     )
 
 
-def add_gated(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
-    """shape: tokens, width. Each token's gate is a row of a table, which is a slice of a wider one."""
-    inputs, (tokens, width) = Inputs(device, seed), shape
+def gated_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: tokens, width. Each token's gate, scale and shift are a row of tables, as in `layer_norm`."""
+    inputs, (tokens, width), eps = Inputs(device, seed), shape, 1e-6
     (h, x), row = inputs.normals(2, batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
-    _, _, gate, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
+    scale, shift, gate, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
     return Operation(
-        lambda: (gated_sum.gated_sum(h, gate, x, row=row),),
-        lambda: (gated_sum._gated_sum(h, gate, x, row),),
-        lambda: (definitions.gated_sum(h, gate[row], x),),
-        gated_sum.bytes_moved(batch, tokens, width, h.element_size(), table=True),
-        2 * h.numel(),
+        lambda: residual_norm.gated_norm(h, gate, x, scale, shift, eps=eps, row=row),
+        lambda: residual_norm._gated_norm(h, gate, x, scale, shift, eps, row),
+        lambda: definitions.residual_norm(h.double() + gate[row].double() * x.double(), scale[row], shift[row], eps),
+        residual_norm.bytes_moved(batch, tokens, width, h.element_size(), table=True),
+        10 * h.numel(),
+    )
+
+
+def embedded_norm(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: tokens, width. As `gated_norm`, with the sum of each token and a row of an embedding."""
+    inputs, (tokens, width), eps = Inputs(device, seed), shape, 1e-6
+    x, row = inputs.normals(batch, tokens, width), inputs.integers(LEVELS, batch, tokens)
+    embedding, index = inputs.normals(4 * tokens, width), inputs.subset(batch, 4 * tokens, tokens).int()
+    scale, shift, *_ = inputs.normals(LEVELS, 6 * width).chunk(6, dim=-1)
+    return Operation(
+        lambda: residual_norm.embedded_norm(embedding, index, x, scale, shift, eps=eps, row=row),
+        lambda: residual_norm._embedded_norm(embedding, index, x, scale, shift, eps, row),
+        lambda: definitions.residual_norm(embedding[index].double() + x.double(), scale[row], shift[row], eps),
+        residual_norm.bytes_moved(batch, tokens, width, x.element_size(), table=True, embeds=True),
+        9 * x.numel(),
     )
 
 

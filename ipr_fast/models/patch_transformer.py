@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
-from ipr_fast.models.transformer_layers import Layer, Modulation, PositionEmbedding, norm
+from ipr_fast.models.transformer_layers import Layer, Modulation, PositionEmbedding, embed, first_norm
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
@@ -122,10 +122,12 @@ class PatchTransformer(nn.Module):
         position = torch.arange(patches.shape[1], device=patches.device)
         h, modulation = self._embed(patches, position, is_active.long()), self._modulation(levels, is_active.long())
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
-        for layer, adaln in zip(self.layers, modulation.by_layer(), strict=True):
-            q, keys_values = layer.project(h, adaln)
-            h = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend))
-        return self._normalise(h, modulation)
+        for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
+            if i == 0:
+                normed = first_norm(h, adaln)
+            q, keys_values = layer.project(normed)
+            h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend))
+        return normed
 
     def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
         """Return the modulation of active tokens at levels (R,), ascending; written into `out`, if given."""
@@ -163,10 +165,12 @@ class PatchTransformer(nn.Module):
         zero = torch.zeros(1, 1, dtype=torch.int64, device=patches.device)  # the level and the role of all tokens
         h, modulation = self._embed(patches, position, zero), self._modulation(zero.float(), zero)
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
-            q, keys_values = layer.project(h, adaln, packed)
+            if i == 0:
+                normed = first_norm(h, adaln)
+            q, keys_values = layer.project(normed, packed)
             out.keys_values[i, :-1].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output
-                h = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend), packed)
+                h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend), packed)
         return out
 
     def _predict_slots(
@@ -181,15 +185,16 @@ class PatchTransformer(nn.Module):
         """Predict the active slots; `modulation` and `embedding` (N, width) are those of active tokens."""
         batch, num_patches = patches.shape[:2]
         rows = active.rows(num_patches).flatten()
-        h = linear(self.patch_in, active.gather(patches).to(self.patch_in.weight.dtype), packed)
-        h = h + F.embedding(active.index.clamp(min=0), embedding)
+        x = linear(self.patch_in, active.gather(patches).to(self.patch_in.weight.dtype), packed)
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
+            if i == 0:
+                h, normed = embed(embedding, active.index, x, adaln)
             cache = context.keys_values[i]
-            q, keys_values = layer.project(h, adaln, packed)
+            q, keys_values = layer.project(normed, packed)
             cache.index_copy_(0, rows, keys_values.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
             attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
-            h = layer.finish(h, adaln, attended, packed)
-        return self.read_out(self._normalise(h, modulation), packed)
+            h, normed = layer.finish(h, adaln, attended, packed)
+        return self.read_out(normed, packed)
 
     def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
         """Return the tokens of patches (B, N, P) with these positions (N,) and roles (B, N)."""
@@ -204,10 +209,6 @@ class PatchTransformer(nn.Module):
         condition = F.silu(self.condition(levels) + self.role(role))
         shared = self.modulation(condition)
         return Modulation((shared + layer.table for layer in self.layers), self.modulation_out(condition))
-
-    def _normalise(self, h: Tensor, modulation: Modulation) -> Tensor:
-        scale, shift = modulation.out.chunk(2, dim=-1)
-        return norm(h, scale, shift, modulation.row)
 
     def read_out(self, features: Tensor, packed: PackedWeights | None = None) -> Prediction:
         """Return the prediction of tokens with these features (B, n, width)."""

@@ -7,15 +7,16 @@ projection that all layers share plus a learned table for each layer (Chen et al
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ipr_fast.kernels.gated_sum import gated_sum
 from ipr_fast.kernels.modulated_norm import modulated_layer_norm
 from ipr_fast.kernels.partial_attention import partial_attention
+from ipr_fast.kernels.residual_norm import embedded_norm, gated_norm
 from ipr_fast.kernels.scaled_attention import scaled_attention
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.sampling.patches import PatchGrid
@@ -25,7 +26,7 @@ EPS = 1e-6  # of every LayerNorm
 
 
 class LayerModulation(NamedTuple):
-    """The modulation of tokens (B, n) in one layer.
+    """The modulation of tokens (B, n) in one layer, and in the norm that follows it.
 
     Without `row` each field is (B, n, width), or (1, 1, width) for all tokens. With `row` (B, n), the tokens' rows,
     each field is a table (R, width).
@@ -37,6 +38,8 @@ class LayerModulation(NamedTuple):
     mlp_scale: Tensor
     mlp_shift: Tensor
     mlp_gate: Tensor
+    next_scale: Tensor
+    next_shift: Tensor
     row: Tensor | None
 
 
@@ -52,15 +55,20 @@ class Modulation(NamedTuple):
     row: Tensor | None = None
 
     def by_layer(self) -> Iterator[LayerModulation]:
-        """Yield each layer's modulation; `layers` may be a generator, so that one layer's is in memory at a time."""
-        for modulation in self.layers:
-            scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, dim=-1)
-            yield LayerModulation(scale, shift, gate, mlp_scale, mlp_shift, mlp_gate, self.row)
+        """Yield each layer's modulation; `layers` may be a generator, so that few are in memory at a time."""
+        chunks = chain((layer.chunk(6, dim=-1) for layer in self.layers), [self.out.chunk(2, dim=-1)])
+        scale, shift, *others = next(chunks)
+        for next_scale, next_shift, *next_others in chunks:
+            gate, mlp_scale, mlp_shift, mlp_gate = others
+            yield LayerModulation(scale, shift, gate, mlp_scale, mlp_shift, mlp_gate, next_scale, next_shift, self.row)
+            scale, shift, others = next_scale, next_shift, next_others
 
 
 class Layer(nn.Module):
     """Attention and an MLP, each with modulated norm and gate; in three parts, so that keys and values can be cached.
 
+    A sum into the residual stream and the norm that follows it are one operation: so the first layer's norm comes
+    before its layer, and a layer ends with the next one's.
     Shapes: tokens h (B, n, width); keys concatenated with values (B, m, 2 width).
     """
 
@@ -73,12 +81,10 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(mlp_ratio * width, width)
         self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
 
-    def project(
-        self, h: Tensor, modulation: LayerModulation, packed: PackedWeights | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return queries (B, n, width), and keys concatenated with values (B, n, 2 width)."""
-        width = h.shape[-1]
-        qkv = linear(self.qkv, norm(h, modulation.scale, modulation.shift, modulation.row), packed)
+    def project(self, normed: Tensor, packed: PackedWeights | None = None) -> tuple[Tensor, Tensor]:
+        """Return queries (B, n, width), and keys concatenated with values (B, n, 2 width), of tokens after the norm."""
+        width = normed.shape[-1]
+        qkv = linear(self.qkv, normed, packed)
         return qkv[..., :width], qkv[..., width:]
 
     def attend(self, q: Tensor, keys_values: Tensor, may_attend: Tensor | None = None) -> Tensor:
@@ -95,14 +101,13 @@ class Layer(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def finish(
-        self, h: Tensor, modulation: LayerModulation, attended: Tensor, packed: PackedWeights | None = None
-    ) -> Tensor:
-        """Return the layer's output (B, n, width) from its input and the result of `attend`."""
-        row = modulation.row
-        h = _add(h, modulation.gate, linear(self.attention_out, attended, packed), row)
-        normed = norm(h, modulation.mlp_scale, modulation.mlp_shift, row)
-        hidden = linear(self.mlp_in, normed, packed, gelu=True)
-        return _add(h, modulation.mlp_gate, linear(self.mlp_out, hidden, packed), row)
+        self, h: Tensor, adaln: LayerModulation, attended: Tensor, packed: PackedWeights | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the layer's output (B, n, width), and the norm that follows, from its input and `attend`'s result."""
+        x = linear(self.attention_out, attended, packed)
+        h, normed = _add(h, adaln.gate, x, adaln.mlp_scale, adaln.mlp_shift, adaln.row)
+        x = linear(self.mlp_out, linear(self.mlp_in, normed, packed, gelu=True), packed)
+        return _add(h, adaln.mlp_gate, x, adaln.next_scale, adaln.next_shift, adaln.row)
 
 
 class PositionEmbedding(nn.Module):
@@ -127,12 +132,19 @@ class PositionEmbedding(nn.Module):
         return F.embedding(position, table.flatten(0, 1))
 
 
-def norm(h: Tensor, scale: Tensor, shift: Tensor, row: Tensor | None) -> Tensor:
-    """Return LayerNorm(h) (1 + scale) + shift."""
+def first_norm(h: Tensor, adaln: LayerModulation) -> Tensor:
+    """Return the norm of a layer's input: LayerNorm(h) (1 + scale) + shift."""
     with span("layer_norm"):
-        return modulated_layer_norm(h, scale, shift, eps=EPS, row=row)
+        return modulated_layer_norm(h, adaln.scale, adaln.shift, eps=EPS, row=adaln.row)
 
 
-def _add(h: Tensor, gate: Tensor, x: Tensor, row: Tensor | None) -> Tensor:
-    with span("gated_sum"):
-        return gated_sum(h, gate, x, row=row)
+def embed(embedding: Tensor, index: Tensor, x: Tensor, adaln: LayerModulation) -> tuple[Tensor, Tensor]:
+    """Return the tokens x plus rows `index` of an embedding, (B, n, width), and their norm; padding takes row 0."""
+    with span("residual_norm"):
+        return embedded_norm(embedding, index, x, adaln.scale, adaln.shift, eps=EPS, row=adaln.row)
+
+
+def _add(h: Tensor, gate: Tensor, x: Tensor, scale: Tensor, shift: Tensor, row: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return h + gate x and its norm."""
+    with span("residual_norm"):
+        return gated_norm(h, gate, x, scale, shift, eps=EPS, row=row)

@@ -151,15 +151,14 @@ def test_kernels_are_counted_and_not_launched(model):
     by_name = {each.name: each for each in tick.operations}
     active, width = 5 * 4, model.config.width
     assert by_name["denoise_kernel"].bytes == active * 16 * (8 + 4 + 4)
-    assert by_name["layer_norm_kernel"].bytes == active * (2 * 4 * width + 8)
-    assert by_name["gated_sum_kernel"].bytes == active * (3 * 4 * width + 8)
-    assert tick.by_name["gated_sum_kernel"] == 2 * model.config.depth
+    norms = [each.bytes for each in tick.operations if each.name == "residual_norm_kernel"]
+    assert norms == [active * (3 * 4 * width + 12)] + 2 * model.config.depth * [active * (4 * 4 * width + 8)]
     attention = by_name["partial_attention_kernel"]
     assert (attention.flops, attention.bytes) == (4 * active * 16 * width, 4 * (2 * active + 2 * 5 * 16) * width)
     context = {each.name: each.bytes for each in begin.operations}
     tokens, row = 4 * 5 * 16 * width, 4 * width  # where one row modulates every token
     assert context["layer_norm_kernel"] == 2 * tokens + 2 * row
-    assert context["gated_sum_kernel"] == 3 * tokens + row
+    assert context["residual_norm_kernel"] == 4 * tokens + 3 * row
     twins = count(step.tick, "meta")
     assert twins.flops == tick.flops
     assert len(twins.operations) > 2 * len(tick.operations)

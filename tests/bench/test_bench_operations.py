@@ -61,7 +61,8 @@ def test_each_operation_does_something_and_can_be_restored(case):
 
 
 @pytest.mark.parametrize(
-    "name", ["renoise", "normals", "advance", "denoise", "layer norm", "gated sum", "partial attention"]
+    "name",
+    ["renoise", "normals", "advance", "denoise", "layer norm", "gated norm", "embedded norm", "partial attention"],
 )
 @pytest.mark.parametrize("error", [1e-2, float("nan")])
 def test_a_wrong_result_is_noticed(name, error):

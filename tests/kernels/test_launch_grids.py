@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise
+from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
 from ipr_fast.kernels.launch import triton
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
 
@@ -79,6 +79,11 @@ def layer_norm(batch, tokens):
     modulated_norm.modulated_layer_norm(h, h, h, eps=1e-6)
 
 
+def gated_norm(batch, tokens):
+    h = meta(batch, tokens, 8)
+    residual_norm.gated_norm(h, h, h, h, h, eps=1e-6)
+
+
 @pytest.mark.parametrize(
     ("file", "call", "sizes"),
     [
@@ -91,6 +96,7 @@ def layer_norm(batch, tokens):
         (partial_attention, attend, (100_000, 4, 6)),
         (partial_attention, attend, (1, MAX_PATCHES, 6)),
         (modulated_norm, layer_norm, (100_000, 81)),
+        (residual_norm, gated_norm, (100_000, 81)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

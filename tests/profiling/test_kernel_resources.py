@@ -31,9 +31,9 @@ def launches():
 
 
 def test_every_kernel_is_compiled(launches):
-    from ipr_fast.kernels import advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise
+    from ipr_fast.kernels import advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
 
-    files = (advance, denoise, gated_sum, group_norm, modulated_norm, partial_attention, renoise)
+    files = (advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm)
     kernels = {name for file in files for name in vars(file) if name.endswith("_kernel")} - {"runs_kernel"}
     assert {launch.kernel.__name__ for launch in launches} == kernels
 

@@ -58,7 +58,7 @@ SMALL = ["--chains", "2", "--iters", "1", "--steps", "2", "--device", "cpu"]
         ("partial_attention_kernel", ATTENTION),
         ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention)", ATTENTION),
         ("layer_norm_kernel", NORMS),
-        ("gated_sum_kernel", MOVING),
+        ("residual_norm_kernel", NORMS),
         ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN", PRODUCTS),
         ("sm80_xmma_fprop_implicit_gemm_indexed_tf32f32", PRODUCTS),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", MOVING),
@@ -162,7 +162,7 @@ def test_the_table_of_a_call_adds_up(recorded):
 def test_its_ranges_are_in_the_trace(recorded):
     names = {each["name"] for each in recorded[0] if each.get("cat") == "user_annotation"}
     of_engine = {"refine_batch", "iteration", "renoise", "prepare", "tick", "network", "advance", "denoise"}
-    of_model = {"partial_attention", "layer_norm", "gated_sum"}
+    of_model = {"partial_attention", "layer_norm", "residual_norm"}
     assert {f"ipr_fast::{name}" for name in of_engine | of_model} <= names
 
 
