@@ -26,6 +26,7 @@ except ImportError:  # macOS and Windows
     tl = philox_impl = None
 
 STREAM_INITIAL, STREAM_RENOISE, STREAM_POSTERIOR, STREAM_CHOICE, STREAM_SWAP = range(5)
+STREAM_TOKENS, STREAM_ORDER, STREAM_REMASK = range(5, 8)
 
 MAX_PATCH_NUMEL = 4 << 28
 MAX_PATCHES = 1 << 16
@@ -166,6 +167,15 @@ def patch_keys(seed: Tensor | int, stream: int, iteration: Tensor | int, chain_i
         _as_tensor(iteration, device),
     )
     return philox_4x32(c0, c1, c2, chain_ids[:, None], seed)[0]
+
+
+def step_keys(
+    seed: Tensor | int, stream: int, step: Tensor | int, iteration: Tensor | int, chain_ids: Tensor, patches: Tensor
+) -> Tensor:
+    """Return 32-bit keys (B, A) int64 of patches (B, A) in a step."""
+    device = patches.device
+    c0, c1 = _as_tensor(stream << 28, device), patches.long() + step * (1 << 16)
+    return philox_4x32(c0, c1, _as_tensor(iteration, device), chain_ids[:, None], seed)[0]
 
 
 def _to_uniform(word: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""Masked discrete diffusion: the vocabulary, a model's output, and the schedule by which a regeneration reveals tokens.
+
+A sample is N tokens; some positions are active. A regeneration masks them and, in each of T steps, draws a token for
+every masked active position, reveals some of these tokens, and perhaps masks others again. In step s = 0..T-1 the
+visible share of the active positions rises from alpha(s / T) to alpha((s + 1) / T), and alpha(u) = u unless `remask`
+says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.sampling.remask import Remasking, remasking
+
+REVEALS = ("count", "independent")
+ORDERS = ("random", "confidence", "margin", "entropy")
+NUCLEI = ("covering", "inner")
+MAX_VOCABULARY = 1 << 18
+ROUNDING = 1e-9  # of n alpha(u) in float64, for n up to 2**16
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model: ids 0..size-1, the width of its logits.
+
+    mask_id: the id of a masked position, in 0..size; `size` has no logit of its own. never: ids that are not sampled,
+    such as padding; `mask_id` never is.
+
+    Raises ValueError for ids out of range, and if no id is left to sample.
+    """
+
+    size: int
+    mask_id: int
+    never: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.integer("size", self.size, 1, MAX_VOCABULARY)
+        checks.integer("mask_id", self.mask_id, 0, self.size)
+        for token in self.never:
+            checks.integer("never", token, 0, self.size)
+        if len(self.forbidden) == self.size:
+            raise ValueError(f"never and mask_id must leave a token to sample, got a vocabulary of {self.size} tokens")
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """The ids below `size` that are not sampled, ascending."""
+        return tuple(sorted({int(token) for token in (*self.never, self.mask_id) if token < self.size}))
+
+
+class TokenPrediction(NamedTuple):
+    """A token model's output for n positions per chain: all N of them, or the A active slots.
+
+    logits  (B, n, V)  of the token at the position; of any floating-point type
+    quality (B, n)     the model's own rating of the token that stands there, or None
+    """
+
+    logits: Tensor
+    quality: Tensor | None = None
+
+
+class TokenTables(NamedTuple):
+    """A schedule's numbers for every number of active positions n = 0..N, padded to the largest T.
+
+    steps   (N + 1,) int32      T
+    visible (N + 1, T) int32    active positions that are visible after step s; of `count`, else None
+    reveal  (N + 1, T) float32  probability of revealing a masked position in step s; of `independent`, else None
+    sigma   (N + 1, T) float32  probability of remasking a visible one in step s; None without remasking
+    """
+
+    steps: Tensor
+    visible: Tensor | None
+    reveal: Tensor | None
+    sigma: Tensor | None
+
+
+@dataclass(frozen=True)
+class TokenSchedule:
+    """How a regeneration of n active positions draws and reveals tokens.
+
+    steps: T >= 1, the model calls; None for one position a step, T = n. Without remasking "count" takes no more than n.
+    reveal: "count" reveals so many positions in step s that floor(n alpha((s + 1) / T)) are visible after it, those
+        that come first in `order`. "independent" reveals each masked position with probability
+        (alpha' - (1 - sigma) alpha) / (1 - alpha), in no order; with sigma = 0 there for "conf".
+    order: "random"; "confidence", the highest probability of the drawn token; "margin", the largest difference of
+        the two highest probabilities; "entropy", the lowest entropy. Probabilities are untempered; ties go to the
+        lowest position.
+    remask: None, a strategy of `ipr_fast.sampling.remask`, or its name: "cap", "rescale", "conf", "loop",
+        "forward_backward".
+    temperature: tau >= 0, which divides the logits; 0 takes the most probable token.
+    top_k: only the k most probable tokens; None for all. top_p: only the most probable tokens that cover a probability
+        p in (0, 1] of the tempered law. Tokens as probable as the last one stay in.
+    nucleus: whether the token that crosses p is in ("covering"), or not ("inner", as in ReMDM's code; the first is).
+
+    Raises ValueError, naming the field. Sources: Sahoo et al. 2024 (MDLM), Nie et al. 2025 (LLaDA: "count" by
+    "confidence"), Wang et al. 2025 (ReMDM).
+    """
+
+    steps: int | None = None
+    reveal: str = "count"
+    order: str = "confidence"
+    remask: Remasking | str | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    nucleus: str = "covering"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("reveal", REVEALS), ("order", ORDERS), ("nucleus", NUCLEI)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for name in ("steps", "top_k"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), 1)
+        checks.number("temperature", self.temperature, 0)
+        if not checks.number("top_p", self.top_p, 0, 1) > 0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        object.__setattr__(self, "remask", remasking(self.remask))
+
+    @property
+    def remasking(self) -> Remasking | None:
+        """`remask`, as a strategy."""
+        return remasking(self.remask)
+
+    def num_steps(self, num_active: int) -> int:
+        """Return T for `num_active` active positions; 0 for none."""
+        if self.steps is None:
+            return num_active
+        fewer = self.reveal == "count" and self.remasking is None
+        return min(self.steps, num_active) if fewer or not num_active else self.steps
+
+    def tables(self, num_positions: int) -> TokenTables:
+        """Tabulate the schedule for every number of active positions from 0 to `num_positions`."""
+        counts = torch.arange(num_positions + 1, device="cpu")
+        steps = torch.tensor([self.num_steps(n) for n in range(num_positions + 1)], device="cpu")
+        step, total = torch.arange(int(steps.max()), device="cpu"), steps.clamp_min(1)[:, None]
+        begun, ended = (((step + k).double() / total).clamp(max=1) for k in (0, 1))
+        strategy = self.remasking or Remasking()
+        before, after = strategy.visible(begun), strategy.visible(ended)
+        sigma = torch.zeros_like(before) if self.remasking is None else strategy.sigma(begun, before, after)
+        replaced = 0.0 if strategy.by_confidence else sigma * before  # as in ReMDM's code, "conf" reveals no more
+        is_count, revealed = self.reveal == "count", after - before + replaced
+        if type(strategy).visible is Remasking.visible:
+            visible = counts[:, None] * (step + 1).minimum(total) // total
+        else:
+            visible = (counts[:, None] * after + ROUNDING).floor()
+        return TokenTables(
+            steps=steps.int(),
+            visible=visible.int() if is_count else None,
+            reveal=None if is_count else (revealed / (1 - before).clamp_min(ROUNDING)).clamp(0, 1).float(),
+            sigma=None if self.remasking is None else sigma.float(),
+        )
