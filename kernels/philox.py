@@ -172,7 +172,7 @@ def patch_keys(seed: Tensor | int, stream: int, iteration: Tensor | int, chain_i
 def step_keys(
     seed: Tensor | int, stream: int, step: Tensor | int, iteration: Tensor | int, chain_ids: Tensor, patches: Tensor
 ) -> Tensor:
-    """Return 32-bit keys (B, A) int64 of patches (B, A) in a step."""
+    """Return 32-bit keys (B, A) int64 of patches (B, A) of chains (B,); step is a scalar or (B, 1)."""
     device = patches.device
     c0, c1 = _as_tensor(stream << 28, device), patches.long() + step * (1 << 16)
     return philox_4x32(c0, c1, _as_tensor(iteration, device), chain_ids[:, None], seed)[0]

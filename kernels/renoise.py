@@ -83,6 +83,51 @@ def smallest(candidates, key, o_patch, size):
 
 
 @jit
+def activate(
+    p_mask,
+    p_free,
+    p_size,
+    p_index,
+    p_count,
+    p_step,
+    p_choice_iteration,
+    i_chain,
+    chain_id,
+    seed,
+    N,
+    A,
+    CHOOSE: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+):
+    """Choose a chain's active patches, if CHOOSE, and list them as slots; return their number.
+
+    The index of padding slots is left to the caller.
+    """
+    if CHOOSE:
+        o_patch = tl.arange(0, N_BLOCK)
+        m_patch = o_patch < N
+        iteration = tl.load(p_choice_iteration).to(tl.int32)
+        free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
+        key = choice_key(o_patch, iteration, chain_id, seed)
+        chosen = smallest(free, key, o_patch, tl.load(p_size + i_chain).to(tl.int32))
+        tl.store(p_mask + i_chain * N + o_patch, chosen.to(tl.int8), mask=m_patch)
+        tl.debug_barrier()  # other threads of this program read the mask below
+
+    count = tl.full((), 0, tl.int32)
+    for n in range(0, N, T_BLOCK):
+        o_tile = n + tl.arange(0, T_BLOCK)
+        active = tl.load(p_mask + i_chain * N + o_tile, mask=o_tile < N, other=0) != 0
+        b_slot = count + tl.cumsum(active.to(tl.int32), axis=0) - 1
+        tl.store(p_index + i_chain * A + b_slot, o_tile, mask=active & (b_slot < A))
+        count += tl.sum(active.to(tl.int32), axis=0)
+    tl.store(p_count + i_chain, count)
+    tl.store(p_step + i_chain, tl.full((), -1, tl.int64))
+    tl.debug_barrier()  # and the slots
+    return count
+
+
+@jit
 def renoise_kernel(
     p_patches,
     p_mask,
@@ -112,26 +157,23 @@ def renoise_kernel(
     """One program a chain."""
     i_chain = tl.program_id(0).to(tl.int64)
     chain_id, seed = tl.load(p_chain_ids + i_chain).to(tl.int32), tl.load(p_seed)
-    if CHOOSE:
-        o_patch = tl.arange(0, N_BLOCK)
-        m_patch = o_patch < N
-        iteration = tl.load(p_choice_iteration).to(tl.int32)
-        free = tl.load(p_free + i_chain * N + o_patch, mask=m_patch, other=0) != 0
-        key = choice_key(o_patch, iteration, chain_id, seed)
-        chosen = smallest(free, key, o_patch, tl.load(p_size + i_chain).to(tl.int32))
-        tl.store(p_mask + i_chain * N + o_patch, chosen.to(tl.int8), mask=m_patch)
-        tl.debug_barrier()  # other threads of this program read the mask below
-
-    count = tl.full((), 0, tl.int32)
-    for n in range(0, N, T_BLOCK):
-        o_tile = n + tl.arange(0, T_BLOCK)
-        active = tl.load(p_mask + i_chain * N + o_tile, mask=o_tile < N, other=0) != 0
-        b_slot = count + tl.cumsum(active.to(tl.int32), axis=0) - 1
-        tl.store(p_index + i_chain * A + b_slot, o_tile, mask=active & (b_slot < A))
-        count += tl.sum(active.to(tl.int32), axis=0)
-    tl.store(p_count + i_chain, count)
-    tl.store(p_step + i_chain, tl.full((), -1, tl.int64))
-    tl.debug_barrier()  # and the slots
+    count = activate(
+        p_mask,
+        p_free,
+        p_size,
+        p_index,
+        p_count,
+        p_step,
+        p_choice_iteration,
+        i_chain,
+        chain_id,
+        seed,
+        N,
+        A,
+        CHOOSE,
+        N_BLOCK,
+        T_BLOCK,
+    )
 
     iteration = tl.load(p_iteration).to(tl.int32)
     for a in range(0, A, A_BLOCK):

@@ -10,7 +10,7 @@ At step s of a chain with n active positions, of which `masked` hold the mask an
 keys6 and keys7 are word 0 of Philox in streams 6 and 7. Without a score, positions come in the order of keys6.
 
 Shapes: tokens (B, N) int64; index (B, A) int32, padded with -1; count (B,) int32; drawn (B, A) int64; score >= 0, psi,
-confidence (B, A) float32; chain_ids (B,) int64; step, iteration, seed () int64. The tables are those of `TokenTables`,
+confidence (B, A) float32; step, chain_ids (B,) int64; iteration, seed () int64. The tables are those of `TokenTables`,
 of N + 1 rows.
 Bytes that must move: 24 B A (slots, drawn and present tokens, scores), and 8 for each token that changes.
 Source: Sahoo et al. 2024 (MDLM), Nie et al. 2025 (LLaDA), Wang et al. 2025 (ReMDM).
@@ -91,7 +91,7 @@ def reveal_kernel(
     """One program a chain."""
     i_chain = tl.program_id(0).to(tl.int64)
     o_slot = tl.arange(0, A_BLOCK)
-    step, iteration = tl.load(p_step).to(tl.int32), tl.load(p_iteration).to(tl.int32)
+    step, iteration = tl.load(p_step + i_chain).to(tl.int32) + 1, tl.load(p_iteration).to(tl.int32)
     chain_id, seed = tl.load(p_chain_ids + i_chain).to(tl.int32), tl.load(p_seed)
     o_table = tl.load(p_count + i_chain).to(tl.int64) * T + tl.minimum(step, T - 1)
     o_in = i_chain * A + o_slot
@@ -100,6 +100,7 @@ def reveal_kernel(
     p_token = p_tokens + i_chain * N + tl.maximum(patch, 0)
     masked = occupied & (tl.load(p_token, mask=occupied, other=MASK) == MASK)
     visible = occupied & (masked == 0)
+    drawn = tl.load(p_drawn + o_in, mask=masked, other=-1)
 
     remasked = visible & (o_slot < 0)
     if REMASKS:
@@ -120,16 +121,17 @@ def reveal_kernel(
             key = score.to(tl.int32, bitcast=True).to(tl.int64)
         else:
             key = key_of(6, step, patch, iteration, chain_id, seed)
-        revealed = smallest(masked, key, o_slot, number)
+        revealed = smallest(masked & (drawn >= 0), key, o_slot, number)
     else:
         bound = key_bound(tl.load(p_reveal + o_table))
-        revealed = masked & (key_of(6, step, patch, iteration, chain_id, seed) < bound)
+        revealed = masked & (drawn >= 0) & (key_of(6, step, patch, iteration, chain_id, seed) < bound)
 
-    drawn = tl.load(p_drawn + o_in, mask=revealed, other=MASK)
     tl.store(p_token, tl.where(remasked, MASK, drawn), mask=revealed | remasked)
     if BY_CONFIDENCE:
         confidence = tl.load(p_confidence + o_in, mask=revealed, other=0.0)
         tl.store(p_psi + o_in, confidence, mask=revealed)
+    tl.debug_barrier()  # all threads of this program have read the step
+    tl.store(p_step + i_chain, step.to(tl.int64))
 
 
 def reveal(
@@ -148,9 +150,10 @@ def reveal(
     chain_ids: Tensor,
     seed: Tensor,
 ) -> None:
-    """Reveal and remask active positions of `tokens` in place; other positions keep their tokens.
+    """Do one step more than `step`, the last one that was done: reveal and remask active positions of `tokens`.
 
-    psi (B, A): updated in place, and divides sigma among the visible positions; None for one sigma for all.
+    A position whose drawn token is -1 stays masked, and positions that are not active keep their tokens. step: updated
+    in place. psi (B, A): updated in place, and divides sigma among the visible positions; None for one sigma for all.
     """
     tables = visible, reveal, sigma
     if not runs_kernel(reveal_kernel, tokens, drawn.score) or index.shape[1] > MAX_PROGRAM_SLOTS:
@@ -159,7 +162,7 @@ def reveal(
     batch, slots = index.shape
     if index.numel() == 0:
         return
-    contiguous(tokens=tokens, index=index, count=count, chain_ids=chain_ids, psi=psi)
+    contiguous(tokens=tokens, index=index, count=count, step=step, chain_ids=chain_ids, psi=psi)
     contiguous(drawn=drawn.token, score=drawn.score, confidence=drawn.confidence)
     contiguous(visible=visible, reveal=reveal, sigma=sigma)
     some = visible if visible is not None else reveal
@@ -217,13 +220,14 @@ def _reveal(
     rows, occupied = patch_rows(index, tokens.shape[1]), index >= 0
     present = tokens.view(-1)[rows]
     masked = occupied & (present == mask_id)
-    visible, count = occupied & ~masked, count.long()
+    visible, count, step = occupied & ~masked, count.long(), step.add_(1)
+    candidates = masked & (drawn.token >= 0)
 
     def at_step(table: Tensor) -> Tensor:
-        return table[count].index_select(1, step.clamp(max=table.shape[1] - 1).view(1))
+        return table[count, step.clamp(max=table.shape[1] - 1)][:, None]
 
     def keys(stream: int) -> Tensor:
-        return step_keys(seed, stream, step, iteration, chain_ids, index.clamp(min=0))
+        return step_keys(seed, stream, step[:, None], iteration, chain_ids, index.clamp(min=0))
 
     remasked = torch.zeros_like(visible)
     if sigma is not None:
@@ -235,11 +239,11 @@ def _reveal(
     if target is not None:
         number = at_step(target) - visible.sum(1, keepdim=True) + remasked.sum(1, keepdim=True)
         order = keys(STREAM_ORDER) if drawn.score is None else drawn.score.nan_to_num(nan=torch.inf)
-        rank = order.argsort(dim=1, stable=True).argsort(1).masked_fill(~masked, order.shape[1])
-        revealed = masked & (rank.argsort(dim=1, stable=True).argsort(1) < number)
+        rank = order.argsort(dim=1, stable=True).argsort(1).masked_fill(~candidates, order.shape[1])
+        revealed = candidates & (rank.argsort(dim=1, stable=True).argsort(1) < number)
     else:
         assert reveal is not None, "a schedule has one of the tables"
-        revealed = masked & (keys(STREAM_ORDER) < _key_bound(at_step(reveal)))
+        revealed = candidates & (keys(STREAM_ORDER) < _key_bound(at_step(reveal)))
 
     new = torch.where(revealed, drawn.token, present).masked_fill(remasked, mask_id)
     write_rows(tokens[..., None], rows, new[..., None], occupied)

@@ -44,7 +44,7 @@ def run(schedule, tokens, unknown):
     active, chain_ids = ActivePatches.from_mask(unknown, int(unknown.sum(1).max())), torch.arange(len(tokens))
     tokens = tokens.masked_fill(unknown, V)
     psi = None if schedule.remask is None or not schedule.remask.by_confidence else torch.zeros(active.index.shape)
-    history = [tokens]
+    history, last = [tokens], torch.full((len(tokens),), -1)
     for step in range(int(tables.steps[unknown.sum(1)].max())):
         logits = active.scatter(model(tokens, active).logits, N)
         each = [draw(logits[b], noise_of(b, step).gumbel, VOCABULARY, schedule) for b in range(len(tokens))]
@@ -63,7 +63,7 @@ def run(schedule, tokens, unknown):
             reveal=tables.reveal,
             sigma=tables.sigma,
             psi=psi,
-            step=torch.tensor(step),
+            step=last,
             iteration=torch.tensor(ITERATION),
             chain_ids=chain_ids,
             seed=philox.seed_tensor(SEED, "cpu"),
@@ -98,3 +98,24 @@ def test_ragged_chains_together_equal_the_definition(chains, steps, how, order, 
         assert (history[len(expected) :, b] == final).all()  # chains that are done stay as they are
         assert torch.equal(final[~unknown], tokens[~unknown])
         assert not torch.isin(final[unknown], torch.tensor([2, V])).any()
+
+
+def test_a_position_without_a_drawn_token_stays_masked():
+    tokens, index = torch.full((1, 3), V), torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    step = torch.tensor([-1])
+    reveal(
+        tokens,
+        Drawn(torch.tensor([[4, -1, 5]]), torch.tensor([[2.0, 0.0, 1.0]]), None),
+        index=index,
+        count=torch.tensor([3], dtype=torch.int32),
+        mask_id=V,
+        visible=TokenSchedule(1).tables(3).visible,
+        reveal=None,
+        sigma=None,
+        step=step,
+        iteration=torch.tensor(0),
+        chain_ids=torch.arange(1),
+        seed=philox.seed_tensor(0, "cpu"),
+    )
+    assert tokens.tolist() == [[4, V, 5]]
+    assert step.tolist() == [0]

@@ -48,12 +48,13 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
     score = torch.randint(0, 4, active.index.shape, generator=generator).float()
     score[score == 3] = torch.tensor([torch.inf, torch.nan, 1e-40])[torch.randint(0, 3, (1,), generator=generator)]
     psi, confidence = torch.rand(2, *active.index.shape, generator=generator)
-    drawn = torch.randint(0, MASK, active.index.shape, generator=generator)
+    drawn = torch.randint(-1, MASK, active.index.shape, generator=generator)
     for step in (0, 2, int(tables.steps.max()) - 1, int(tables.steps.max()) + 1):
         found = []
         for limit in (module.MAX_PROGRAM_SLOTS, 0):
             monkeypatch.setattr(module, "MAX_PROGRAM_SLOTS", limit)
             out, kept = tokens.clone().to(device), psi.clone().to(device)
+            last = torch.full((batch,), step - 1, device=device)
             reveal(
                 out,
                 Drawn(
@@ -68,14 +69,14 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
                     if name != "steps"
                 },
                 psi=kept if by_confidence else None,
-                step=torch.tensor(step, device=device),
+                step=last,
                 iteration=torch.tensor(2**32 - 1, device=device),
                 chain_ids=torch.arange(batch, device=device) + (2**32 - batch),
                 seed=seed_tensor(2**64 - 3, device),
             )
-            found.append((out, kept))
-        assert torch.equal(found[0][0], found[1][0])
-        assert torch.equal(found[0][1], found[1][1])
+            found.append((out, kept, last))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert (found[0][2] == step).all()
         inactive = torch.ones_like(tokens, dtype=torch.bool)
         inactive[
             torch.arange(batch)[:, None].expand_as(active.index)[active.occupied], active.index[active.occupied].long()
