@@ -100,7 +100,7 @@ def test_tick(case: Case, measure: Measure, device: torch.device) -> None:
     def check() -> Check:
         chains.begin()
         ticks.work()
-        return against_the_reference(chains, chains.lanes.state.patches)
+        return against_the_reference(chains, chains.lanes.state.values)
 
     facts = case.facts(chains, "tick graphs" if device.type == "cuda" else "eager")
     if device.type == "cuda" and case.subject in UNETS and case.batch == AIM["batch"]:
@@ -177,7 +177,7 @@ def skip_without_gpu(device: torch.device) -> None:
 def check_iteration(chains: Chains) -> Check:
     chains.restart()
     chains.iterate()
-    return against_the_reference(chains, chains.engine.patches)
+    return against_the_reference(chains, chains.engine.values)
 
 
 def against_the_reference(chains: Chains, patches: Tensor) -> Check:

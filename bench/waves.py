@@ -21,7 +21,7 @@ from support.harness import Clock, interleaved, quartiles
 import ipr_fast
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import RoundedSizes, exact_size, make_plan
 from ipr_fast.evaluation.environment import measured_at
@@ -40,9 +40,9 @@ def count() -> list[dict]:
     for task, (schedule, share) in TASKS.items():
         counts = (share * (81 - clues)).long()
         for lanes in LANES:
-            longest_first = make_plan(counts, schedule, lanes, lambda chains, lanes=lanes: lanes)
-            rounded = make_plan(counts, schedule, lanes, RoundedSizes(lanes))
-            exact = make_plan(counts, schedule, lanes, exact_size)
+            longest_first = make_plan(counts, schedule.steps, lanes, lambda chains, lanes=lanes: lanes)
+            rounded = make_plan(counts, schedule.steps, lanes, RoundedSizes(lanes))
+            exact = make_plan(counts, schedule.steps, lanes, exact_size)
             in_arrival_order = sum(
                 lanes * schedule.steps(int(counts[first : first + lanes].max())) for first in range(0, BOARDS, lanes)
             )
@@ -86,13 +86,13 @@ def make_run(
     sampling, ids = Sampling(schedule), torch.arange(len(x))
 
     def run() -> torch.Tensor:
-        runner = Runner(Lanes(model, len(x), x.device, Settings.of(sampling)))
+        runner = Runner(PatchLanes(model, len(x), x.device, PatchSettings.of(sampling)))
         if every:
             runner.lanes_for = lambda chains: len(x)
         engine = Engine(runner, x, ids, sampling)
         engine.begin(1)
         engine.regenerate(Selection(free, free.sum(1)))
-        return engine.patches
+        return engine.values
 
     return run
 

@@ -166,7 +166,7 @@ def generate_batch(
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
             engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
-        x = grid.to_images(torch.where(free[..., None], engine.patches, patches))
+        x = grid.to_images(torch.where(free[..., None], engine.values, patches))
         return _with_warnings(model, x, engine.mix_range)
 
 
@@ -198,7 +198,7 @@ def _iterate(
     with call.engine(original, select.most_active) as engine, bar as pace:
 
         def samples() -> Tensor:
-            return grid.to_images(torch.where(touched[..., None], engine.patches.to(x.dtype), original))
+            return grid.to_images(torch.where(touched[..., None], engine.values.to(x.dtype), original))
 
         for iteration in iterations:
             with span("iteration"):

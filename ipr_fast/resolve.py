@@ -15,7 +15,7 @@ from ipr_fast.engine import memory
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import Request, runner_for
 from ipr_fast.engine.graphs import CudaCapture
-from ipr_fast.engine.lanes import Settings
+from ipr_fast.engine.patch_lanes import PatchSettings
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
@@ -47,7 +47,7 @@ class Call:
             yield ReferenceEngine(self.model, patches, self.chain_ids, self.sampling)
             return
         capture = CudaCapture if self.backend == "graphs" else None
-        settings = Settings.of(self.sampling, self.tf32)
+        settings = PatchSettings.of(self.sampling, self.tf32)
         request = Request(self.model, len(patches), most_active, patches.device, settings, self.max_chains, capture)
         with runner_for(request) as runner:
             yield Engine(runner, patches, self.chain_ids, self.sampling)

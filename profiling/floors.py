@@ -54,7 +54,7 @@ def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
 
 def least_bytes(step: Step, tick: Counts) -> int:
     """Return the bytes, each once, of weights, tables, prepared context, patches read and written, and predictions."""
-    lanes, (chains, patches, numel) = step.lanes, step.lanes.state.patches.shape
+    lanes, (chains, patches, numel) = step.lanes, step.lanes.state.values.shape
     weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
     prepared = lanes.precomputed.arguments(chains)
     read = step.slots if "context" in prepared else patches  # with a context, only active patches

@@ -14,7 +14,7 @@ from ipr_fast.engine import graph_cache, memory
 from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import CudaCapture
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.engine.runner import Runner
 from ipr_fast.models import PRESETS, PatchTransformer, SRMUNet, SRMUNetConfig
@@ -93,7 +93,7 @@ def make_engine(model, finished):
     sampling = Sampling(Schedule(10, 0.8))
     patches, ids = model.grid.to_patches(finished.cuda()), torch.arange(len(finished), device="cuda")
     device = patches.device
-    runner = Runner(Lanes(model, 16, device, Settings.of(sampling)), CudaCapture(device))
+    runner = Runner(PatchLanes(model, 16, device, PatchSettings.of(sampling)), CudaCapture(device))
     return Engine(runner, patches, ids, sampling)
 
 
@@ -109,7 +109,7 @@ def test_nothing_synchronises_within_an_iteration(there, finished, ragged_known,
 
     iterations(1, 2)
     torch.cuda.synchronize()
-    events = device_trace.record({"work": lambda: iterations(3, 4)}, engine.patches.device)
+    events = device_trace.record({"work": lambda: iterations(3, 4)}, engine.values.device)
     found = device_trace.waits(events, "work")
     assert found["replays"] == 2 * (1 + engine.num_steps(select.counts))
     assert found["waits"] == 0, found["of"]
@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_said_and_auto_takes_less(there, finished, monkeypa
     x = finished.repeat(6, 1, 1, 1).cuda()
     expected = ipr_fast.refine_batch(x, random_patches(), 1, model=there)
     graph_cache.drop_kept()
-    settings = Settings.of(Sampling(Schedule(10, 0.8)))
+    settings = PatchSettings.of(Sampling(Schedule(10, 0.8)))
     with torch.inference_mode():
         need = graph_cache.need_of(there, 4, x.device, settings, graphs=True)
     around = 16 * 72 * 16 * 16
@@ -280,7 +280,7 @@ def test_the_count_of_bytes_covers_what_is_taken():
     """A UNet's lanes, eager and captured, within what was counted and the share that is left for libraries."""
     model = small_unet()
     device = next(model.parameters()).device
-    settings = Settings.of(Sampling(Schedule(1)))
+    settings = PatchSettings.of(Sampling(Schedule(1)))
     with torch.inference_mode():
         need = graph_cache.need_of(model, 4, device, settings, graphs=True)
     graph_cache.drop_kept()

@@ -8,7 +8,7 @@ from recordings import model_of, read
 
 from ipr_fast import Schedule, reference
 from ipr_fast.engine.engine import Engine
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import slot_bucket
 from ipr_fast.sampling.schedule import Sampling
@@ -66,7 +66,7 @@ def test_the_engine_repeats_it(run, spare_slots):
         mask = torch.stack([stage.active, stage.active.roll(1)])
         z = torch.where(mask[..., None], torch.nan, z)  # what the given noise has to replace
         sampling = Sampling(stage.schedule, **run.options)
-        runner = Runner(Lanes(run.model, 2, z.device, Settings.of(sampling)))
+        runner = Runner(PatchLanes(run.model, 2, z.device, PatchSettings.of(sampling)))
         engine = Engine(runner, z, torch.arange(2), sampling)
         selected = Selection(mask, mask.sum(1), varies=spare_slots)
         count, levels = int(stage.active.sum()), [stage.active.float()]
@@ -81,7 +81,7 @@ def test_the_engine_repeats_it(run, spare_slots):
             levels.append(state.active.scatter(state.level, len(active))[0])
 
         engine.regenerate(selected, noise=noise, on_step=on_step)
-        z = engine.patches
+        z = engine.values
         assert torch.equal(torch.stack(levels), stage.levels)
         torch.testing.assert_close(z[0], stage.z, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(z[0], run.final, atol=TOLERANCE, rtol=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ipr_fast import Denoiser, Schedule, random_patches
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graphs import Capture, CudaCapture
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Plan, make_plan
 from ipr_fast.sampling.schedule import Sampling
@@ -21,14 +21,14 @@ from support import subjects
 class Step:
     """The parts of an iteration on lanes that all have `slots` active patches: `begin`, then `tick` by `tick`."""
 
-    def __init__(self, lanes: Lanes, slots: int) -> None:
+    def __init__(self, lanes: PatchLanes, slots: int) -> None:
         self.lanes, self.slots = lanes, slots
 
     @classmethod
     @torch.inference_mode()
     def begun(cls, model: Denoiser, chains: int, slots: int, schedule: Schedule, device: torch.device | str) -> Step:
         """A step without an engine, on any device, "meta" too; it has begun once, so all buffers are allocated."""
-        lanes = Lanes(model, chains, torch.device(device), Settings(0.5, 1.0))
+        lanes = PatchLanes(model, chains, torch.device(device), PatchSettings(0.5, 1.0))
         lanes.set_sampling(0, schedule)
         lanes.state.free.fill_(True)
         lanes.state.size.fill_(slots)
@@ -71,7 +71,7 @@ class Chains(Step):
         grid, sampling = model.grid, Sampling(schedule)
         self.model, self.schedule, self.known = model, schedule, known
         capture = capture_on(device) if graphs else None
-        lanes = Lanes(model, batch, device, Settings.of(sampling))
+        lanes = PatchLanes(model, batch, device, PatchSettings.of(sampling))
         ids = torch.arange(batch, device=device)
         free = torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device) if known is None else ~known
         self.x = subjects.samples(model, batch, device)
@@ -82,7 +82,7 @@ class Chains(Step):
 
     def restart(self) -> None:
         """Go back to the samples, before the first iteration."""
-        self.engine.patches.copy_(self.model.grid.to_patches(self.x))
+        self.engine.values.copy_(self.model.grid.to_patches(self.x))
         self.iteration = 0
 
     def iterate(self, times: int = 1) -> None:
@@ -99,7 +99,7 @@ class Chains(Step):
         For chains without known patches: they are in the lanes in their own order.
         """
         state = self.lanes.state
-        state.patches.copy_(self.model.grid.to_patches(self.x))
+        state.values.copy_(self.model.grid.to_patches(self.x))
         state.iteration.fill_(1)
         state.choice_iteration.fill_(1)
         super().begin()
@@ -107,7 +107,7 @@ class Chains(Step):
     @property
     def plan(self) -> Plan:
         """The waves of one iteration: which chains take which steps."""
-        return make_plan(self.select.counts, self.schedule, self.lanes.num_lanes, self.engine.runner.lanes_for)
+        return make_plan(self.select.counts, self.schedule.steps, self.lanes.num_lanes, self.engine.runner.lanes_for)
 
 
 class EagerCapture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class _Buffers:
 class LaneState(_Buffers):
     """The chains in W lanes, and the counters that they share."""
 
-    patches: Tensor  # (W, N, P) float32
+    values: Tensor  # (W, N, ...), patches or tokens
     chain_ids: Tensor  # (W,) int64
     mask: Tensor  # (W, N) bool, the active patches of this iteration
     free: Tensor  # (W, N) bool, the patches to choose from
@@ -34,36 +34,62 @@ class LaneState(_Buffers):
     seed: Tensor  # () int64
 
     @classmethod
-    def allocate(cls, num_lanes: int, num_patches: int, numel: int, device: torch.device) -> LaneState:
-        patches = torch.zeros(num_lanes, num_patches, numel, device=device, dtype=torch.float32)
+    def allocate(cls, values: Tensor) -> LaneState:
+        """Allocate the state of lanes for chains of these values."""
+        (num_lanes, num_patches), device = values.shape[:2], values.device
         chain_ids, size, step = torch.zeros(3, num_lanes, device=device, dtype=torch.int64).unbind()
         mask, free = torch.zeros(2, num_lanes, num_patches, device=device, dtype=torch.bool).unbind()
         counters = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(4))
-        return cls(patches, chain_ids, mask, free, size, step, *counters)
+        return cls(values, chain_ids, mask, free, size, step, *counters)
 
     def clear(self) -> None:
         """Make the lanes idle: with nothing to choose, no slot is taken and no patch moves."""
-        for buffer in (self.patches, self.mask, self.free, self.size):
+        for buffer in (self.values, self.mask, self.free, self.size):
             buffer.zero_()
 
 
 @dataclass(frozen=True)
 class SlotState(_Buffers):
-    """The active patches of W lanes, in A slots each."""
+    """The active patches, or positions of tokens, of W lanes, in A slots each."""
 
-    index: Tensor  # (W, A) int32, patch ids, padded with -1
+    values_name: ClassVar[str]  # of a model's argument that takes a chain's values
+
+    index: Tensor  # (W, A) int32, ids, padded with -1
     count: Tensor  # (W,) int32
+
+    @property
+    def active(self) -> ActivePatches:
+        return ActivePatches(self.index, self.count)
+
+
+@dataclass(frozen=True)
+class PatchSlots(SlotState):
+    """The slots of patches."""
+
+    values_name = "patches"
+
     level: Tensor  # (W, A) float32
     previous_level: Tensor  # (W, A) float32, before the last step
     start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
 
     @classmethod
-    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> SlotState:
+    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> PatchSlots:
         whole = torch.zeros(4, num_lanes, num_slots, dtype=torch.int32, device=device)
         index, start, *levels = (buffer.data for buffer in whole)  # with `data`, each has a version counter of its own
         level, previous_level = (buffer.view(torch.float32) for buffer in levels)
         return cls(index, torch.zeros(num_lanes, dtype=torch.int32, device=device), level, previous_level, start)
 
-    @property
-    def active(self) -> ActivePatches:
-        return ActivePatches(self.index, self.count)
+
+@dataclass(frozen=True)
+class TokenSlots(SlotState):
+    """The slots of tokens."""
+
+    values_name = "tokens"
+
+    psi: Tensor  # (W, A) float32, the confidence of a token when it was revealed
+
+    @classmethod
+    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> TokenSlots:
+        index = torch.zeros(num_lanes, num_slots, dtype=torch.int32, device=device)
+        count = torch.zeros(num_lanes, dtype=torch.int32, device=device)
+        return cls(index, count, torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device))

@@ -15,19 +15,20 @@ from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
+from ipr_fast.sampling.tokens import TokenSampling
 from ipr_fast.trace import span
 
 
 class Engine:
-    """The B chains of a call: `patches` (B, N, P), copied to float32, and `chain_ids` (B,) int64 for random numbers.
+    """The B chains of a call: copies of `values` (B, N, ...) in the lanes' type, and `chain_ids` (B,) int64.
 
-    runner: runs them on its lanes; made for the same model, eta and tau, on the device of the patches.
+    runner: runs them on its lanes; made for the same model and settings, on the device of the values.
     """
 
-    def __init__(self, runner: Runner, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
+    def __init__(self, runner: Runner, values: Tensor, chain_ids: Tensor, sampling: Sampling | TokenSampling) -> None:
         self.runner, self.sampling, self.chain_ids = runner, sampling, chain_ids
-        self.patches = patches.to(torch.float32, copy=True).contiguous()
-        self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
+        self.values = values.to(runner.lanes.state.values.dtype, copy=True).contiguous()
+        self.iteration = torch.zeros((), dtype=torch.int64, device=values.device)
         self._planned: tuple[Tensor, Plan] | None = None
         runner.start_call(sampling.seed, sampling.schedule)
 
@@ -78,8 +79,8 @@ class Engine:
     def _plan(self, counts: Tensor) -> Plan:
         """Return the plan for these counts, with its order on the device; the last plan is kept."""
         if self._planned is None or self._planned[0] is not counts:
-            plan = make_plan(counts, self.sampling.schedule, self.runner.lanes.num_lanes, self.runner.lanes_for)
-            plan = plan._replace(order=plan.order.to(self.patches.device, non_blocking=True))
+            plan = make_plan(counts, self.sampling.num_steps, self.runner.lanes.num_lanes, self.runner.lanes_for)
+            plan = plan._replace(order=plan.order.to(self.values.device, non_blocking=True))
             self._planned = counts, plan
         return self._planned[1]
 
@@ -87,13 +88,13 @@ class Engine:
         """Return the slots of a wave: one number for all waves if the model computes every patch anyway."""
         narrow = self.runner.lanes.precomputed.has_context
         most_active = (wave if narrow else plan.waves[0]).most_active
-        return slot_bucket(most_active, self.patches.shape[1]) if varies else most_active
+        return slot_bucket(most_active, self.values.shape[1]) if varies else most_active
 
     def _enter(self, chains: Tensor, wave: Wave, selection: Selection) -> None:
         """Copy chains into the first lanes; the wave's other lanes idle."""
         number, state = len(chains), self.runner.lanes.state
         state.iteration.copy_(self.iteration)
-        torch.index_select(self.patches, 0, chains, out=state.patches[:number])
+        torch.index_select(self.values, 0, chains, out=state.values[:number])
         torch.index_select(self.chain_ids, 0, chains, out=state.chain_ids[:number])
         choice = selection.choice
         if choice is None:
@@ -108,6 +109,6 @@ class Engine:
     def _leave(self, chains: Tensor, selection: Selection) -> None:
         """Copy the chains back, and the masks that were chosen."""
         number, state = len(chains), self.runner.lanes.state
-        self.patches.index_copy_(0, chains, state.patches[:number])
+        self.values.index_copy_(0, chains, state.values[:number])
         if selection.choice is not None:
             selection.mask.index_copy_(0, chains, state.mask[:number])

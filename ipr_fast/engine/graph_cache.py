@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,10 @@ from ipr_fast.engine import memory
 from ipr_fast.engine.capture_stream import capture_lock
 from ipr_fast.engine.fingerprint import fingerprint
 from ipr_fast.engine.graphs import Capture
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.lanes import LaneSettings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Phase, Wave, lane_bucket
-from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.sampling.schedule import Schedule
 
 MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
@@ -63,11 +62,11 @@ class Request:
     capture: makes the Capture of a device; None runs without graphs.
     """
 
-    model: Denoiser
+    model: Any
     batch: int
     most_active: int
     device: torch.device
-    settings: Settings
+    settings: LaneSettings
     max_chains: int | str = "auto"
     capture: Callable[[torch.device], Capture] | None = None
 
@@ -77,7 +76,7 @@ class Request:
         batch = self.batch if self.capture is None else lane_bucket(self.batch)
         if isinstance(self.max_chains, int):
             return min(batch, MOST_LANES, self.max_chains)
-        on_cpu = max(1, CPU_PATCHES // self.model.grid.num_patches)
+        on_cpu = max(1, CPU_PATCHES // self.settings.sample_shape(self.model)[0])
         return min(batch, on_cpu if self.device.type == "cpu" else MOST_LANES)
 
     @property
@@ -94,13 +93,14 @@ class Request:
             num_lanes = self._fitting(need)
             num_bytes = need.of(num_lanes)
         capture = None if self.capture is None else self.capture(self.device)
-        runner = Runner(Lanes(self.model, num_lanes, self.device, self.settings), capture)
+        runner = Runner(self.settings.make_lanes(self.model, num_lanes, self.device), capture)
         return Kept(runner, self.most_active, num_bytes)
 
     def _fitting(self, need: memory.Need) -> int:
         """Return the number of lanes that fit beside the samples and copies of them; drop kept lanes if necessary."""
         wanted, device = self.wanted, self.device
-        samples = 4 * 4 * self.batch * self.model.grid.num_patches * self.model.grid.patch_numel
+        num_patches, patch_bytes = self.settings.sample_shape(self.model)
+        samples = 4 * self.batch * num_patches * patch_bytes
 
         def usable() -> float:
             return memory.SHARE * memory.available_bytes(device) - samples
@@ -175,15 +175,15 @@ def drop_kept() -> None:
 
 
 def need_of(
-    model: Denoiser, most_active: int, device: torch.device, settings: Settings, graphs: bool = False
+    model: Any, most_active: int, device: torch.device, settings: LaneSettings, graphs: bool = False
 ) -> memory.Need:
     """Count the bytes of lanes for chains with `most_active` active patches."""
     return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs)
 
 
-def _make(model: Denoiser, device: torch.device, settings: Settings, num_lanes: int) -> Runner:
-    runner = Runner(Lanes(model, num_lanes, device, settings))
-    runner.start_call(0, Schedule(1))
+def _make(model: Any, device: torch.device, settings: LaneSettings, num_lanes: int) -> Runner:
+    runner = Runner(settings.make_lanes(model, num_lanes, device))
+    runner.start_call(0, settings.schedule)
     return runner
 
 

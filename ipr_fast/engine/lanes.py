@@ -2,71 +2,72 @@
 
 Both work on the first lanes of buffers that are allocated once, the seed and the counters included. So a CUDA graph of
 either one, captured for a number of lanes and slots, can be replayed for other chains, seeds and schedules.
+
+Subclasses know what a chain holds: patches or tokens.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ipr_fast.engine.buffers import LaneState, SlotState
 from ipr_fast.engine.precision import float32_products
-from ipr_fast.engine.precomputed import Precomputed, guarded_call
-from ipr_fast.kernels.advance import advance
-from ipr_fast.kernels.denoise import denoise
-from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE, seed_tensor
-from ipr_fast.kernels.renoise import PatchChoice, Slots, renoise
-from ipr_fast.models import contract
-from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.sampling.prediction import Prediction
-from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
+from ipr_fast.engine.precomputed import Precomputed
+from ipr_fast.kernels.philox import seed_tensor
+from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.trace import span
 
 
-class Settings(NamedTuple):
-    """Arguments of a call that are constants in a captured graph."""
+class LaneSettings(Protocol):
+    """Arguments of a call that are constants in a captured graph; hashable."""
 
-    stochasticity: float
-    temperature: float
-    tf32: bool = False
+    @property
+    def tf32(self) -> bool: ...
 
-    @classmethod
-    def of(cls, sampling: Sampling, tf32: bool = False) -> Settings:
-        return cls(sampling.stochasticity, sampling.temperature, tf32)
+    @property
+    def schedule(self) -> Any:
+        """A schedule to count bytes with."""
+        ...
+
+    def sample_shape(self, model: Any) -> tuple[int, int]:
+        """Return N and the bytes of each of a chain's N patches or tokens."""
+        ...
+
+    def make_lanes(self, model: Any, num_lanes: int, device: torch.device) -> Lanes:
+        """Allocate lanes for the chains of a model."""
+        ...
 
 
-class Lanes:
-    """Lanes for the chains of one model."""
+class Lanes(ABC):
+    """Lanes for the chains of one model. `values`: of the chains, all zero."""
 
-    def __init__(self, model: Denoiser, num_lanes: int, device: torch.device, settings: Settings) -> None:
-        self.model, self.num_lanes, self.device, self.settings = model, num_lanes, device, settings
-        self.precomputed = Precomputed(model, num_lanes, device)
+    def __init__(self, model: Any, values: Tensor, settings: LaneSettings) -> None:
+        self.model, self.num_lanes, self.device, self.settings = model, len(values), values.device, settings
+        self.precomputed = Precomputed(model, self.num_lanes, self.device)
         with torch.inference_mode(False):  # normal tensors count the writes to them
-            self.state = LaneState.allocate(num_lanes, model.grid.num_patches, model.grid.patch_numel, device)
-        self.tables: ScheduleTables | None = None
-        self._schedule: Schedule | None = None
-        self._slots: dict[int, SlotState] = {}
+            self.state = LaneState.allocate(values)
+        self.schedule: Any = None
+        self._slots: dict[int, Any] = {}
 
     @torch.inference_mode()
-    def set_sampling(self, seed: int, schedule: Schedule) -> bool:
+    def set_sampling(self, seed: int, schedule: Any) -> bool:
         """Set the seed and the schedule. Returns True if graphs captured before are no longer valid."""
         self.state.seed.copy_(seed_tensor(seed, self.device))
         reallocated = False
-        if schedule != self._schedule:
-            num_patches = self.model.grid.num_patches
-            tables = schedule.tables(num_patches)
-            if self.tables is None:
-                self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
-            for own, new in zip(self.tables, tables, strict=True):
-                own.copy_(new)
-            if self.precomputed.has_table:
-                reallocated = self.precomputed.set_levels(schedule.levels(num_patches))
-            self._schedule = schedule
+        if schedule != self.schedule:
+            reallocated = self._set_schedule(schedule)
+            self.schedule = schedule
         self.tabulate()
         return reallocated
+
+    @abstractmethod
+    def _set_schedule(self, schedule: Any) -> bool:
+        """Fill the schedule's tables. Returns True if one was reallocated."""
 
     def tabulate(self) -> None:
         """Recompute the model's table of levels, if it has one."""
@@ -78,13 +79,17 @@ class Lanes:
         """Switch TF32 on or off, as the settings say, for the operations within."""
         return float32_products(self.device, self.settings.tf32)
 
-    def slots(self, num_slots: int) -> SlotState:
+    def slots(self, num_slots: int) -> Any:
         """Return the buffers for `num_slots` slots per lane."""
         if num_slots not in self._slots:
             with torch.inference_mode(False):  # normal tensors count the writes to them
-                self._slots[num_slots] = SlotState.allocate(self.num_lanes, num_slots, self.device)
+                self._slots[num_slots] = self._allocate_slots(num_slots)
         return self._slots[num_slots]
 
+    @abstractmethod
+    def _allocate_slots(self, num_slots: int) -> SlotState: ...
+
+    @abstractmethod
     def begin(
         self, num_lanes: int, num_slots: int, *, chooses: bool, initial: bool, noise: Tensor | None = None
     ) -> None:
@@ -94,64 +99,21 @@ class Lanes:
         initial: draw the noise of the initial generation, not that of this iteration.
         noise: (num_lanes, N, P), in place of random numbers.
         """
-        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        with span("renoise"):
-            renoise(
-                state.patches,
-                state.mask,
-                Slots(slots.index, slots.count, slots.level, slots.start, state.step),
-                seed=state.seed,
-                stream=STREAM_INITIAL if initial else STREAM_RENOISE,
-                iteration=state.origin if initial else state.iteration,
-                chain_ids=state.chain_ids,
-                choice=PatchChoice(state.free, state.size, state.choice_iteration) if chooses else None,
-                noise=noise,
-            )
+
+    @abstractmethod
+    def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Any:
+        """Do one step: call the model and update the chains. Returns the model's prediction."""
+
+    def mix_range(self, prediction: Any, num_slots: int) -> Tensor | None:
+        """Return the smallest and largest variance mix of a prediction, (2,); None where it has none."""
+        return None
+
+    def choice(self, state: LaneState) -> PatchChoice:
+        """Return the choice of active patches that `begin` makes on these lanes."""
+        return PatchChoice(state.free, state.size, state.choice_iteration)
+
+    def prepare(self, num_lanes: int, num_slots: int) -> None:
+        """Let the model compute the context of the first lanes, if it has one."""
         if self.precomputed.has_context:
             with span("prepare"):
                 self.precomputed.prepare(self.model, num_lanes, self.state, self.slots(num_slots))
-
-    def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction:
-        """Do one step: denoiser call, schedule, posterior step of the moving patches. Returns the prediction.
-
-        noise: (num_lanes, N, P), in place of random numbers.
-        """
-        assert self.tables is not None, "set_sampling comes first"
-        prediction = self.predict(num_lanes, num_slots)
-        num_lanes = self.precomputed.lanes_called(num_lanes)
-        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        contract.prediction(prediction, (num_lanes, num_slots, state.patches.shape[-1]))
-        with span("advance"):
-            advance(
-                slots.start,
-                slots.level,
-                slots.previous_level,
-                count=slots.count,
-                step=state.step,
-                log_variance=prediction.log_variance,
-                **self.tables._asdict(),
-            )
-        with span("denoise"):
-            denoise(
-                state.patches,
-                index=slots.index,
-                level=slots.previous_level,
-                next_level=slots.level,
-                velocity=prediction.velocity,
-                variance_mix=prediction.variance_mix,
-                stochasticity=self.settings.stochasticity,
-                temperature=self.settings.temperature,
-                seed=state.seed,
-                step=state.step,
-                iteration=state.iteration,
-                chain_ids=state.chain_ids,
-                noise=noise,
-            )
-        return prediction
-
-    def predict(self, num_lanes: int, num_slots: int) -> Prediction:
-        """Call the denoiser."""
-        num_lanes = self.precomputed.lanes_called(num_lanes)
-        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        with span("network"), guarded_call(self.model, state, slots, levels=slots.level):
-            return self.model(state.patches, slots.level, slots.active, **self.precomputed.arguments(num_lanes))

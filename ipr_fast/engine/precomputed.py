@@ -20,7 +20,7 @@ from ipr_fast.sampling import user_code
 
 def guarded_call(model: Denoiser, state: LaneState, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
     """Guard a call of the model on these lanes: it must not write to its inputs."""
-    inputs = {"patches": state.patches, "active.index": slots.index, "active.count": slots.count, **more}
+    inputs = {slots.values_name: state.values, "active.index": slots.index, "active.count": slots.count, **more}
     return user_code.model_call(model, **inputs)
 
 
@@ -65,7 +65,7 @@ class Precomputed:
         table = self._table()
         if self.context is None:
             with guarded_call(model, state, slots):
-                self.context = model.prepare(state.patches, slots.active, **table)
+                self.context = model.prepare(state.values, slots.active, **table)
             if self.context is None:
                 raise TypeError("model: prepare must return a context, got None")
             if self.lanes_called(num_lanes) == self.num_lanes:
@@ -73,7 +73,7 @@ class Precomputed:
         num_lanes = self.lanes_called(num_lanes)
         out, state, slots = self._context(num_lanes), state.first(num_lanes), slots.first(num_lanes)
         with guarded_call(model, state, slots):
-            context = model.prepare(state.patches, slots.active, out=out, **table)
+            context = model.prepare(state.values, slots.active, out=out, **table)
         if context is out:
             return
         if not self.may_replace or num_lanes < self.num_lanes:

@@ -13,8 +13,6 @@ from ipr_fast.engine.fingerprint import Fingerprint, fingerprint
 from ipr_fast.engine.graphs import Capture, Graphs
 from ipr_fast.engine.lanes import Lanes
 from ipr_fast.engine.scheduler import Phase, RoundedSizes, Wave, exact_size
-from ipr_fast.sampling.prediction import Prediction, mix_range
-from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.trace import span
 
 
@@ -54,7 +52,7 @@ class Runner:
         lanes = exact_size(chains) if self.graphs is None else RoundedSizes(self.lanes.num_lanes)(chains)
         return self.lanes.precomputed.lanes_called(lanes)
 
-    def start_call(self, seed: int, schedule: Schedule) -> None:
+    def start_call(self, seed: int, schedule: object) -> None:
         """Set the seed and the schedule of a call."""
         if self.lanes.set_sampling(seed, schedule) and self.graphs is not None:
             self.graphs.clear()
@@ -116,9 +114,9 @@ class Runner:
                         for _ in range(segment.steps):
                             on_step()
 
-    def _call(self, segment: Segment, noise: Tensor | None = None) -> Prediction | None:
+    def _call(self, segment: Segment, noise: Tensor | None = None) -> object:
         """Call the operations of a segment. Returns the prediction of its last step, None if there is no step."""
-        prediction = None
+        prediction: object = None
         if segment.name != "tick":
             lanes, options = segment.phases[0].lanes, {"chooses": segment.chooses, "initial": segment.initial}
             self.lanes.begin(lanes, segment.num_slots, noise=None if noise is None else noise[:lanes], **options)
@@ -127,10 +125,9 @@ class Runner:
                 prediction = self.lanes.tick(lanes, segment.num_slots, None if noise is None else noise[:lanes])
         return prediction
 
-    def _note_mix(self, segment: Segment, prediction: Prediction | None) -> None:
+    def _note_mix(self, segment: Segment, prediction: object) -> None:
         if prediction is None or not self._first_step:
             return
-        occupied = self.lanes.slots(segment.num_slots).active[: len(prediction.velocity)].occupied
-        self._first_step, self.mix_range = False, mix_range(prediction.variance_mix, occupied)
+        self._first_step, self.mix_range = False, self.lanes.mix_range(prediction, segment.num_slots)
         if self.graphs is not None:
             self.fingerprint = fingerprint(self.lanes.model)  # as after a capture

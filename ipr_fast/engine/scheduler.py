@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ipr_fast.sampling.schedule import Schedule
-
 
 class Phase(NamedTuple):
     """Consecutive steps on the first `lanes` lanes."""
@@ -57,15 +55,18 @@ class Plan(NamedTuple):
         return 1 - self.chain_steps / lane_steps if self.waves else 0.0
 
 
-def make_plan(counts: Tensor, schedule: Schedule, most_lanes: int, lanes_for: Callable[[int], int]) -> Plan:
+def make_plan(
+    counts: Tensor, num_steps: Callable[[int], int], most_lanes: int, lanes_for: Callable[[int], int]
+) -> Plan:
     """Plan the waves of chains with `counts` (B,) active patches, at most `most_lanes` at a time; all on the CPU.
 
+    num_steps(n): steps of a chain with n active patches, non-decreasing.
     lanes_for(chains): lanes to run for that many chains; >= chains, non-decreasing.
     """
     order = counts.argsort(descending=True, stable=True)
     active = [n for n in counts[order].tolist() if n > 0]
     order = order[: len(active)]
-    steps_of = {n: schedule.steps(n) for n in set(active)}
+    steps_of = {n: num_steps(n) for n in set(active)}
     lengths = [steps_of[n] for n in active]
     waves = []
     for first in range(0, len(lengths), most_lanes):

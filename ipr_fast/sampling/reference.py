@@ -112,7 +112,7 @@ class ReferenceEngine:
 
     def __init__(self, model: Model, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
         self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
-        self.patches = patches.float()
+        self.values = patches.float()
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
         self._is_first_call = True
         self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
@@ -134,7 +134,7 @@ class ReferenceEngine:
             mask.copy_(choose_patches(selection.choice, seed=self.sampling.seed, chain_ids=self.chain_ids))
         use_initial_noise = initial or self.sampling.fixed_noise
         refined = [self._regenerate_chain(chain, mask[chain], use_initial_noise) for chain in range(len(mask))]
-        self.patches = torch.stack(refined) if refined else self.patches
+        self.values = torch.stack(refined) if refined else self.values
         if on_step is not None:
             for _ in range(self.num_steps(selection.counts)):
                 on_step()
@@ -147,7 +147,7 @@ class ReferenceEngine:
         return self.sampling.schedule.steps(max(counts.tolist(), default=0))
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
-        patches, sampling = self.patches[chain], self.sampling
+        patches, sampling = self.values[chain], self.sampling
 
         def normals(stream: int, step: int, iteration: Tensor | int) -> Tensor:
             ids = torch.arange(len(patches), device=patches.device)[None]

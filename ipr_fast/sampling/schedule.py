@@ -122,3 +122,7 @@ class Sampling:
     temperature: float = 1.0
     seed: int = 0
     fixed_noise: bool = False
+
+    def num_steps(self, num_active: int) -> int:
+        """Return the steps of one regeneration of `num_active` patches."""
+        return self.schedule.steps(num_active)

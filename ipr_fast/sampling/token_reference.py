@@ -63,7 +63,7 @@ def regenerate_tokens(
         got = f"{tuple(tokens.shape)} and {tuple(unknown.shape)} of {unknown.dtype}"
         raise ValueError(f"tokens must be (N,) and unknown a bool (N,), got {got}")
     positions, count = unknown.nonzero().flatten().tolist(), int(unknown.sum())
-    num_steps, tables = schedule.num_steps(count), schedule.tables(len(tokens))
+    num_steps, tables, strategy = schedule.num_steps(count), schedule.tables(len(tokens)), schedule.remasking
     active = ActivePatches.from_mask(unknown[None])
     tokens = tokens.masked_fill(unknown, vocabulary.mask_id)
     revealed_with = [0.0] * len(tokens)  # the confidence of each visible active token when it was revealed
@@ -78,10 +78,10 @@ def regenerate_tokens(
         visible = [p for p in positions if tokens[p] != vocabulary.mask_id]
 
         remasked = []
-        if tables.sigma is not None:
+        if strategy is not None and tables.sigma is not None:
             sigma = tables.sigma[count, step]
             share = torch.ones(len(visible))
-            if schedule.remasking.by_confidence and visible:
+            if strategy.by_confidence and visible:
                 share = torch.tensor([-revealed_with[p] for p in visible]).softmax(0)
             thresholds = [_threshold(part * sigma) for part in share]
             remasked = [p for p, bound in zip(visible, thresholds, strict=True) if numbers.remask[p] < bound]
@@ -91,6 +91,7 @@ def regenerate_tokens(
             by_order = sorted(masked, key=_order(schedule.order, drawn, numbers.order).__getitem__)
             revealed = by_order[: max(0, number)]
         else:
+            assert tables.reveal is not None, "a schedule has one of the tables"
             threshold = _threshold(tables.reveal[count, step])
             revealed = [p for p in masked if numbers.order[p] < threshold]
 
@@ -125,7 +126,7 @@ def restrict(logits: Tensor, schedule: TokenSchedule) -> Tensor:
         allowed &= logits >= logits.sort(-1, descending=True).values[:, min(schedule.top_k, logits.shape[1]) - 1, None]
     if schedule.top_p < 1 and schedule.temperature:
         law = (logits.double() / schedule.temperature).masked_fill(~allowed, -torch.inf).softmax(-1)
-        ordered, ids = law.sort(-1, descending=True, stable=True)
+        ordered, ids = law.sort(stable=True, dim=-1, descending=True)
         total = ordered.cumsum(-1)
         inside = total <= schedule.top_p if schedule.nucleus == "inner" else total - ordered < schedule.top_p
         inside[:, 0] = True

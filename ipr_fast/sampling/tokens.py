@@ -9,7 +9,7 @@ says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,3 +155,16 @@ class TokenSchedule:
             reveal=None if is_count else (revealed / (1 - before).clamp_min(ROUNDING)).clamp(0, 1).float(),
             sigma=None if self.remasking is None else sigma.float(),
         )
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """The sampling settings of a call on tokens."""
+
+    schedule: TokenSchedule
+    seed: int = 0
+    fixed_noise: ClassVar[bool] = False  # a mask is no noise
+
+    def num_steps(self, num_active: int) -> int:
+        """Return the steps of one regeneration of `num_active` positions."""
+        return self.schedule.num_steps(num_active)

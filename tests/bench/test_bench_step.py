@@ -29,14 +29,14 @@ def denoiser(request):
 def test_iterations_ticks_and_the_reference_agree(denoiser, graphs):
     chains = Chains(denoiser, 6, SCHEDULE, CPU, graphs)
     bench_step.check_iteration(chains).hold()
-    before = chains.engine.patches.clone()
+    before = chains.engine.values.clone()
     for _ in range(2):  # a round leaves nothing behind for the next
         chains.begin()
         bench_step.repeat(chains.tick, chains.plan.steps)
-        assert torch.equal(chains.lanes.state.patches, before)
-        bench_step.against_the_reference(chains, chains.lanes.state.patches).hold()
+        assert torch.equal(chains.lanes.state.values, before)
+        bench_step.against_the_reference(chains, chains.lanes.state.values).hold()
     chains.iterate()
-    assert not torch.equal(chains.engine.patches, before)
+    assert not torch.equal(chains.engine.values, before)
     bench_step.check_iteration(chains).hold()
 
 
@@ -58,9 +58,9 @@ def test_chains_with_clues_are_checked_with_their_clues(model):
 def test_a_wrong_result_is_noticed(model, value):
     chains = Chains(model, 5, SCHEDULE, CPU)
     chains.iterate()
-    chains.engine.patches[1:3, 3] += value
+    chains.engine.values[1:3, 3] += value
     with pytest.raises(AssertionError, match="against='the reference'"):
-        bench_step.against_the_reference(chains, chains.engine.patches).hold()
+        bench_step.against_the_reference(chains, chains.engine.values).hold()
 
 
 def test_a_tick_and_the_network_can_be_captured(denoiser, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_tick_and_the_network_can_be_captured(denoiser, monkeypatch):
         chains.begin()
         bench_step.repeat(tick, chains.plan.steps)
     assert [tape.captured for tape in tapes] == [["network"], ["tick"]]
-    bench_step.against_the_reference(chains, chains.lanes.state.patches).hold()
+    bench_step.against_the_reference(chains, chains.lanes.state.values).hold()
 
 
 def test_the_share_outside_is_by_the_round():

@@ -11,7 +11,7 @@ import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches, reference
 from ipr_fast.engine.capture_check import CaptureError, Watch
 from ipr_fast.engine.engine import Engine
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
 from ipr_fast.kernels import philox
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
@@ -179,7 +179,7 @@ def test_reference_with_nothing_unknown_does_nothing(model, finished):
 def make_engine(model, finished, capture=None):
     """An engine of twelve chains, on lanes that capture if they are told how."""
     patches, sampling = model.grid.to_patches(finished), Sampling(Schedule(10, 0.8))
-    runner = Runner(Lanes(model, 16, patches.device, Settings.of(sampling)), capture)
+    runner = Runner(PatchLanes(model, 16, patches.device, PatchSettings.of(sampling)), capture)
     return Engine(runner, patches, torch.arange(len(patches), device=patches.device), sampling)
 
 
@@ -222,14 +222,14 @@ def test_an_iteration_runs_on_tensors_without_data(model, finished, ragged_known
     select = selector(model, ragged_known, policy)
     engine = make_engine(model, finished.to("meta"))
     select.free, select.chain_ids = select.free.to("meta"), engine.chain_ids
-    select.policy = policy.bind(model.grid, 12, engine.patches.device)
+    select.policy = policy.bind(model.grid, 12, engine.values.device)
     plan = engine._plan(select.counts)  # its order goes to the device
     assert len({run.lanes for wave in plan.waves for run in wave.phases}) > 2
     with Watch("an iteration"):
         iterations(engine, select)
-    assert engine.patches.is_meta
+    assert engine.values.is_meta
     with pytest.raises(CaptureError, match="copies between host and device"), Watch("this"):
-        engine.patches.copy_(model.grid.to_patches(finished))  # the watch would notice
+        engine.values.copy_(model.grid.to_patches(finished))  # the watch would notice
 
 
 def test_buffers_keep_their_addresses(model, finished, ragged_known):
@@ -239,7 +239,7 @@ def test_buffers_keep_their_addresses(model, finished, ragged_known):
         lanes = engine.runner.lanes
         states = [lanes.state, *(lanes.slots(n) for n in sorted(lanes._slots))]
         buffers = [getattr(state, field.name) for state in states for field in fields(state)]
-        return [b.data_ptr() for b in (engine.patches, *buffers, *lanes.tables, lanes.precomputed.context.keys_values)]
+        return [b.data_ptr() for b in (engine.values, *buffers, *lanes.tables, lanes.precomputed.context.keys_values)]
 
     seen = []
     for iteration in (1, 2, 3):

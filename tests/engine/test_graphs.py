@@ -13,7 +13,7 @@ from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import _kept
 from ipr_fast.engine.graphs import Graphs
-from ipr_fast.engine.lanes import Lanes, Settings
+from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
 from ipr_fast.models import PatchTransformer
 from ipr_fast.sampling.schedule import Sampling
@@ -130,13 +130,13 @@ def test_a_context_without_first_runs_all_lanes(tape, model, finished, ragged_kn
 def test_whole_iterations_as_one_graph(model, finished, ragged_known):
     sampling, tape, results = Sampling(Schedule(10, 0.8)), Tape(), []
     for options in ({"capture": tape, "whole_iterations": True}, {}):
-        runner = Runner(Lanes(model, 16, finished.device, Settings.of(sampling)), **options)
+        runner = Runner(PatchLanes(model, 16, finished.device, PatchSettings.of(sampling)), **options)
         engine = Engine(runner, model.grid.to_patches(finished), torch.arange(12), sampling)
         select = make_selector(random_patches(), model.grid, ~ragged_known, torch.arange(12), 0)
         for iteration in (1, 2, 3):
             engine.begin(iteration)
             engine.regenerate(select(iteration, engine.iteration, None))
-        results.append(engine.patches)
+        results.append(engine.values)
     assert tape.captured == ["iteration of PatchTransformer"]
     assert tape.replayed == [0, 0]  # the first iteration is eager, to note its variance mix
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)

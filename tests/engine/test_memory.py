@@ -7,10 +7,10 @@ from small_models import TINY, randomise
 import ipr_fast
 from ipr_fast import random_patches
 from ipr_fast.engine import graph_cache, memory
-from ipr_fast.engine.lanes import Settings
+from ipr_fast.engine.patch_lanes import PatchSettings
 from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig
 
-CPU, SETTINGS = torch.device("cpu"), Settings(0.5, 1.0)
+CPU, SETTINGS = torch.device("cpu"), PatchSettings(0.5, 1.0)
 
 
 def test_the_peak_is_of_what_is_alive_at_a_time():

@@ -34,11 +34,16 @@ def check(plan, counts, schedule, most_lanes):
 def test_every_chain_runs_as_long_as_it_must(schedule, most_lanes, grain, generator):
     for high in (1, 2, 82):
         counts = torch.randint(0, high, (100,), generator=generator)
-        check(make_plan(counts, schedule, most_lanes, grain or RoundedSizes(most_lanes)), counts, schedule, most_lanes)
+        check(
+            make_plan(counts, schedule.steps, most_lanes, grain or RoundedSizes(most_lanes)),
+            counts,
+            schedule,
+            most_lanes,
+        )
 
 
 def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
-    plan = make_plan(torch.full((10,), 4), REFINE, 16, exact_size)
+    plan = make_plan(torch.full((10,), 4), REFINE.steps, 16, exact_size)
     assert plan.order.tolist() == list(range(10))
     assert plan.waves[0].phases == ((10, REFINE.steps(4)),)
     assert plan.idle_share == 0
@@ -46,7 +51,7 @@ def test_chains_of_one_length_keep_their_order_and_one_number_of_lanes():
 
 def test_nothing_to_do_is_no_wave():
     for counts in (torch.zeros(7, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
-        plan = make_plan(counts, REFINE, 4, exact_size)
+        plan = make_plan(counts, REFINE.steps, 4, exact_size)
         assert plan.waves == ()
         assert plan.steps == plan.idle_share == 0
 
@@ -57,8 +62,8 @@ def test_idle_share_of_4096_boards_with_0_to_26_clues(lanes, schedule, share, ge
     """The figures of ipr_fast/engine/scheduler.py."""
     free = 81 - torch.randint(0, 27, (4096,), generator=generator)
     counts = (share * free).long()
-    assert make_plan(counts, schedule, lanes, exact_size).idle_share == 0
-    assert make_plan(counts, schedule, lanes, RoundedSizes(lanes)).idle_share < 0.015
+    assert make_plan(counts, schedule.steps, lanes, exact_size).idle_share == 0
+    assert make_plan(counts, schedule.steps, lanes, RoundedSizes(lanes)).idle_share < 0.015
     lengths = torch.tensor([schedule.steps(n) for n in counts.tolist()]).double()
     assert 1 - lengths.mean() / lengths.max() > 0.12  # all at once, and none leaves before the last
 

@@ -1,0 +1,132 @@
+"""Lanes whose chains hold patches: an iteration renoises the active ones, a tick takes each one level further."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipr_fast.engine.buffers import PatchSlots
+from ipr_fast.engine.lanes import Lanes
+from ipr_fast.engine.precomputed import guarded_call
+from ipr_fast.kernels.advance import advance
+from ipr_fast.kernels.denoise import denoise
+from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE
+from ipr_fast.kernels.renoise import Slots, renoise
+from ipr_fast.models import contract
+from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
+from ipr_fast.trace import span
+
+
+class PatchSettings(NamedTuple):
+    """Arguments of a call that are constants in a captured graph."""
+
+    stochasticity: float
+    temperature: float
+    tf32: bool = False
+
+    @classmethod
+    def of(cls, sampling: Sampling, tf32: bool = False) -> PatchSettings:
+        return cls(sampling.stochasticity, sampling.temperature, tf32)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(1)
+
+    def sample_shape(self, model: Denoiser) -> tuple[int, int]:
+        return model.grid.num_patches, 4 * model.grid.patch_numel
+
+    def make_lanes(self, model: Denoiser, num_lanes: int, device: torch.device) -> PatchLanes:
+        return PatchLanes(model, num_lanes, device, self)
+
+
+class PatchLanes(Lanes):
+    """Lanes for the chains of a Denoiser."""
+
+    def __init__(self, model: Denoiser, num_lanes: int, device: torch.device, settings: PatchSettings) -> None:
+        shape = num_lanes, model.grid.num_patches, model.grid.patch_numel
+        super().__init__(model, torch.zeros(shape, dtype=torch.float32, device=device), settings)
+        self.stochasticity, self.temperature = settings.stochasticity, settings.temperature
+        self.tables: ScheduleTables | None = None
+
+    def _set_schedule(self, schedule: Schedule) -> bool:
+        num_patches = self.model.grid.num_patches
+        tables = schedule.tables(num_patches)
+        if self.tables is None:
+            self.tables = ScheduleTables(*(torch.empty_like(table, device=self.device) for table in tables))
+        for own, new in zip(self.tables, tables, strict=True):
+            own.copy_(new)
+        return self.precomputed.has_table and self.precomputed.set_levels(schedule.levels(num_patches))
+
+    def _allocate_slots(self, num_slots: int) -> PatchSlots:
+        return PatchSlots.allocate(self.num_lanes, num_slots, self.device)
+
+    def begin(
+        self, num_lanes: int, num_slots: int, *, chooses: bool, initial: bool, noise: Tensor | None = None
+    ) -> None:
+        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
+        with span("renoise"):
+            renoise(
+                state.values,
+                state.mask,
+                Slots(slots.index, slots.count, slots.level, slots.start, state.step),
+                seed=state.seed,
+                stream=STREAM_INITIAL if initial else STREAM_RENOISE,
+                iteration=state.origin if initial else state.iteration,
+                chain_ids=state.chain_ids,
+                choice=self.choice(state) if chooses else None,
+                noise=noise,
+            )
+        self.prepare(num_lanes, num_slots)
+
+    def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction:
+        """Do one step: denoiser call, schedule, posterior step of the moving patches. Returns the prediction.
+
+        noise: (num_lanes, N, P), in place of random numbers.
+        """
+        assert self.tables is not None, "set_sampling comes first"
+        prediction = self.predict(num_lanes, num_slots)
+        num_lanes = self.precomputed.lanes_called(num_lanes)
+        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
+        contract.prediction(prediction, (num_lanes, num_slots, state.values.shape[-1]))
+        with span("advance"):
+            advance(
+                slots.start,
+                slots.level,
+                slots.previous_level,
+                count=slots.count,
+                step=state.step,
+                log_variance=prediction.log_variance,
+                **self.tables._asdict(),
+            )
+        with span("denoise"):
+            denoise(
+                state.values,
+                index=slots.index,
+                level=slots.previous_level,
+                next_level=slots.level,
+                velocity=prediction.velocity,
+                variance_mix=prediction.variance_mix,
+                stochasticity=self.stochasticity,
+                temperature=self.temperature,
+                seed=state.seed,
+                step=state.step,
+                iteration=state.iteration,
+                chain_ids=state.chain_ids,
+                noise=noise,
+            )
+        return prediction
+
+    def predict(self, num_lanes: int, num_slots: int) -> Prediction:
+        """Call the denoiser."""
+        num_lanes = self.precomputed.lanes_called(num_lanes)
+        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
+        with span("network"), guarded_call(self.model, state, slots, levels=slots.level):
+            return self.model(state.values, slots.level, slots.active, **self.precomputed.arguments(num_lanes))
+
+    def mix_range(self, prediction: Prediction, num_slots: int) -> Tensor | None:
+        occupied = self.slots(num_slots).active[: len(prediction.velocity)].occupied
+        return mix_range(prediction.variance_mix, occupied)
