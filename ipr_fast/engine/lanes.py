@@ -44,13 +44,21 @@ class LaneSettings(Protocol):
 
 
 class Lanes(ABC):
-    """Lanes for the chains of one model. `values`: of the chains, all zero."""
+    """Lanes for the chains of one model, whose values have this shape (N, ...) and dtype."""
 
-    def __init__(self, model: Any, values: Tensor, settings: LaneSettings) -> None:
-        self.model, self.num_lanes, self.device, self.settings = model, len(values), values.device, settings
-        self.precomputed = Precomputed(model, self.num_lanes, self.device)
+    def __init__(
+        self,
+        model: Any,
+        num_lanes: int,
+        device: torch.device,
+        settings: LaneSettings,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.num_lanes, self.device, self.settings = model, num_lanes, device, settings
+        self.precomputed = Precomputed(model, num_lanes, device)
         with torch.inference_mode(False):  # normal tensors count the writes to them
-            self.state = LaneState.allocate(values)
+            self.state = LaneState.allocate(torch.zeros(num_lanes, *shape, dtype=dtype, device=device))
         self.schedule: Any = None
         self._slots: dict[int, Any] = {}
 

@@ -47,8 +47,8 @@ class PatchLanes(Lanes):
     """Lanes for the chains of a Denoiser."""
 
     def __init__(self, model: Denoiser, num_lanes: int, device: torch.device, settings: PatchSettings) -> None:
-        shape = num_lanes, model.grid.num_patches, model.grid.patch_numel
-        super().__init__(model, torch.zeros(shape, dtype=torch.float32, device=device), settings)
+        shape = model.grid.num_patches, model.grid.patch_numel
+        super().__init__(model, num_lanes, device, settings, shape, torch.float32)
         self.stochasticity, self.temperature = settings.stochasticity, settings.temperature
         self.tables: ScheduleTables | None = None
 
