@@ -51,6 +51,7 @@ def cases() -> list[Case]:
     """Return all operations at the shapes of the bundled transformer, a 9x9 one and the UNet of Even Pixels."""
     of_step = {
         "renoise": operations.renoise_chosen,
+        "slot inputs": operations.gather_slots,
         "normals": operations.renoise_all,
         "advance": operations.advance_half_way,
         "denoise": operations.denoise_all,

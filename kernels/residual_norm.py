@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.kernels.launch import contiguous, jit, launch, power_of_2, rows_of, runs_kernel, table_of
+from ipr_fast.kernels.launch import jit, launch, power_of_2, rows_of, runs_kernel, table_of
 from ipr_fast.kernels.modulated_norm import _modulated_layer_norm
 
 try:
@@ -95,9 +95,8 @@ def embedded_norm(
     """Return the sum and its norm, (B, n, W) in the wider dtype of x and the embedding."""
     if not runs_kernel(residual_norm_kernel, x, embedding, scale, shift):
         return _embedded_norm(embedding, index, x, scale, shift, eps, row)
-    contiguous(index=index)
     dtype = torch.promote_types(x.dtype, embedding.dtype)
-    return _launch(embedding, index, None, x, scale, shift, eps, row, dtype)
+    return _launch(embedding, index.contiguous(), None, x, scale, shift, eps, row, dtype)
 
 
 def _launch(

@@ -30,7 +30,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
+from ipr_fast.kernels import (
+    advance,
+    denoise,
+    group_norm,
+    modulated_norm,
+    partial_attention,
+    renoise,
+    residual_norm,
+    slot_inputs,
+)
 from ipr_fast.kernels.launch import DTYPES
 from ipr_fast.kernels.philox import seed_tensor
 
@@ -126,6 +135,8 @@ def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[L
     yield from record(name, advance, partial(advance.advance, index, level, level, **at, **tables))
     counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for dtype in DTYPES:
+        gather = partial(slot_inputs.slot_inputs, z, index, level, level[0], dtype)
+        yield from record(f"{name}, {str(dtype).removeprefix('torch.')}", slot_inputs, gather)
         velocity = torch.zeros(2, slots, numel, dtype=dtype)
         step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
         call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=done, **counters)

@@ -71,6 +71,18 @@ def renoise(patches: Tensor, index: Tensor, noise: Tensor) -> tuple[Tensor, ...]
     return new, mask, index, torch.full((batch,), slots, device=index.device), level, -level
 
 
+def slot_inputs(patches: Tensor, index: Tensor, level: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
+    """The values of each slot, of patch 0 for padding, the rows of its level, and its place among all patches."""
+    batch, num_patches, _ = patches.shape
+    values, place = patches.new_empty(*index.shape, patches.shape[2]), index.long()
+    for chain, own in enumerate(index.tolist()):
+        values[chain] = patches[chain, [max(patch, 0) for patch in own]]
+        place[chain] = torch.tensor(
+            [batch * num_patches if patch < 0 else chain * num_patches + patch for patch in own]
+        )
+    return values, (levels[None, None] < level[..., None]).sum(-1), place
+
+
 def advance(start: Tensor, step: int, log_variance: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """start and next level of chains whose slots are all taken."""
     slots = start.shape[1]

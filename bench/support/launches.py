@@ -17,12 +17,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ipr_fast.kernels import advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
+from ipr_fast.kernels import (
+    advance,
+    denoise,
+    group_norm,
+    modulated_norm,
+    partial_attention,
+    renoise,
+    residual_norm,
+    slot_inputs,
+)
 from ipr_fast.kernels.launch import triton
 
 Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FLOPs, bytes, tensors
 
-FILES = (advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm)
+FILES = (advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm, slot_inputs)
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "denoise_kernel": lambda given: denoise.bytes_moved(
@@ -31,6 +40,9 @@ BYTES = {
     "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
     "residual_norm_kernel": lambda given: _of_tokens(given, _residual_norm_bytes(given)),
+    "slot_inputs_kernel": lambda given: slot_inputs.bytes_moved(
+        *given["p_index"].shape, given["P"], given["p_values"].element_size()
+    ),
 }  # with every slot moving and tables in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
 

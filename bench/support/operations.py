@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, renoise
+from ipr_fast.kernels import advance, denoise, renoise, slot_inputs
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
 from support import definitions
 
@@ -121,6 +121,22 @@ def _renoise(
     moved = renoise.bytes_moved(batch, num_patches, slots, board.numel)
     return Operation(
         run, twin, definition, moved, NORMAL_FLOPS * batch * slots * board.numel, lambda: z.copy_(original)
+    )
+
+
+def gather_slots(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """The inputs of a network of the active slots, a tenth of them padding, with levels of a table of sixteen."""
+    inputs, (num_patches, slots, numel, _) = Inputs(device, seed), board
+    z, index = inputs.normals(batch, num_patches, numel), inputs.subset(batch, num_patches, slots).int()
+    index[:, slots - slots // 10 :] = -1
+    levels = torch.arange(16, device=device) / 15
+    level = levels[inputs.integers(16, batch, slots)]
+    return Operation(
+        lambda: slot_inputs.slot_inputs(z, index, level, levels, z.dtype),
+        lambda: slot_inputs._slot_inputs(z, index, level, levels, z.dtype),
+        lambda: definitions.slot_inputs(z, index, level, levels),
+        slot_inputs.bytes_moved(batch, slots, numel, z.element_size()),
+        5 * batch * slots,  # comparisons of the search
     )
 
 

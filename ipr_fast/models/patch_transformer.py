@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
@@ -50,10 +51,9 @@ class LevelTable(NamedTuple):
     active_embedding: Tensor
     packed: PackedWeights
 
-    def at(self, levels: Tensor) -> Modulation:
-        """Return the modulation of tokens at levels (B, n), each one of the table's."""
-        layers = (self.layers[i] for i in range(len(self.layers)))
-        return Modulation(layers, self.out, torch.searchsorted(self.levels, levels))
+    def modulation(self, row: Tensor) -> Modulation:
+        """Return the modulation of tokens at the levels of these rows (B, n)."""
+        return Modulation((self.layers[i] for i in range(len(self.layers))), self.out, row)
 
 
 class PatchTransformer(nn.Module):
@@ -99,12 +99,7 @@ class PatchTransformer(nn.Module):
         if active is None:
             return self.predict(patches, levels, torch.ones_like(levels, dtype=torch.bool))
         if context is not None:
-            if table is not None:
-                return self._predict_slots(
-                    patches, active, table.at(levels), table.active_embedding, context, table.packed
-                )
-            modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
-            return self._predict_slots(patches, active, modulation, self._active_embedding(), context)
+            return self._predict_slots(patches, levels, active, context, table)
         num_patches = patches.shape[1]
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         levels = active.scatter(levels, num_patches)
@@ -176,22 +171,30 @@ class PatchTransformer(nn.Module):
     def _predict_slots(
         self,
         patches: Tensor,
+        levels: Tensor,
         active: ActivePatches,
-        modulation: Modulation,
-        embedding: Tensor,
         context: ContextCache,
-        packed: PackedWeights | None = None,
+        table: LevelTable | None,
     ) -> Prediction:
-        """Predict the active slots; `modulation` and `embedding` (N, width) are those of active tokens."""
-        batch, num_patches = patches.shape[:2]
-        rows = active.rows(num_patches).flatten()
-        x = linear(self.patch_in, active.gather(patches).to(self.patch_in.weight.dtype), packed)
+        """Predict the active slots."""
+        (batch, num_patches, _), dtype = patches.shape, self.patch_in.weight.dtype
+        if table is None:
+            packed, embedding, values = None, self._active_embedding(), active.gather(patches).to(dtype)
+            modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
+            place = active.rows(num_patches)
+        else:
+            packed, embedding = table.packed, table.active_embedding
+            values, row, place = slot_inputs(patches, active.index, levels, table.levels, dtype)
+            modulation = table.modulation(row)
+        x = linear(self.patch_in, values, packed)
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
                 h, normed = embed(embedding, active.index, x, adaln)
             cache = context.keys_values[i]
             q, keys_values = layer.project(normed, packed)
-            cache.index_copy_(0, rows, keys_values.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
+            cache.index_copy_(
+                0, place.flatten(), keys_values.flatten(0, 1).to(cache.dtype)
+            )  # autocast may have lowered them
             attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
             h, normed = layer.finish(h, adaln, attended, packed)
         return self.read_out(normed, packed)

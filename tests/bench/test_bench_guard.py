@@ -151,6 +151,7 @@ def test_kernels_are_counted_and_not_launched(model):
     by_name = {each.name: each for each in tick.operations}
     active, width = 5 * 4, model.config.width
     assert by_name["denoise_kernel"].bytes == active * 16 * (8 + 4 + 4)
+    assert by_name["slot_inputs_kernel"].bytes == active * (2 * 4 * 16 + 24)
     norms = [each.bytes for each in tick.operations if each.name == "residual_norm_kernel"]
     assert norms == [active * (3 * 4 * width + 12)] + 2 * model.config.depth * [active * (4 * 4 * width + 8)]
     attention = by_name["partial_attention_kernel"]

@@ -62,7 +62,17 @@ def test_each_operation_does_something_and_can_be_restored(case):
 
 @pytest.mark.parametrize(
     "name",
-    ["renoise", "normals", "advance", "denoise", "layer norm", "gated norm", "embedded norm", "partial attention"],
+    [
+        "renoise",
+        "normals",
+        "slot inputs",
+        "advance",
+        "denoise",
+        "layer norm",
+        "gated norm",
+        "embedded norm",
+        "partial attention",
+    ],
 )
 @pytest.mark.parametrize("error", [1e-2, float("nan")])
 def test_a_wrong_result_is_noticed(name, error):

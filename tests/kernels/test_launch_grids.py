@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm
+from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm, slot_inputs
 from ipr_fast.kernels.launch import triton
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
 
@@ -84,6 +84,11 @@ def gated_norm(batch, tokens):
     residual_norm.gated_norm(h, h, h, h, h, eps=1e-6)
 
 
+def gather_slots(batch, slots, numel):
+    z, level = meta(batch, slots, numel, dtype=torch.float32), meta(batch, slots, dtype=torch.float32)
+    slot_inputs.slot_inputs(z, meta(batch, slots, dtype=torch.int32), level, level[0], torch.float16)
+
+
 @pytest.mark.parametrize(
     ("file", "call", "sizes"),
     [
@@ -97,6 +102,8 @@ def gated_norm(batch, tokens):
         (partial_attention, attend, (1, MAX_PATCHES, 6)),
         (modulated_norm, layer_norm, (100_000, 81)),
         (residual_norm, gated_norm, (100_000, 81)),
+        (slot_inputs, gather_slots, (1, 2, MAX_PATCH_NUMEL)),
+        (slot_inputs, gather_slots, (100_000, 16, 1)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -59,6 +59,7 @@ SMALL = ["--chains", "2", "--iters", "1", "--steps", "2", "--device", "cpu"]
         ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention)", ATTENTION),
         ("layer_norm_kernel", NORMS),
         ("residual_norm_kernel", NORMS),
+        ("slot_inputs_kernel", MOVING),
         ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN", PRODUCTS),
         ("sm80_xmma_fprop_implicit_gemm_indexed_tf32f32", PRODUCTS),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", MOVING),
