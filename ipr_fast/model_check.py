@@ -34,11 +34,14 @@ def check_model(model: Denoiser, device: torch.device | str | None = None) -> st
     contract.model_device(model, device)
     passed, failures = [], []
     with torch.inference_mode(), float32_products(device, tf32=False):
-        generator, slots = torch.Generator().manual_seed(0), max(1, grid.num_patches // 4)
+        generator, slots = torch.Generator("cpu").manual_seed(0), max(1, grid.num_patches // 4)
         low, high = getattr(model, "value_range", (-1.0, 1.0))
-        x = low + (high - low) * torch.rand(4, grid.num_patches, grid.patch_numel, generator=generator).to(device)
-        counts = torch.tensor([slots, slots // 2, 0, slots])  # a row with padding, and one without active patches
-        mask = torch.rand(x.shape[:2], generator=generator).argsort(1) < counts[:, None]
+        shape = 4, grid.num_patches, grid.patch_numel
+        x = low + (high - low) * torch.rand(shape, generator=generator, device="cpu").to(device)
+        counts = torch.tensor(
+            [slots, slots // 2, 0, slots], device="cpu"
+        )  # a row with padding, and one without active patches
+        mask = torch.rand(x.shape[:2], generator=generator, device="cpu").argsort(1) < counts[:, None]
         some = _Inputs.noised(x, mask, slots, generator)
         run = _Checks(model, some, _Inputs.noised(x, torch.ones_like(mask), grid.num_patches, generator))
         for name, check in CHECKS.items():
@@ -65,9 +68,9 @@ class _Inputs(NamedTuple):
     def noised(cls, x: Tensor, mask: Tensor, slots: int, generator: torch.Generator) -> _Inputs:
         """Make the patches of a mask (B, N) active, at random levels."""
         active = ActivePatches.from_mask(mask.to(x.device), slots)
-        levels = torch.rand(active.index.shape, generator=generator).to(x.device) * active.occupied
+        levels = torch.rand(active.index.shape, generator=generator, device="cpu").to(x.device) * active.occupied
         level = active.scatter(levels, mask.shape[1])[..., None]
-        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        noise = torch.randn(x.shape, generator=generator, device="cpu").to(x.device)
         return cls((1 - level) * x + level * noise, levels, active)
 
     def rows(self, rows: list[int], slots: int | None = None) -> _Inputs:

@@ -11,6 +11,7 @@ from ipr_fast import PatchGrid, Prediction, Schedule, files, random_patches
 from ipr_fast.errors import BrokenExtra, MissingExtra
 from ipr_fast.evaluation import plots
 from ipr_fast.models.files import sources
+from ipr_fast.sampling.policies import RandomPatches
 from ipr_fast.tasks import digits
 
 X = torch.zeros(3, 1, 16, 16)
@@ -34,6 +35,7 @@ REFINE = [
     ("mask_fn", {"mask_fn": None}, "NoneType"),
     ("mask_fn", {"mask_fn": MASK}, "Tensor"),
     ("mask_fn", {"mask_fn": random_patches}, r"call it: random_patches\("),
+    ("mask_fn", {"mask_fn": RandomPatches}, "must be an instance of a policy, got the class RandomPatches"),
     ("iters", {"iters": -1}, "-1"),
     ("iters", {"iters": 2.5}, "2.5"),
     ("iters", {"iters": True}, "True"),

@@ -57,7 +57,7 @@ class Precomputed:
         with user_code.model_call(model, levels=self._levels):
             table = model.tabulate(self._levels, out=self.table)
         if self.table is not None and table is not self.table:
-            raise TypeError("model: tabulate must overwrite `out` and return it, got another table")
+            raise ValueError("model: tabulate must overwrite `out` and return it, got another table")
         self.table = table
 
     def prepare(self, model: Any, num_lanes: int, state: LaneState, slots: SlotState) -> None:
@@ -67,7 +67,7 @@ class Precomputed:
             with guarded_call(model, state, slots):
                 self.context = model.prepare(state.values, slots.active, **table)
             if self.context is None:
-                raise TypeError("model: prepare must return a context, got None")
+                raise ValueError("model: prepare must return a context, got None")
             if self.lanes_called(num_lanes) == self.num_lanes:
                 return
         num_lanes = self.lanes_called(num_lanes)
@@ -77,7 +77,7 @@ class Precomputed:
         if context is out:
             return
         if not self.may_replace or num_lanes < self.num_lanes:
-            raise TypeError("model: prepare must overwrite `out` and return it, got another context")
+            raise ValueError("model: prepare must overwrite `out` and return it, got another context")
         self.context = context
 
     def arguments(self, num_lanes: int) -> dict[str, Any]:

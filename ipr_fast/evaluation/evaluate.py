@@ -88,7 +88,7 @@ def draw_clues(task: KnownTask, boards: int, clues: tuple[int, int], seed: int) 
         return None
     if not isinstance(task, DigitSudoku):
         raise ValueError(f"clues: {task.name} has none, got {clues[0]} to {clues[1]}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     values = draw_boards(random_grids(boards, task.side, generator), task.test, generator)
     return random_clues(boards, task.side, *clues, generator), values
 

@@ -40,11 +40,11 @@ class FillIn:
     """The probe: boards with missing cells, and the share of them that a model fills in right."""
 
     def __init__(self, task: DigitSudoku, device: torch.device | str = "cpu") -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         grids = random_grids(TEST_BOARDS, task.side, generator)
         patches = task.grid.to_patches(draw_boards(grids, task.test, generator))
-        noise = torch.randn(patches.shape, generator=generator)
-        order = torch.rand(patches.shape[:2], generator=generator).argsort(1).argsort(1)
+        noise = torch.randn(patches.shape, generator=generator, device="cpu")
+        order = torch.rand(patches.shape[:2], generator=generator, device="cpu").argsort(1).argsort(1)
         self.digits, self.patches, self.noise, self.order = (
             each.to(device) for each in (grids.flatten(1), patches, noise, order)
         )

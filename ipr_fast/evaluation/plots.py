@@ -32,7 +32,7 @@ def plot_boards(
     images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
     """
     side = violating.shape[-1]
-    no_clues = torch.zeros(side, side, dtype=torch.bool)
+    no_clues = torch.zeros(side, side, dtype=torch.bool, device="cpu")
 
     def draw(axis: Any, iteration: int, board: int) -> None:
         clues = no_clues if known is None else known[board].reshape(side, side)
@@ -121,9 +121,11 @@ def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
     image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
     is_wrong, is_clue = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
-    paper = torch.where(is_wrong, torch.tensor([1.0, 0.72, 0.72]), torch.tensor([1.0, 1.0, 1.0]))
-    paper = torch.where(is_clue, torch.tensor([0.80, 0.88, 1.0]), paper)  # a clue that breaks a rule has red ink alone
-    colour = torch.where(is_wrong, torch.tensor([0.66, 0.05, 0.10]), torch.tensor([0.10, 0.12, 0.14]))
+    paper = torch.where(is_wrong, image.new_tensor([1.0, 0.72, 0.72]), 1.0)
+    paper = torch.where(
+        is_clue, image.new_tensor([0.80, 0.88, 1.0]), paper
+    )  # a clue that breaks a rule has red ink alone
+    colour = torch.where(is_wrong, image.new_tensor([0.66, 0.05, 0.10]), image.new_tensor([0.10, 0.12, 0.14]))
     return paper * (1 - ink) + colour * ink
 
 

@@ -14,6 +14,9 @@ from ipr_fast.sampling.prediction import Prediction
 class Denoiser(Protocol):
     """A model of a sequential diffusion process: a callable with a `grid`. `ipr_fast.check_model` tests one.
 
+    Row b of a call is not row b of your x: rows are the chains that run now, sorted by length, and others take their
+    places as they finish (`max_chains`). A model must not keep a tensor per chain, such as labels or embeddings.
+
     The process is rectified flow: a patch x at level t in [0, 1] is `z_t = (1 - t) x + t eps` with eps ~ N(0, 1), and
     the model predicts the velocity `u = eps - x`. Level 0 is clean, level 1 pure noise. Each patch has its own level.
 
@@ -25,9 +28,8 @@ class Denoiser(Protocol):
 
     The engine relies on this:
 
-    - **A row is computed from that row's inputs alone.** Rows are lanes, not rows of your x: chains are sorted by
-      length, leave as they finish, and take turns (`max_chains`). The engine passes nothing else by chain, so labels or
-      embeddings that differ by chain cannot be kept in the model; one condition for all chains can.
+    - **A row is computed from that row's inputs alone.** The engine passes nothing else by chain; one condition for all
+      chains can be kept in the model.
     - **Inputs are read only**: patches, levels and active are the engine's own buffers. A write is a ValueError.
     - **Evaluation mode**: call `model.eval()`. A module in training mode that has dropout, batch norm or another layer
       that differs there is a ValueError.

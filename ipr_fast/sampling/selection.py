@@ -52,6 +52,8 @@ def make_selector(
     for factory in (random_patches, fixed_patches, all_patches):
         if mask_fn is factory:
             raise ValueError(f"mask_fn: {factory.__name__} makes a policy, call it: {factory.__name__}(...)")
+    if isinstance(mask_fn, type) and issubclass(mask_fn, MaskPolicy):
+        raise ValueError(f"mask_fn must be an instance of a policy, got the class {mask_fn.__name__}")
     if isinstance(mask_fn, MaskPolicy):
         return PolicySelector(mask_fn, grid, free, chain_ids, seed)
     if callable(mask_fn):

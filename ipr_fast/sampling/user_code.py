@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -103,10 +104,14 @@ def check_eval_mode(model: object) -> None:
 MAX_DEPTH = 4  # of objects within objects that are searched for modules
 MAX_ITEMS = 1000  # of a container that is searched
 LEAVES = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # its parameters, its modules, which are searched anyway, and its hooks
 
 
 def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the path and module of each module in a model, also within containers, closures, partials and objects."""
+    """Yield the path and module of each module in a model.
+
+    Searched are attributes, containers, closures, partials, and the global modules that a function or a call reads.
+    """
     visited: set[int] = set()
 
     def search(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
@@ -117,10 +122,13 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
             for name, module in value.named_modules(prefix=path):
                 yield name, module
                 visited.add(id(module))
-                yield from search(vars(module), name, depth + 1)
+                yield from search_parts(module, name, depth)
         else:
-            for name, part in _parts_of(value):
-                yield from search(part, ".".join(filter(None, (path, name))), depth + 1)
+            yield from search_parts(value, path, depth)
+
+    def search_parts(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+        for name, part in _parts_of(value):
+            yield from search(part, ".".join(filter(None, (path, name))), depth + 1)
 
     return search(model, "", 0)
 
@@ -128,7 +136,7 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
     """Yield the parts of a container, a function or an object, with their names if they have any."""
     if isinstance(value, dict):
-        yield from ((str(name), part) for name, part in value.items() if not str(name).startswith("_"))
+        yield from ((str(name), part) for name, part in value.items() if len(value) <= MAX_ITEMS)
     elif isinstance(value, list | tuple | set):
         yield from (("", part) for part in value if len(value) <= MAX_ITEMS)
     elif isinstance(value, functools.partial):
@@ -137,10 +145,37 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 yield "", cell.cell_contents
+        yield from _globals_of(value)
     elif isinstance(value, types.MethodType):
-        yield "", value.__self__
-    elif hasattr(value, "__dict__"):
-        yield from _parts_of(vars(value))
+        yield from (("", part) for part in (value.__self__, value.__func__))
+    else:
+        attributes = {**_slots_of(value), **getattr(value, "__dict__", {})}
+        yield from ((name, part) for name, part in attributes.items() if name not in OF_EVERY_MODULE)
+        yield "", getattr(type(value), "forward" if isinstance(value, nn.Module) else "__call__", None)
+
+
+def _slots_of(value: object) -> dict[str, object]:
+    """Return the attributes that the classes of an object list in `__slots__`."""
+    slots = (vars(cls).get("__slots__", ()) for cls in type(value).__mro__)
+    names = (name for listed in slots for name in ((listed,) if isinstance(listed, str) else listed))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield the global modules that a function reads, and the functions of its own file, with their names."""
+    for name in _global_names(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, nn.Module) or getattr(value, "__globals__", None) is function.__globals__:
+            yield name, value
+
+
+@functools.lru_cache(maxsize=10_000)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """Return the names of the global variables that code reads, also in the functions within it."""
+    own = (each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL")
+    return frozenset(own).union(
+        *(_global_names(inner) for inner in code.co_consts if isinstance(inner, types.CodeType))
+    )
 
 
 def _depends_on_training(module: nn.Module) -> bool:
@@ -162,17 +197,26 @@ def _reads_training(cls: type) -> bool:
     """Whether a method or property of a class names `training`; the base classes of torch itself do not count."""
     bases = [base for base in cls.__mro__ if base not in (nn.Module, object, types.FunctionType)]
     bases = [base for base in bases if not base.__module__.startswith("torch._dynamo")]
-    return any(_names_training(value) for base in bases for value in vars(base).values())
+    return any(_names_training(value, set()) for base in bases for value in vars(base).values())
 
 
-def _names_training(value: object) -> bool:
+def _names_training(value: object, visited: set[object]) -> bool:
     """Whether code names `training`, as an attribute or a string for `getattr`.
 
-    value: a code object with the functions within it, or a function, method or property with what decorators wrapped.
+    value: a code object with the functions within it; or a function, method or property with what decorators wrapped
+    and, unless it is torch's, the functions of its file that it calls. visited: functions that were looked at.
     """
     if isinstance(value, types.CodeType):
-        return "training" in value.co_names or any(c == "training" or _names_training(c) for c in value.co_consts)
-    if isinstance(value, types.FunctionType) and _names_training(value.__code__):
-        return True
+        constants = (c == "training" or _names_training(c, visited) for c in value.co_consts)
+        return "training" in value.co_names or any(constants)
+    called: list[object] = []
+    if isinstance(value, types.FunctionType):
+        if value in visited:
+            return False
+        visited.add(value)
+        if _names_training(value.__code__, visited):
+            return True
+        if not str(value.__module__).startswith("torch."):
+            called = [part for _, part in _globals_of(value) if not isinstance(part, nn.Module)]
     wrapped = (getattr(value, name, None) for name in ("fget", "__func__", "__wrapped__", "_torchdynamo_orig_callable"))
-    return any(inner is not None and _names_training(inner) for inner in wrapped)
+    return any(inner is not None and _names_training(inner, visited) for inner in (*wrapped, *called))

@@ -88,7 +88,7 @@ def _load_optical_digits(split: str) -> Digits:
     datasets = import_extra("sklearn.datasets", "scikit-learn", "digits", "the handwritten digits")
     images, labels = datasets.load_digits(return_X_y=True)
     images = torch.from_numpy(images).float().reshape(-1, 8, 8) / 8 - 1
-    is_test = torch.arange(len(images)) % 4 == 3
+    is_test = torch.arange(len(images), device="cpu") % 4 == 3
     chosen = is_test if split == "test" else ~is_test
     return Digits(images[chosen], torch.from_numpy(labels).long()[chosen])
 

@@ -29,11 +29,11 @@ def random_grids(count: int, side: int, generator: torch.Generator) -> Tensor:
     """
     if side == 4:
         grids = all_grids(4)
-        return grids[torch.randint(len(grids), (count,), generator=generator)]
+        return grids[torch.randint(len(grids), (count,), generator=generator, device="cpu")]
     box_side(side)
-    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+    rng = random.Random(int(torch.randint(2**62, (), generator=generator, device="cpu")))
     found = [next(_search(side, rng)) for _ in range(count)]
-    return torch.tensor(found, dtype=torch.int64).reshape(count, side, side)
+    return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(count, side, side)
 
 
 @cache
@@ -41,7 +41,7 @@ def all_grids(side: int) -> Tensor:
     """List every valid grid of side 4: (288, 4, 4)."""
     if side != 4:
         raise ValueError(f"only the grids of side 4 can be listed, got side {side!r}")
-    return torch.tensor(list(_search(4, None)), dtype=torch.int64).reshape(-1, 4, 4)
+    return torch.tensor(list(_search(4, None)), dtype=torch.int64, device="cpu").reshape(-1, 4, 4)
 
 
 def transformed(grids: Tensor, generator: torch.Generator) -> Tensor:

@@ -62,8 +62,8 @@ def random_clues(batch: int, side: int, low: int, high: int, generator: torch.Ge
     cells = side * side
     if not 0 <= low <= high <= cells:
         raise ValueError(f"clues must satisfy 0 <= low <= high <= {cells}, got {low} and {high}")
-    number = torch.randint(low, high + 1, (batch, 1), generator=generator)
-    return torch.rand(batch, cells, generator=generator).argsort(1).argsort(1) < number
+    number = torch.randint(low, high + 1, (batch, 1), generator=generator, device="cpu")
+    return torch.rand(batch, cells, generator=generator, device="cpu").argsort(1).argsort(1) < number
 
 
 # ---------------------------------------------------------------------------------------------------------- judging
@@ -157,7 +157,7 @@ class DigitSudoku:
     def _source(self, device: torch.device) -> tuple[Tensor, Digits]:
         """Return the base grids and the training digits on a device, made on first use."""
         if device not in self._sources:
-            seeded = torch.Generator().manual_seed(0)
+            seeded = torch.Generator("cpu").manual_seed(0)
             base = all_grids(4) if self.side == 4 else random_grids(BASE_GRIDS, self.side, seeded)
             self._sources[device] = base.to(device), self.train.to(device)
         return self._sources[device]

@@ -33,7 +33,7 @@ def bias_heads_to_lines(model: PatchTransformer) -> None:
             f"model must have at least {lines} channels a head and {3 * lines} in all, "
             f"got width {width} in {heads} heads"
         )
-    basis = torch.linalg.qr(torch.randn(width, width))[0].to(position.rows)
+    basis = torch.linalg.qr(torch.randn(width, width, device="cpu"))[0].to(position.rows)
     directions = basis[: sum(len(table) for table in tables)].split([len(table) for table in tables])
     for table, direction in zip(tables, directions, strict=True):
         table.copy_(0.5 * width**0.5 * direction)

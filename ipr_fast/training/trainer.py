@@ -132,7 +132,7 @@ class Trainer:
         init: nn.Module | None = None,
     ) -> None:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.device("cpu"):  # the same weights whatever torch's default device is
             torch.manual_seed(settings.seed)
             model = PatchTransformer(config_of(task) if config is None else config)
             initialise(task, model, init)

@@ -101,7 +101,7 @@ def test_a_captured_context_must_be_overwritten(tape, model, finished):
             return super().prepare(patches, active)
 
     forgetful = randomise(Forgetful(TINY), seed=0)
-    with pytest.raises(TypeError, match="prepare must overwrite `out` and return it"):
+    with pytest.raises(ValueError, match="prepare must overwrite `out` and return it"):
         ipr_fast.refine_batch(finished, random_patches(), 2, model=forgetful)
 
 

@@ -1,5 +1,6 @@
 """Breaches of a model's contract are named, in the engine, its graphs and the reference."""
 
+import inspect
 import warnings
 
 import pytest
@@ -88,6 +89,45 @@ def test_a_method_of_another_signature_is_named(finished, method, keyword, wante
         ipr_fast.refine_batch(finished, random_patches(), 1, model=Odd())
 
 
+@pytest.mark.parametrize(
+    ("name", "call", "message"),
+    [
+        ("context", lambda self, patches, active, out=None: None, "prepare must return a context, got None"),
+        ("table", lambda self, levels, out=None: levels.clone(), "tabulate must overwrite `out` and return it"),
+    ],
+)
+def test_methods_that_return_something_else_are_named(finished, name, call, message):
+    class Odd(Network):
+        def forward(self, patches, levels, active=None, **more):
+            return super().forward(patches, levels, active)
+
+    setattr(Odd, "prepare" if name == "context" else "tabulate", call)
+    with pytest.raises(ValueError, match=f"model: {message}"):
+        ipr_fast.refine_batch(finished, lambda x, i: torch.ones(12, 16, dtype=torch.bool), 2, model=Odd())
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+def test_the_rows_of_a_call_are_the_running_chains_as_the_protocol_says(finished):
+    seen = []
+
+    class Recorder(Network):
+        def forward(self, patches, levels, active=None):
+            seen.append(patches[:, 0, 0].tolist())
+            return super().forward(patches, levels, active)
+
+    mask = torch.zeros(12, 16, dtype=torch.bool)
+    mask[:, 1] = True
+    mask[7, 2:5] = True  # the longest chain
+    ipr_fast.refine_batch(finished, lambda x, i: mask, 1, model=Recorder(), schedule=Schedule(2, 0.0), max_chains=5)
+    first = finished[:, 0, 0, 0].tolist()
+    assert seen[0] == [first[chain] for chain in (7, 0, 1, 2, 3)]  # sorted by length, five at a time
+    assert seen[2] == [first[7]]  # the others have finished
+    assert [first[11]] == [row[-1] for row in seen[-1:]]
+    assert "Row b of a call is not row b of your x" in inspect.getdoc(ipr_fast.Denoiser).split("\n\n")[1]
+
+
 # ----------------------------------------------------------------------------------------------- values and devices
 
 
@@ -120,24 +160,6 @@ def test_a_model_without_a_range_gets_no_warning(finished):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ipr_fast.refine_batch(finished + 50, random_patches(), 1, model=Network(), schedule=SCHEDULE)
-
-
-@pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_torchs_default_device_makes_no_difference(model, finished, backend):
-    def refine():
-        results = [
-            ipr_fast.refine_batch(finished, policy, 2, model=model, backend=backend, schedule=SCHEDULE)
-            for policy in (random_patches(), ipr_fast.fixed_patches([1, 2]), ipr_fast.all_patches())
-        ]
-        return [*results, ipr_fast.generate_batch(2, model=model, backend=backend, schedule=SCHEDULE)]
-
-    expected = refine()
-    torch.set_default_device("meta")
-    try:
-        found = refine()
-    finally:
-        torch.set_default_device(None)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 class WithoutActive(nn.Module):

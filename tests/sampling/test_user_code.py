@@ -10,6 +10,7 @@ from torch import nn
 import ipr_fast
 from ipr_fast import PatchGrid, Schedule, random_patches, reference
 from ipr_fast.models import PatchTransformer, contract
+from ipr_fast.sampling import user_code
 
 GRID = PatchGrid(1, 16, 16, 4)
 SCHEDULE = Schedule(2, 0.5)
@@ -41,6 +42,15 @@ class ByProperty(nn.Module):
         return nn.functional.dropout(x, self.rate)
 
 
+def dropped(module, x):
+    return nn.functional.dropout(x, 0.5, module.training)
+
+
+class ByHelper(nn.Module):
+    def forward(self, x):
+        return dropped(self, x)
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
@@ -49,6 +59,7 @@ class ByProperty(nn.Module):
         (FunctionalDropout(), r"FunctionalDropout \(layers\.1\)"),
         (Decorated(), r"Decorated \(layers\.1\)"),
         (ByProperty(), r"ByProperty \(layers\.1\)"),
+        (ByHelper(), r"ByHelper \(layers\.1\)"),
         (nn.utils.spectral_norm(nn.Linear(16, 16)), r"Linear \(layers\.1\)"),
         (nn.RReLU(), r"RReLU \(layers\.1\)"),
     ],
@@ -85,6 +96,66 @@ def test_a_network_in_training_mode_within_a_plain_object_is_refused():
             contract.denoiser(model)
         network.eval()
         contract.denoiser(model)
+
+
+GLOBAL_NETWORK = Network(nn.Dropout(0.5))
+UNUSED_NETWORK = Network(nn.Dropout(0.5)).train()
+
+
+class ReadsAGlobal:
+    grid = GRID
+
+    def __call__(self, patches, levels, active=None):
+        return GLOBAL_NETWORK(patches, levels, active)
+
+
+def reads_a_global_through_a_function(patches, levels, active=None):
+    return ReadsAGlobal.__call__(None, *prepared(patches, levels, active))
+
+
+def prepared(*arguments):
+    return arguments if GLOBAL_NETWORK is not None else None
+
+
+reads_a_global_through_a_function.grid = GRID
+
+
+class WithSlots:
+    __slots__ = ("UNUSED_NETWORK", "_network")
+    grid = GRID
+
+    def __init__(self, network):
+        self._network = network
+
+    def __call__(self, patches, levels, active=None):
+        return self._network(patches, levels, active)
+
+
+class WithAPrivateAttribute(ReadsAGlobal):
+    def __init__(self, network):
+        self._networks = {"_first": network}
+
+    def __call__(self, patches, levels, active=None):
+        return self._networks["_first"](patches, levels, active)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        (ReadsAGlobal(), "GLOBAL_NETWORK"),
+        (reads_a_global_through_a_function, r"prepared\.GLOBAL_NETWORK"),
+        (ReadsAGlobal().__call__, "GLOBAL_NETWORK"),
+        (WithSlots(GLOBAL_NETWORK), "_network"),
+        (WithAPrivateAttribute(GLOBAL_NETWORK), r"_networks\._first"),
+    ],
+    ids=["global", "function", "method", "slots", "private"],
+)
+def test_a_network_in_training_mode_is_found_wherever_the_model_keeps_it(model, path):
+    GLOBAL_NETWORK.train()
+    with pytest.raises(ValueError, match=rf"its Dropout \({path}\.layers\.1\) is in training mode"):
+        user_code.check_eval_mode(model)
+    GLOBAL_NETWORK.eval()
+    user_code.check_eval_mode(model)  # the other global network is not the model's
 
 
 def test_a_norm_over_the_batch_is_refused_in_either_mode():
