@@ -80,9 +80,9 @@ def regenerate_tokens(
         remasked = []
         if strategy is not None and tables.sigma is not None:
             sigma = tables.sigma[count, step]
-            share = torch.ones(len(visible))
+            share = torch.ones(len(visible), device="cpu")
             if strategy.by_confidence and visible:
-                share = torch.tensor([-revealed_with[p] for p in visible]).softmax(0)
+                share = torch.tensor([-revealed_with[p] for p in visible], device="cpu").softmax(0)
             thresholds = [_threshold(part * sigma) for part in share]
             remasked = [p for p, bound in zip(visible, thresholds, strict=True) if numbers.remask[p] < bound]
 
@@ -106,7 +106,9 @@ def regenerate_tokens(
 
 def draw(logits: Tensor, gumbel: Tensor, vocabulary: Vocabulary, schedule: TokenSchedule) -> Candidates:
     """Draw a token for every position from logits (N, V) with noise (N, V), by Gumbel-max."""
-    logits = logits.index_fill(1, torch.tensor(vocabulary.forbidden, dtype=torch.int64), -torch.inf)
+    logits = logits.index_fill(
+        1, torch.tensor(vocabulary.forbidden, dtype=torch.int64, device=logits.device), -torch.inf
+    )
     if schedule.temperature:
         law = (logits / schedule.temperature).masked_fill(~restrict(logits, schedule), -torch.inf)
         token = (law + gumbel).argmax(-1)
