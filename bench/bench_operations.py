@@ -66,6 +66,13 @@ def cases() -> list[Case]:
         found.append(Case("layer norm", name, partial(network_operations.layer_norm, shape), small))
         found.append(Case("gated norm", name, partial(network_operations.gated_norm, shape), small))
         found.append(Case("embedded norm", name, partial(network_operations.embedded_norm, shape), small))
+    for operation, make, hidden in (
+        ("pixel features", network_operations.encode_pixels, 32),
+        ("pixel head", network_operations.read_pixels, 16),
+    ):
+        shape = (16, 3, 16, hidden)
+        name = "{} patches of {} x {}, {} units".format(*shape)
+        found.append(Case(operation, name, partial(make, shape), 64))
     for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
         name = "{0} x {1} x {1}".format(*shape)
         found.append(Case("group norm", name, partial(network_operations.group_norm_silu, shape), 8))

@@ -36,6 +36,8 @@ from ipr_fast.kernels import (
     group_norm,
     modulated_norm,
     partial_attention,
+    pixel_features,
+    pixel_head,
     renoise,
     residual_norm,
     slot_inputs,
@@ -121,6 +123,8 @@ def launches() -> Iterator[Launch]:
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
                 yield from record(case, residual_norm, partial(gated_norm, dtype, tables, *sizes))
             yield from record(f"{name}, {kind}, embeds", residual_norm, partial(embedded_norm, dtype, *sizes))
+        yield from record(f"Even Pixels, {kind}", pixel_features, partial(encode_pixels, dtype, 16, 3, 16, 32))
+        yield from record(f"Even Pixels, {kind}", pixel_head, partial(read_pixels, dtype, 16, 3, 16, 16))
         for name, sizes in maps.items():
             yield from record(f"{name}, {kind}", group_norm, partial(norm_map, dtype, *sizes))
 
@@ -180,6 +184,17 @@ def modulated(dtype: torch.dtype, tables: bool, slots: int, width: int) -> tuple
     h, of = torch.zeros(2, slots, width, dtype=dtype), (16,) if tables else (2, slots)
     row = torch.zeros(2, slots, dtype=torch.int64) if tables else None
     return h, list(torch.zeros(*of, 6 * width, dtype=dtype).chunk(6, dim=-1)[:3]), row
+
+
+def encode_pixels(dtype: torch.dtype, slots: int, channels: int, pixels: int, features: int) -> None:
+    z, weight = torch.zeros(2, slots, channels * pixels), torch.zeros(features, channels, dtype=dtype)
+    pixel_features.pixel_features(z, weight, weight[:, 0])
+
+
+def read_pixels(dtype: torch.dtype, slots: int, channels: int, pixels: int, hidden: int) -> None:
+    weights = torch.zeros(2, slots, sum(pixel_head.sizes(channels, hidden)) + 1, dtype=dtype)
+    z, level = torch.zeros(2, slots, channels * pixels), torch.ones(2, slots)
+    pixel_head.pixel_head(weights, z, level, channels=channels, hidden=hidden, floor=0.05)
 
 
 def norm_map(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:

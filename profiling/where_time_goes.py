@@ -61,6 +61,7 @@ KERNELS = [
     (MOVING, r"^slot_inputs_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
     (NORMS, r"^(layer_norm|residual_norm|channel_statistics|channel_factors|scale_shift)_kernel"),
+    (NORMS, r"^pixel_(features|head)_kernel"),
     (NORMS, r"layer_norm|LayerNorm|GroupNorm|RowwiseMoments|Gelu|GELU|silu|sigmoid"),
     (PRODUCTS, r"gemm|gemv|cutlass|xmma|nvjet|cublas|splitKreduce|convolve|^cudnn|_cudnn_|conv_depthwise"),
     (MOVING, r"elementwise_kernel|^Mem(cpy|set)|[Cc]opy|index|gather|scatter|CatArray|reduce_kernel|sort|scan"),

@@ -117,6 +117,24 @@ def residual_norm(total: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tu
     return total, layer_norm(total, scale, shift, eps)
 
 
+def pixel_features(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    pixels = z.double().unflatten(-1, (weight.shape[1], -1))
+    return (weight.double() @ pixels + bias.double()[:, None]).tanh().mean(-1)
+
+
+def pixel_head(
+    weights: Tensor, z: Tensor, level: Tensor, channels: int, hidden: int, floor: float
+) -> tuple[Tensor, Tensor]:
+    """Velocity and mix; weights has U, b, the shift, V and a in a row."""
+    sizes = (hidden * channels, hidden, channels, 2 * channels * hidden, 2 * channels)
+    u, b, shift, v, a = weights.double()[..., : sum(sizes)].split(sizes, dim=-1)
+    pixels = z.double().unflatten(-1, (channels, -1))
+    units = (u.unflatten(-1, (hidden, -1)) @ (pixels + shift[..., None]) + b[..., None]).tanh()
+    clean, mix = (v.unflatten(-1, (-1, hidden)) @ units + a[..., None]).chunk(2, dim=-2)
+    velocity = (pixels - clean) / level.double().clamp(min=floor)[..., None, None]
+    return velocity.flatten(-2), mix.sigmoid().flatten(-2)
+
+
 def group_norm(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: Tensor, index: Tensor) -> Tensor:
     """GroupNorm and SiLU of h plus each cell's row."""
     cells = F.interpolate(rows.double()[index].permute(0, 3, 1, 2), h.shape[2:], mode="nearest")

@@ -23,6 +23,8 @@ from ipr_fast.kernels import (
     group_norm,
     modulated_norm,
     partial_attention,
+    pixel_features,
+    pixel_head,
     renoise,
     residual_norm,
     slot_inputs,
@@ -31,7 +33,18 @@ from ipr_fast.kernels.launch import triton
 
 Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FLOPs, bytes, tensors
 
-FILES = (advance, denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm, slot_inputs)
+FILES = (
+    advance,
+    denoise,
+    group_norm,
+    modulated_norm,
+    partial_attention,
+    pixel_features,
+    pixel_head,
+    renoise,
+    residual_norm,
+    slot_inputs,
+)
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "denoise_kernel": lambda given: denoise.bytes_moved(

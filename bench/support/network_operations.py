@@ -1,11 +1,11 @@
-"""The operations of the networks: norms and partial attention; see operations.py."""
+"""The operations of the networks: norms, networks of pixels and partial attention; see operations.py."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from ipr_fast.kernels import group_norm, modulated_norm, partial_attention, residual_norm
+from ipr_fast.kernels import group_norm, modulated_norm, partial_attention, pixel_features, pixel_head, residual_norm
 from support import definitions
 from support.operations import Inputs, Operation
 
@@ -53,6 +53,34 @@ def embedded_norm(shape: tuple[int, int], batch: int, device: torch.device, seed
         lambda: definitions.residual_norm(embedding[index].double() + x.double(), scale[row], shift[row], eps),
         residual_norm.bytes_moved(batch, tokens, width, x.element_size(), table=True, embeds=True),
         9 * x.numel(),
+    )
+
+
+def encode_pixels(shape: tuple[int, int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: patches, channels, pixels, features."""
+    inputs, (patches, channels, pixels, features) = Inputs(device, seed), shape
+    z = inputs.normals(batch, patches, channels * pixels)
+    weight, bias = inputs.normals(features, channels), inputs.normals(features)
+    return Operation(
+        lambda: (pixel_features.pixel_features(z, weight, bias),),
+        lambda: (pixel_features._pixel_features(z, weight, bias),),
+        lambda: (definitions.pixel_features(z, weight, bias),),
+        pixel_features.bytes_moved(batch, patches, channels * pixels, features, 4, 4),
+        2 * batch * patches * pixels * features * (channels + 1),
+    )
+
+
+def read_pixels(shape: tuple[int, int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: patches, channels, pixels, hidden units."""
+    inputs, (patches, channels, pixels, hidden), floor = Inputs(device, seed), shape, 0.05
+    weights = inputs.normals(batch, patches, sum(pixel_head.sizes(channels, hidden)) + 1)
+    z, level = inputs.normals(batch, patches, channels * pixels), inputs.normals(batch, patches).abs()
+    return Operation(
+        lambda: pixel_head.pixel_head(weights, z, level, channels=channels, hidden=hidden, floor=floor),
+        lambda: pixel_head._pixel_head(weights, z, level, channels, hidden, floor),
+        lambda: definitions.pixel_head(weights, z, level, channels, hidden, floor),
+        pixel_head.bytes_moved(batch, patches, channels * pixels, channels, hidden, 4, 4),
+        2 * batch * patches * pixels * hidden * 3 * channels,
     )
 
 

@@ -5,7 +5,17 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from ipr_fast.kernels import denoise, group_norm, modulated_norm, partial_attention, renoise, residual_norm, slot_inputs
+from ipr_fast.kernels import (
+    denoise,
+    group_norm,
+    modulated_norm,
+    partial_attention,
+    pixel_features,
+    pixel_head,
+    renoise,
+    residual_norm,
+    slot_inputs,
+)
 from ipr_fast.kernels.launch import triton
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
 
@@ -89,6 +99,17 @@ def gather_slots(batch, slots, numel):
     slot_inputs.slot_inputs(z, meta(batch, slots, dtype=torch.int32), level, level[0], torch.float16)
 
 
+def encode_pixels(batch, tokens, channels, size):
+    z, weight = meta(batch, tokens, channels * size**2), meta(32, channels)
+    pixel_features.pixel_features(z, weight, weight[:, 0])
+
+
+def read_pixels(batch, tokens, channels, size):
+    weights = meta(batch, tokens, sum(pixel_head.sizes(channels, 16)))
+    z, level = meta(batch, tokens, channels * size**2), meta(batch, tokens)
+    pixel_head.pixel_head(weights, z, level, channels=channels, hidden=16, floor=0.05)
+
+
 @pytest.mark.parametrize(
     ("file", "call", "sizes"),
     [
@@ -104,6 +125,9 @@ def gather_slots(batch, slots, numel):
         (residual_norm, gated_norm, (100_000, 81)),
         (slot_inputs, gather_slots, (1, 2, MAX_PATCH_NUMEL)),
         (slot_inputs, gather_slots, (100_000, 16, 1)),
+        (pixel_features, encode_pixels, (100_000, 81, 3, 4)),
+        (pixel_head, read_pixels, (100_000, 81, 3, 4)),
+        (pixel_head, read_pixels, (1, 2, 1, 512)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
