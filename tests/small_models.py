@@ -1,15 +1,20 @@
 """Models small enough for tests."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from ipr_fast import PatchGrid, Prediction
-from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models import PatchTransformerConfig
 
 TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
+PIXELS = PatchTransformerConfig(3, 16, 4, width=32, depth=2, num_heads=2, pixel_width=5)  # with a pixel head
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def randomise(model: PatchTransformer, seed: int) -> PatchTransformer:
+def randomise(model: Model, seed: int) -> Model:
     """Set every weight to random numbers: some are initialised to zero, which would leave parts of the model idle."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

@@ -20,6 +20,7 @@ from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
+from ipr_fast.models.pixel_networks import PixelEncoder, PixelHead
 from ipr_fast.models.transformer_layers import Layer, Modulation, PositionEmbedding, embed, first_norm
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction
@@ -77,8 +78,14 @@ class PatchTransformer(nn.Module):
         layers = (Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.add_module("layers", nn.ModuleList(layers))
         self.modulation_out = nn.Linear(width, 2 * width)
-        self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
-        for layer in (self.modulation, self.modulation_out, self.patch_out):
+        zeroed = [self.modulation, self.modulation_out]
+        if config.pixel_width is None:
+            self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
+            zeroed.append(self.patch_out)
+        else:
+            self.pixel_in = PixelEncoder(self.grid.channels, width, 2 * config.pixel_width)
+            self.pixel_head = PixelHead(self.grid.channels, width, config.pixel_width)
+        for layer in zeroed:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -110,7 +117,7 @@ class PatchTransformer(nn.Module):
 
         The level of a context token must be 0; its prediction is meaningless.
         """
-        return self.read_out(self.encode(patches, levels, is_active))
+        return self.read_out(self.encode(patches, levels, is_active), patches, levels)
 
     def encode(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> Tensor:
         """Return the normalised features (B, N, width) that `read_out` turns into the prediction of `predict`."""
@@ -178,6 +185,8 @@ class PatchTransformer(nn.Module):
     ) -> Prediction:
         """Predict the active slots."""
         (batch, num_patches, _), dtype = patches.shape, self.patch_in.weight.dtype
+        if self.config.pixel_width is not None:
+            dtype = patches.dtype  # the head divides by small levels: a rounding of half precision would grow
         if table is None:
             packed, embedding, values = None, self._active_embedding(), active.gather(patches).to(dtype)
             modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
@@ -186,7 +195,7 @@ class PatchTransformer(nn.Module):
             packed, embedding = table.packed, table.active_embedding
             values, row, place = slot_inputs(patches, active.index, levels, table.levels, dtype)
             modulation = table.modulation(row)
-        x = linear(self.patch_in, values, packed)
+        x = self._read_in(values, packed)
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
                 h, normed = embed(embedding, active.index, x, adaln)
@@ -197,11 +206,16 @@ class PatchTransformer(nn.Module):
             )  # autocast may have lowered them
             attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
             h, normed = layer.finish(h, adaln, attended, packed)
-        return self.read_out(normed, packed)
+        return self.read_out(normed, values, levels, packed)
 
     def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
         """Return the tokens of patches (B, N, P) with these positions (N,) and roles (B, N)."""
-        return self.patch_in(patches.to(self.patch_in.weight.dtype)) + self.position(position) + self.role(role)
+        return self._read_in(patches) + self.position(position) + self.role(role)
+
+    def _read_in(self, patches: Tensor, packed: PackedWeights | None = None) -> Tensor:
+        """Return what tokens know of their patches (B, n, P) alone: (B, n, width)."""
+        h = linear(self.patch_in, patches.to(self.patch_in.weight.dtype), packed)
+        return h if self.config.pixel_width is None else h + self.pixel_in(patches, packed)
 
     def _active_embedding(self) -> Tensor:
         """Return the embedding (N, width) of an active token's position and role."""
@@ -213,8 +227,12 @@ class PatchTransformer(nn.Module):
         shared = self.modulation(condition)
         return Modulation((shared + layer.table for layer in self.layers), self.modulation_out(condition))
 
-    def read_out(self, features: Tensor, packed: PackedWeights | None = None) -> Prediction:
-        """Return the prediction of tokens with these features (B, n, width)."""
+    def read_out(
+        self, features: Tensor, patches: Tensor, levels: Tensor, packed: PackedWeights | None = None
+    ) -> Prediction:
+        """Return the prediction of patches (B, n, P) at levels (B, n), from their features (B, n, width)."""
+        if self.config.pixel_width is not None:
+            return self.pixel_head(features, patches, levels, packed)
         out = linear(self.patch_out, features, packed)
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)

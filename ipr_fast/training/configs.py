@@ -22,6 +22,7 @@ from ipr_fast.training.initialise import bias_heads_to_lines
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
 EVEN_PIXELS_SCHEDULE = (30, 0.9)  # Kang et al. 2026
+EVEN_PIXELS_HEAD = 16  # hidden units of the pixels' network; one would do for a known pair of colours
 
 
 def config_of(task: Task) -> PatchTransformerConfig:
@@ -72,5 +73,11 @@ def _of_boards(task: DigitSudoku) -> PatchTransformerConfig:
 def _of_even_pixels(task: EvenPixels) -> PatchTransformerConfig:
     grid, schedule = task.grid, EVEN_PIXELS_SCHEDULE
     return PatchTransformerConfig(
-        grid.channels, grid.height, grid.patch_size, generate_schedule=schedule, refine_schedule=schedule, **LARGE
+        grid.channels,
+        grid.height,
+        grid.patch_size,
+        pixel_width=EVEN_PIXELS_HEAD,
+        generate_schedule=schedule,
+        refine_schedule=schedule,
+        **LARGE,
     )

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import guard
 import pytest
@@ -171,7 +173,22 @@ def test_every_kernel_has_its_bytes():
     """A kernel that picks among its tensors' rows must say how many bytes it moves."""
     names = {kernel.__name__ for _, _, kernel in launches._kernels()}
     whole = {"partial_attention_kernel", "channel_statistics_kernel", "channel_factors_kernel"}
+    whole |= {"pixel_features_kernel", "pixel_head_kernel"}
     assert names == {*launches.BYTES, *whole, "scale_shift_kernel"}
+
+
+@needs_triton
+def test_pixel_networks_add_four_kernels(model):
+    """Their own two, a cast, a product, a sum; less a sigmoid, which is in one of them."""
+    found = []
+    for pixel_width in (None, 16):
+        network = PatchTransformer(replace(model.config, pixel_width=pixel_width)).half().to("meta")
+        found.append(count(Step.begun(network, 5, 4, SCHEDULE, "meta").tick, "meta", kernels=True))
+    linear, pixels = found
+    assert pixels.by_name - linear.by_name == Counter(
+        ["_to_copy", "add", "linear", "pixel_features_kernel", "pixel_head_kernel"]
+    )
+    assert linear.by_name - pixels.by_name == Counter(["sigmoid"])
 
 
 # ---------------------------------------------------------------------------------------------------------- guard

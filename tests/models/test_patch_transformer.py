@@ -1,10 +1,19 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from small_models import TINY, randomise
 
 from ipr_fast import ActivePatches, Prediction, Schedule
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+
+READ_OUTS = {"linear": TINY, "pixels": replace(TINY, pixel_width=5)}
+
+
+@pytest.fixture(scope="module", params=READ_OUTS)
+def model(request) -> PatchTransformer:
+    return randomise(PatchTransformer(READ_OUTS[request.param]), seed=0)
 
 
 def make_case(generator):
@@ -158,6 +167,9 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
         {"box_size": 3},
         {"box_size": -2},
         {"level_features": 7},
+        {"pixel_width": 0},
+        {"pixel_width": True},
+        {"pixel_width": 2000},
         {"patch_size": 5},
         {"patch_size": 0, "box_size": 2},
         {"refine_schedule": (0, 0.5)},

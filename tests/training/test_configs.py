@@ -27,7 +27,7 @@ def test_the_networks_of_the_tasks():
     size = {"width": 256, "depth": 9, "num_heads": 8}
     assert large == PatchTransformerConfig(channels=1, image_size=72, patch_size=8, box_size=3, **size)
     plan = {"generate_schedule": (30, 0.9), "refine_schedule": (30, 0.9)}
-    assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, **size, **plan)
+    assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, pixel_width=16, **size, **plan)
 
 
 def test_a_task_may_bring_its_own_network():

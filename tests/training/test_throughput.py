@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +17,17 @@ def by_hand(config, patches):
     n, p = patches
     width, features = config.width, config.level_features
     without_input_gradient = p * width + features * width  # of the patches, and of the levels' features
-    with_both = width * width + 6 * width * width + 2 * width * width + width * (2 * p + 1)  # levels, scales, read-out
+    read_out = width * (2 * p + 1)
+    if config.pixel_width is not None:  # the pixels' features; the network's weights, its two products
+        hidden, channels = config.pixel_width, config.channels
+        without_input_gradient += 2 * hidden * p
+        read_out = 2 * hidden * width + width * ((hidden + 1) * 3 * channels + hidden + 1) + 3 * hidden * p
+    with_both = width * width + 6 * width * width + 2 * width * width + read_out  # levels, scales
     layer = width * width * (3 + 1 + 2 * config.mlp_ratio) + 2 * n * width  # the latter is attention
     return 2 * n * (2 * without_input_gradient + 3 * (with_both + config.depth * layer))
 
 
-@pytest.mark.parametrize("config", [TINY, COLOURED])
+@pytest.mark.parametrize("config", [TINY, COLOURED, replace(COLOURED, pixel_width=7)])
 def test_operations_of_training_equal_a_count_by_hand(config):
     model = PatchTransformer(config)
     patches = (model.grid.num_patches, model.grid.patch_numel)

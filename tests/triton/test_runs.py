@@ -10,10 +10,16 @@ from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, S
 
 MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
+    "pixels": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, pixel_width=5)),
     "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
 }
 # The interpreter takes seconds for a UNet's call: a norm has a program for each group.
-RUNS = [("transformer", Schedule(1, 0.0)), ("transformer", Schedule(4, 0.8)), ("unet", Schedule(1, 0.9))]
+RUNS = [
+    ("transformer", Schedule(1, 0.0)),
+    ("transformer", Schedule(4, 0.8)),
+    ("pixels", Schedule(2, 0.5)),
+    ("unet", Schedule(1, 0.9)),
+]
 
 
 @pytest.mark.parametrize(("name", "schedule"), RUNS, ids=str)

@@ -9,9 +9,11 @@ import torch
 from full_disk import full_disk
 from safetensors import safe_open
 from safetensors.torch import load, save_file
+from small_models import PIXELS, randomise
 from unclosed import unclosed
 
 import ipr_fast
+from ipr_fast.models import PatchTransformer
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.files.weight_files import safetensors_bytes
 
@@ -29,6 +31,26 @@ def test_a_saved_model_comes_back(model, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor)
     assert model_info(path)["metadata"]["note"] == "for a test"
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_pixel_head_comes_back(tmp_path, dtype):
+    model, path = randomise(PatchTransformer(PIXELS), seed=0).to(dtype), tmp_path / "model.safetensors"
+    save_model(model, path)
+    again = load_model(path)
+    assert again.config == PIXELS
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_a_file_with_a_linear_read_out_says_nothing_of_pixels(model, tmp_path):
+    """As files were before there was a pixel head, to the byte."""
+    save_model(model, tmp_path / "model.safetensors")
+    fields = json.loads(model_info(tmp_path / "model.safetensors")["metadata"]["config"])
+    assert list(fields) == [
+        *("channels", "image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "box_size"),
+        *("level_features", "generate_schedule", "refine_schedule"),
+    ]
 
 
 def test_dtype_and_explicit_configuration(model, tmp_path):
