@@ -96,15 +96,16 @@ def _write_output(
     bad_first = (~good[0]).nonzero().flatten().tolist()
     chosen = (bad_first + good[0].nonzero().flatten().tolist())[:PICTURED_SAMPLES]
     shown = sorted({0, *(i for i in PICTURED_ITERATIONS if i < last), last})
+    title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
     if isinstance(task, DigitSudoku):
         boards = [report for report in trajectory.reports if isinstance(report, BoardReport)]
         violating = torch.stack([report.violating_cells for report in boards]).cpu()
         plots.plot_boards(samples, images, violating, known, shown, chosen)
+        plots.plot_good(curve, good, f"{task.adjective} {task.noun}s", title=title)
     else:
-        measure = next(iter(trajectory.measures().items()))
-        plots.plot_images(samples, images, good, measure, shown, chosen)
-    title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
-    plots.plot_good(curve, good, f"{task.adjective} {task.noun}s", title=title)
+        measures = {name.replace("_std", " deviation"): values for name, values in trajectory.measures().items()}
+        plots.plot_images(samples, images, good, next(iter(measures.items())), shown, chosen)
+        plots.plot_measures(curve, measures, title=title)
     return written
 
 

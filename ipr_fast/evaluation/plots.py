@@ -1,8 +1,8 @@
-"""Pictures: samples over the iterations of refinement, and the share of good ones."""
+"""Pictures: samples over the iterations of refinement, the share of good ones, and the means of measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,6 +108,28 @@ def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str) -> None:
     axis.set_title(title, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="best")
+    save_figure(figure, path)
+
+
+def plot_measures(path: str | Path, measures: Mapping[str, Tensor], *, title: str) -> None:
+    """Draw the mean of each measure (R + 1, B), by its name, and its 95 % interval over the iterations."""
+    figure, axes = load_pyplot().subplots(
+        1, len(measures), figsize=(2.7 * len(measures), 2.6), squeeze=False, layout="constrained"
+    )
+    for axis, (name, values) in zip(axes[0], measures.items(), strict=True):
+        means = [intervals.mean(v) for v in values]
+        value, low, high = ([mean[i] for mean in means] for i in range(3))
+        steps = range(len(means))
+        if values.shape[1] > 1:  # one sample has no interval
+            axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0)
+        axis.plot(steps, value, color=GREEN, marker="o", markersize=3)
+        axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1)
+        axis.set(xlabel="iteration", xlim=(0, max(1, steps[-1]) * 1.04))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(f"{name}\n{value[0]:.3g} to {value[-1]:.3g}", fontsize=9, color=INK)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10, color=INK)
     save_figure(figure, path)
 
 

@@ -39,3 +39,12 @@ def test_the_share_of_good_samples_is_drawn_even_after_no_iteration(tmp_path):
         good = torch.rand(iterations, 8, generator=torch.Generator().manual_seed(0)) < 0.5
         plots.plot_good(tmp_path / "curve.png", good, "valid boards", title="title")
         assert size_of(tmp_path / "curve.png") == (780, 480)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_the_means_of_measures_are_drawn_side_by_side(tmp_path, generator, samples):
+    """Even without an interval, of one sample, and after no iteration."""
+    for iterations in (1, 5):
+        measures = {name: torch.rand(iterations, samples, generator=generator) for name in ("a", "b", "c")}
+        plots.plot_measures(tmp_path / "curves.png", measures, title="title")
+        assert size_of(tmp_path / "curves.png") == pytest.approx((150 * 2.7 * 3, 150 * 2.6), abs=1)
