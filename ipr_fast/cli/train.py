@@ -76,6 +76,12 @@ class TrainingOptions:
     symbol_weight: Annotated[
         float | None, _setting("symbol_weight", "Weight of the symbols' cross-entropy, for tasks that know them.")
     ] = None
+    mean_weight: Annotated[
+        float | None, _setting("mean_weight", "Weight of the error of a sample's mean, for tasks that count.")
+    ] = None
+    few_active: Annotated[
+        float | None, _setting("few_active", "Share of samples with few active patches, for tasks that count.")
+    ] = None
     compile: Annotated[
         bool | None,
         option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),

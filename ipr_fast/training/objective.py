@@ -36,18 +36,24 @@ class Draw(NamedTuple):
     step: Tensor
 
 
-def draw(shape: torch.Size, generator: torch.Generator) -> Draw:
-    """Draw the random numbers for patches of shape (B, N, P)."""
+def draw(shape: torch.Size, generator: torch.Generator, few_active: float = 0.0) -> Draw:
+    """Draw the random numbers for patches of shape (B, N, P). few_active: as for `sample_roles`."""
     batch, num_patches, _ = shape
-    is_active = sample_roles(batch, num_patches, generator)
+    is_active = sample_roles(batch, num_patches, generator, few_active)
     levels = sample_levels(is_active, generator)
     noise = torch.randn(shape, generator=generator, device=generator.device)
     return Draw(is_active, levels, noise, _uniform(batch, num_patches, generator))
 
 
-def sample_roles(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    """Draw roles (B, N) bool, True = active: all N in a third of the samples, else a uniform number in 1..N."""
+def sample_roles(batch: int, num_patches: int, generator: torch.Generator, few_active: float = 0.0) -> Tensor:
+    """Draw roles (B, N) bool, True = active: all N in a third of the samples, else a uniform number in 1..N.
+
+    few_active: the share of the latter that gets a log-uniform number instead.
+    """
     count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator, device=generator.device)
+    if few_active:
+        few = (num_patches ** _uniform(batch, 1, generator)).long()
+        count = torch.where(_uniform(batch, 1, generator) < few_active, few, count)
     count = torch.where(_uniform(batch, 1, generator) < 1 / 3, num_patches, count)
     return _uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
 
@@ -97,20 +103,25 @@ class Losses(NamedTuple):
     """Scalars, means over noisy patches.
 
     velocity: squared error. log_variance: Gaussian likelihood. mix: squared error of `best_mix`. symbols: cross-entropy
-    of the symbols that the patches show, 0 without a symbol head.
+    of the symbols that the patches show, 0 without a symbol head. mean: squared error of each channel's mean over a
+    sample's noisy pixels, see `mean_error`.
     """
 
     velocity: Tensor
     log_variance: Tensor
     mix: Tensor
     symbols: Tensor
+    mean: Tensor
 
-    def total(self, symbol_weight: float = 0.0) -> Tensor:
+    def total(self, symbol_weight: float = 0.0, mean_weight: float = 0.0) -> Tensor:
         """Return the weighted sum that training minimises."""
-        return self.velocity + 0.1 * self.log_variance + 0.1 * self.mix + symbol_weight * self.symbols
+        own = self.velocity + 0.1 * self.log_variance + 0.1 * self.mix
+        return own + symbol_weight * self.symbols + mean_weight * self.mean
 
 
-def compute_losses(predict: Predict, clean: Tensor, drawn: Draw, symbols: Tensor | None = None) -> Losses:
+def compute_losses(
+    predict: Predict, clean: Tensor, drawn: Draw, symbols: Tensor | None = None, *, channels: int = 1
+) -> Losses:
     """Return the losses of clean patches (B, N, P) that show `symbols` (B, N) int64.
 
     predict: takes noisy patches, levels and roles as `PatchTransformer.predict` does; returns its prediction and the
@@ -121,7 +132,8 @@ def compute_losses(predict: Predict, clean: Tensor, drawn: Draw, symbols: Tensor
     assert prediction.variance_mix is not None
     assert prediction.log_variance is not None
     log_variance = prediction.log_variance.float()
-    square = (prediction.velocity - (drawn.noise - clean)).square()
+    error = prediction.velocity - (drawn.noise - clean)
+    square = error.square()
     noisy = (drawn.levels > 0).float()  # a clean patch says nothing about its noise
     patch_error = square.mean(-1).detach()
     log_likelihood = 0.5 * (patch_error * torch.exp(-log_variance) + log_variance)
@@ -135,7 +147,21 @@ def compute_losses(predict: Predict, clean: Tensor, drawn: Draw, symbols: Tensor
         log_variance=_weighted_mean(log_likelihood, noisy),
         mix=_weighted_mean(mix_error, weight * noisy),
         symbols=_weighted_mean(symbol_error, noisy),
+        mean=mean_error(error, t, channels),
     )
+
+
+def mean_error(velocity_error: Tensor, t: Tensor, channels: int) -> Tensor:
+    """Return n times the squared error of the mean of a sample's n noisy pixels, averaged over channels and samples.
+
+    The mean is of the predicted clean values, whose errors are `t` (B, N, 1) times the velocity's (B, N, P).
+    Independent errors give their own mean square, whatever n is. As the velocity's loss does, it has its minimum at the
+    posterior mean. But a constraint on a whole sample, such as equal numbers of pixels, changes each of its values by
+    little, and their mean by as much as it varies.
+    """
+    clean_error = (t * velocity_error).unflatten(-1, (channels, -1))  # (B, N, C, pixels)
+    pixels = (t > 0).sum((1, 2)).clamp_min(1) * clean_error.shape[-1]
+    return (clean_error.sum((1, 3)).square() / pixels[:, None]).mean()
 
 
 def best_mix(t: Tensor, velocity_error: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,8 @@ class TrainSettings:
         "bfloat16" (7 bits). Weights, losses and optimiser are float32.
     optimizer: "adamw", or "muon" for the layers' matrices and AdamW for the rest.
     symbol_weight >= 0: of the cross-entropy of symbols, for a `SymbolTask`; 0 trains without a symbol head.
+    mean_weight >= 0: of the error of a sample's mean, for tasks that count (`mean_error` in objective.py).
+    few_active in [0, 1]: share of samples with more context than usual, likewise (`sample_roles` in objective.py).
     compile: fuse network and losses with torch.compile; the first step, which compiles, does not count as minutes.
     seed in 0..2**64-1.
 
@@ -76,6 +78,8 @@ class TrainSettings:
     compile: bool = False
     optimizer: str = "adamw"
     symbol_weight: float = 0.5
+    mean_weight: float = 0.0
+    few_active: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,8 +93,9 @@ class TrainSettings:
             value = getattr(self, name)
             if not (value is None and name == "minutes") and not checks.number(name, value, 0) > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name in ("weight_decay", "symbol_weight"):
+        for name in ("weight_decay", "symbol_weight", "mean_weight"):
             checks.number(name, getattr(self, name), 0)
+        checks.number("few_active", self.few_active, 0, 1)
         if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         checks.integer("warmup", self.warmup, 0)
@@ -159,11 +164,11 @@ class Trainer:
         self._generator.manual_seed(self._seed())
         samples, symbols = self._sample()
         clean = self.model.grid.to_patches(samples)
-        losses = self._losses(clean, draw(clean.shape, self._generator), symbols)
+        losses = self._losses(clean, draw(clean.shape, self._generator, self.settings.few_active), symbols)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses.total(self.settings.symbol_weight).backward()
+        losses.total(self.settings.symbol_weight, self.settings.mean_weight).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip_norm)
         for group in groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
@@ -254,11 +259,12 @@ class Trainer:
 
     def _compute_losses(self, clean: Tensor, drawn: Draw, symbols: Tensor | None) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return compute_losses(self._predict, clean, drawn, symbols)
+            return compute_losses(self._predict, clean, drawn, symbols, channels=self.model.grid.channels)
 
     def _predict(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> tuple[Prediction, Tensor | None]:
         features = self.model.encode(patches, levels, is_active)
-        return self.model.read_out(features), None if self.symbol_head is None else self.symbol_head(features)
+        prediction = self.model.read_out(features, patches, levels)
+        return prediction, None if self.symbol_head is None else self.symbol_head(features)
 
     def _seed(self) -> int:
         digest = hashlib.sha256(f"{self.settings.seed}:{self.step}".encode()).digest()

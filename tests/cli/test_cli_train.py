@@ -29,6 +29,8 @@ OTHERS = {
     "compile": True,
     "optimizer": "muon",
     "symbol_weight": 0.25,
+    "mean_weight": 3.0,
+    "few_active": 0.25,
 }
 SIZES = {"width": 48, "depth": 2, "num_heads": 3}
 
