@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,15 +63,22 @@ def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None
     return value
 
 
-def extremes(name: str, value: Tensor) -> tuple[float, float] | None:
+class Extremes(NamedTuple):
+    """The smallest and the largest number of each of B samples."""
+
+    lows: list[float]
+    highs: list[float]
+
+
+def extremes(name: str, value: Tensor) -> Extremes | None:
     """Return the extremes of samples (B, ...), which must be finite in float32; None without numbers."""
     if not value.numel():
         return None
-    low, high = torch.stack(torch.aminmax(value.float())).tolist()  # both NaN if any number is
-    if not (math.isfinite(low) and math.isfinite(high)):
+    found = Extremes(*torch.stack(torch.aminmax(value.float().flatten(1), dim=1)).tolist())  # NaN if any number is
+    if not all(map(math.isfinite, (*found.lows, *found.highs))):
         bad = count_not_finite(value)
         raise ValueError(f"{name} must be finite in float32, got NaN or inf in {bad} of its samples")
-    return low, high
+    return found
 
 
 def same_settings(path: Path, found: Mapping[str, object], expected: Mapping[str, object]) -> None:

@@ -155,7 +155,7 @@ def generate_batch(
     patches = grid.to_patches(values)
     if known_values is not None and batch_size:
         in_use = patches.masked_fill(free[..., None], patches.new_zeros(()))
-        _check_range("known_values", in_use, model)
+        _check_range("known_values", in_use, model, whole=False)
     backend, max_chains = resolve.backend_on(device, backend), resolve.chains_at_a_time(max_chains)
     call = resolve.Call(model, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
     if not batch_size:
@@ -245,8 +245,8 @@ def _not_finite(x: Tensor) -> str | None:
     return f"{bad} of {len(x)} samples have NaN or inf, from the model's predictions" if bad else None
 
 
-def _check_range(name: str, x: Tensor, model: Denoiser) -> None:
+def _check_range(name: str, x: Tensor, model: Denoiser, *, whole: bool = True) -> None:
     """Check that x is finite; warn the caller of the public function if its range is not the model's."""
-    complaint = contract.range_complaint(name, checks.extremes(name, x), model)
+    complaint = contract.range_complaint(name, checks.extremes(name, x), model, whole=whole)
     if complaint is not None:
         warnings.warn(complaint, contract.RangeWarning, 3)

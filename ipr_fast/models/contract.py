@@ -140,24 +140,45 @@ class RangeWarning(RuntimeWarning):
 
 
 FAR = 4.0  # widths of a model's range; samples of a poor model may lie outside by one width
+RARE = 10  # bits: a chance of one in a thousand
 
 
-def range_complaint(name: str, found: tuple[float, float] | None, model: object) -> str | None:
-    """Return a warning if the samples' range [low, high] = `found` clearly differs from `model.value_range`, else None.
+def range_complaint(name: str, found: checks.Extremes | None, model: object, *, whole: bool = True) -> str | None:
+    """Return a warning if the extremes of samples clearly differ from the model's `value_range`, else None.
 
-    Clearly: no number lies below the middle of `value_range`, or some lie outside it by more than FAR times its width.
+    Clearly: no number lies below the middle of the range; or some lie outside it by more than FAR times its width; or,
+    of whole samples, most have a number in the highest quarter of the range and too few have one in the lowest. That
+    finds samples in [0, 1] of which some numbers are a little below 0, as those that a model has made are.
+
+    Too few: if at least every second sample of the training data has such a number, a batch with so few has a chance
+    below one in a thousand. So this takes at least ten samples.
     """
     trained = getattr(model, "value_range", None)
     if found is None or trained is None:
         return None
-    (low, high), (least, most) = found, trained
-    middle, width = (least + most) / 2, most - least
-    if (low >= middle and high > middle) or low < least - FAR * width or high > most + FAR * width:
-        return (
-            f"{name} lies in [{low:.4g}, {high:.4g}], but {checks.name_of(model)} was trained on samples in "
-            f"[{least:g}, {most:g}]: scale {name} to that range"
-        )
-    return None
+    least, most = trained
+    low, high, middle, width = min(found.lows), max(found.highs), (least + most) / 2, most - least
+    lowest, highest, count = least + width / 4, most - width / 4, len(found.lows)
+    have_low, have_high = sum(x < lowest for x in found.lows), sum(x > highest for x in found.highs)
+    too_few = whole and 2 * have_high >= count and _bits_against(have_low, count) >= RARE
+    if not ((low >= middle and high > middle) or too_few or low < least - FAR * width or high > most + FAR * width):
+        return None
+    few = f", {have_low} of {count} samples have a number below {lowest:g}" if too_few and low < middle else ""
+    return (
+        f"{name} lies in [{low:.4g}, {high:.4g}]{few}, but {checks.name_of(model)} was trained on samples in "
+        f"[{least:g}, {most:g}]: scale {name} to that range"
+    )
+
+
+def _bits_against(number: int, count: int) -> float:
+    """Bound the chance 2**-bits that an event of probability 1/2 or more happens `number` or fewer times of `count`.
+
+    Chernoff's bound: count * (1 - h), with the entropy h of the share in bits.
+    """
+    share = number / count
+    if share >= 0.5:
+        return 0.0
+    return count * (1 + sum(p * math.log2(p) for p in (share, 1 - share) if p))
 
 
 def mix_complaint(model: Denoiser, found: Tensor | None) -> str | None:

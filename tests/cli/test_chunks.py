@@ -346,12 +346,14 @@ sys.exit(main())
     assert not first.parent.exists()
 
 
-def test_samples_of_another_range_get_one_warning(tmp_path, weights, capsys):
-    """Images in [0, 1] are no digits on black: told once, in one line, and not once a chunk."""
-    x = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("lowest", [0.0, -0.1])
+def test_samples_of_another_range_get_one_warning(tmp_path, weights, capsys, lowest):
+    """Images in [0, 1], exactly or with some numbers below: told once, in one line, and not once a chunk."""
+    x = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * (1 - lowest) + lowest
     np.save(tmp_path / "x.npy", x.numpy())
     command = ["refine", str(tmp_path / "x.npy"), "--out", str(tmp_path / "y.npy"), "--iters", "1"]
     assert main([*command, "--model", str(weights), "--chunk", "2", "--quiet"]) == 0
     told = capsys.readouterr().err
     assert told.count("warning") == 1
-    assert re.search(r"^ipr-fast refine: warning: the input lies in \[[\d.e-]+, 0\.\d+\], but Patch", told)
+    few = ", 0 of 12 samples have a number below -0.5" if lowest else ""
+    assert re.search(rf"^ipr-fast refine: warning: the input lies in \[[\d.e-]+, \d\.?\d*\]{few}, but Patch", told)

@@ -1,7 +1,9 @@
 """Breaches of a model's contract are named, in the engine, its graphs and the reference."""
 
 import inspect
+import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import ipr_fast
 from ipr_fast import PatchGrid, Prediction, Schedule, random_patches
 from ipr_fast.models import contract
 from ipr_fast.sampling.prediction import mix_range
+from ipr_fast.tasks.catalog import TASKS, make_task
 
 SCHEDULE = Schedule(2, 0.5)
 
@@ -154,6 +157,82 @@ def test_samples_that_may_be_in_the_range_get_no_warning(model, finished):
         ipr_fast.generate_batch(
             12, model=model, known=none_known, known_values=finished + 9, schedule=SCHEDULE, stochasticity=0.0
         )
+
+
+def samples_of(name, count):
+    """Samples of a task; with "generated", those that the bundled model makes, which leave [-1, 1] a little."""
+    if name == "generated":
+        return ipr_fast.generate_batch(count, schedule=Schedule(4, 0.9))
+    pytest.importorskip("sklearn")
+    return make_task(name).sample(count, torch.Generator().manual_seed(0))
+
+
+class Forbidden:
+    """A model of samples in [-1, 1], for calls of no iterations."""
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(self, x):
+        _, channels, side, _ = x.shape
+        self.grid = PatchGrid(channels, side, side, 8)
+
+    def __call__(self, patches, levels, active=None):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("name", [*TASKS, "generated"])
+def test_a_tenth_of_noise_hides_no_range_of_0_to_1_and_makes_no_false_alarm(name):
+    """Neither for the samples of a task or a model, nor with noise."""
+    x = samples_of(name, 16)
+    noise = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    for count in (1, 10, 16):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for right in (x, x + noise, x.half()):
+                ipr_fast.refine_batch(right[:count], random_patches(), 0, model=Forbidden(x))
+        wrong = ((x + 1) / 2 + noise)[:count]
+        assert wrong.min() < 0
+        told = (
+            r"x lies in \[-0\.\d+, 1\.\d+\], 0 of 1[06] samples have a number below -0\.5, but Forbidden was trained on"
+        )
+        expected = pytest.warns(contract.RangeWarning, match=told) if count >= 10 else nullcontext()
+        with expected:
+            ipr_fast.refine_batch(wrong, random_patches(), 0, model=Forbidden(x))
+
+
+def test_an_outlier_hides_no_range_of_0_to_1():
+    x = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[3, 0, 5, 5], x[60, 0, 2, 1] = -1.0, -3.0
+    with pytest.warns(contract.RangeWarning, match="2 of 64 samples have a number below -0.5"):
+        ipr_fast.refine_batch(x, random_patches(), 0, model=Forbidden(x))
+
+
+def test_bright_samples_get_no_warning_while_half_of_them_have_a_dark_number():
+    x = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.1
+    x[::2, 0, 0, 0] = -0.6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ipr_fast.refine_batch(x, random_patches(), 0, model=Forbidden(x))
+        grey = x * 0.3  # reaches neither end: not squeezed
+        ipr_fast.refine_batch(grey, random_patches(), 0, model=Forbidden(x))
+
+
+def test_the_bound_on_a_chance():
+    """Never below the binomial's exact one, and exact where nothing happens."""
+    for count in (1, 7, 10, 64):
+        assert contract._bits_against(0, count) == count
+        assert contract._bits_against(count, count) == contract._bits_against((count + 1) // 2, count) == 0
+        for number in range(count // 2):
+            exact = sum(math.comb(count, k) for k in range(number + 1)) / 2**count
+            assert 0 <= contract._bits_against(number, count) <= -math.log2(exact)
+
+
+def test_a_few_known_patches_may_be_bright(model, finished):
+    known = torch.arange(16).expand(12, 16) == 0
+    values = (finished + 1) / 2 - 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ipr_fast.generate_batch(12, model=model, known=known, known_values=values, schedule=SCHEDULE)
 
 
 def test_a_model_without_a_range_gets_no_warning(finished):
