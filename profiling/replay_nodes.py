@@ -6,7 +6,7 @@
 
 A count takes an operator, or a launch of a Triton kernel, as one node: bench/guard.py holds that number as "operator
 calls" of "begin, as kernels" and "tick, as kernels". On a device an operator may be several nodes: masked attention
-has five more, for a mask of aligned numbers. A log has them all.
+has two more, for its random state. A log has them all.
 """
 
 from __future__ import annotations

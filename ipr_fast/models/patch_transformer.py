@@ -40,21 +40,34 @@ class ContextCache(NamedTuple):
 
 
 class LevelTable(NamedTuple):
-    """Precomputed modulation per level, active-token embedding, packed weights.
+    """Precomputed modulation and embeddings, packed weights.
 
-    levels (R,), ascending; layers (depth, R, 6 width) and out (R, 2 width), see Modulation.
-    active_embedding (N, width): position and role of an active token. packed: weights in a CPU's layout.
+    levels (R,), ascending; layers (depth, R, 6 width) and out (R, 2 width): modulation of active tokens at these.
+    context_layers (depth, 1, 1, 6 width), context_out (1, 1, 2 width): modulation of context tokens.
+    active_embedding (N, width): position and role of an active token. position (N, width): the position alone.
+    packed: weights in a CPU's layout.
     """
 
     levels: Tensor
     layers: Tensor
     out: Tensor
+    context_layers: Tensor
+    context_out: Tensor
     active_embedding: Tensor
+    position: Tensor
     packed: PackedWeights
 
-    def modulation(self, row: Tensor) -> Modulation:
-        """Return the modulation of tokens at the levels of these rows (B, n)."""
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self[:-1]
+
+    def active(self, row: Tensor) -> Modulation:
+        """Return the modulation of active tokens at the levels of these rows (B, n)."""
         return Modulation((self.layers[i] for i in range(len(self.layers))), self.out, row)
+
+    def context(self) -> Modulation:
+        """Return the modulation of context tokens."""
+        return Modulation((self.context_layers[i] for i in range(len(self.layers))), self.context_out)
 
 
 class PatchTransformer(nn.Module):
@@ -121,8 +134,9 @@ class PatchTransformer(nn.Module):
 
     def encode(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> Tensor:
         """Return the normalised features (B, N, width) that `read_out` turns into the prediction of `predict`."""
-        position = torch.arange(patches.shape[1], device=patches.device)
-        h, modulation = self._embed(patches, position, is_active.long()), self._modulation(levels, is_active.long())
+        role = is_active.long()
+        h = self._read_in(patches) + self._positions() + self.role(role)
+        modulation = self._modulation(levels, role)
         may_attend = is_active[:, None, :, None] | ~is_active[:, None, None, :]
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
@@ -133,17 +147,24 @@ class PatchTransformer(nn.Module):
 
     def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
         """Return the modulation of active tokens at levels (R,), ascending; written into `out`, if given."""
-        modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
-        layers, embedding = torch.stack(list(modulation.layers)), self._active_embedding()
-        if out is None:
-            out = LevelTable(levels.clone(), layers, modulation.out, embedding, PackedWeights())
-        else:
-            out.levels.copy_(levels)
-            out.layers.copy_(layers)
-            out.out.copy_(modulation.out)
-            out.active_embedding.copy_(embedding)
-        out.packed.pack(self)
-        return out
+        active, context = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64)), self._of_context()
+        position = self._positions()
+        table = LevelTable(
+            levels.clone(),
+            torch.stack(list(active.layers)),
+            active.out,
+            torch.stack(list(context.layers)),
+            context.out,
+            position + self.role.weight[1],
+            position,
+            PackedWeights() if out is None else out.packed,
+        )
+        if out is not None:
+            for own, new in zip(out.tensors, table.tensors, strict=True):
+                own.copy_(new)
+            table = out
+        table.packed.pack(self)
+        return table
 
     def prepare(
         self,
@@ -154,25 +175,25 @@ class PatchTransformer(nn.Module):
         table: LevelTable | None = None,
     ) -> ContextCache:
         """Return the context's keys and values, in `out` if given. Steps overwrite the rows of active tokens."""
-        packed = None if table is None else table.packed
+        packed, position, modulation = (
+            (None, self._positions(), self._of_context())
+            if table is None
+            else (table.packed, table.position, table.context())
+        )
         batch, num_patches, _ = patches.shape
         if out is None:
             shape = (self.config.depth, batch * num_patches + 1, 2 * self.config.width)
             zeros = torch.zeros(shape, dtype=self.patch_in.weight.dtype, device=patches.device)
             out = ContextCache(zeros, num_patches)
-        is_active = active.scatter(active.occupied, num_patches, fill=False)
-        # In a chain without context tokens attend to each other: a softmax over no key is NaN.
-        may_attend = (~is_active | is_active.all(1, keepdim=True))[:, None, None, :]
-        position = torch.arange(num_patches, device=patches.device)
-        zero = torch.zeros(1, 1, dtype=torch.int64, device=patches.device)  # the level and the role of all tokens
-        h, modulation = self._embed(patches, position, zero), self._modulation(zero.float(), zero)
+        bias = _context_bias(active, num_patches, out.keys_values.dtype)
+        h = self._read_in(patches) + position + self.role.weight[0]
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
                 normed = first_norm(h, adaln)
             q, keys_values = layer.project(normed, packed)
             out.keys_values[i, :-1].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output
-                h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, may_attend), packed)
+                h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, bias), packed)
         return out
 
     def _predict_slots(
@@ -188,38 +209,39 @@ class PatchTransformer(nn.Module):
         if self.config.pixel_width is not None:
             dtype = patches.dtype  # the head divides by small levels: a rounding of half precision would grow
         if table is None:
-            packed, embedding, values = None, self._active_embedding(), active.gather(patches).to(dtype)
+            packed, embedding = None, self._positions() + self.role.weight[1]
+            values = active.gather(patches).to(dtype)
             modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
             place = active.rows(num_patches)
         else:
             packed, embedding = table.packed, table.active_embedding
             values, row, place = slot_inputs(patches, active.index, levels, table.levels, dtype)
-            modulation = table.modulation(row)
+            modulation = table.active(row)
         x = self._read_in(values, packed)
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
                 h, normed = embed(embedding, active.index, x, adaln)
             cache = context.keys_values[i]
             q, keys_values = layer.project(normed, packed)
-            cache.index_copy_(
-                0, place.flatten(), keys_values.flatten(0, 1).to(cache.dtype)
-            )  # autocast may have lowered them
+            own = keys_values.flatten(0, 1).to(cache.dtype)  # autocast may have lowered them
+            cache.index_copy_(0, place.flatten(), own)
             attended = layer.attend(q, cache[:-1].view(batch, num_patches, -1))
             h, normed = layer.finish(h, adaln, attended, packed)
         return self.read_out(normed, values, levels, packed)
-
-    def _embed(self, patches: Tensor, position: Tensor, role: Tensor) -> Tensor:
-        """Return the tokens of patches (B, N, P) with these positions (N,) and roles (B, N)."""
-        return self._read_in(patches) + self.position(position) + self.role(role)
 
     def _read_in(self, patches: Tensor, packed: PackedWeights | None = None) -> Tensor:
         """Return what tokens know of their patches (B, n, P) alone: (B, n, width)."""
         h = linear(self.patch_in, patches.to(self.patch_in.weight.dtype), packed)
         return h if self.config.pixel_width is None else h + self.pixel_in(patches, packed)
 
-    def _active_embedding(self) -> Tensor:
-        """Return the embedding (N, width) of an active token's position and role."""
-        return self.position(torch.arange(self.grid.num_patches, device=self.role.weight.device)) + self.role.weight[1]
+    def _positions(self) -> Tensor:
+        """Return the embeddings (N, width) of all positions."""
+        return self.position(torch.arange(self.grid.num_patches, device=self.role.weight.device))
+
+    def _of_context(self) -> Modulation:
+        """Return the modulation of context tokens, one row (1, 1, ...) for all."""
+        zero = torch.zeros(1, 1, dtype=torch.int64, device=self.role.weight.device)
+        return self._modulation(zero.float(), zero)
 
     def _modulation(self, levels: Tensor, role: Tensor) -> Modulation:
         """Return the modulation of tokens with these levels and roles (...)."""
@@ -237,3 +259,15 @@ class PatchTransformer(nn.Module):
         numel = self.grid.patch_numel
         velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
         return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
+
+
+def _context_bias(active: ActivePatches, num_patches: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the context's attention logits (B, 1, 1, N): -inf for active tokens, else 0.
+
+    In a chain without context tokens attend to each other: a softmax over no key is NaN. Rows are padded to a multiple
+    of 16 numbers, else torch's attention would do so in every layer.
+    """
+    place = torch.remainder(active.index, num_patches + 1).long()  # padding, -1, goes to a spare column
+    bias = torch.zeros(len(place), -(-(num_patches + 1) // 16) * 16, dtype=dtype, device=place.device)
+    bias.scatter_(1, place, -torch.inf).masked_fill_((active.count == num_patches)[:, None], 0.0)
+    return bias[:, None, None, :num_patches]

@@ -7,6 +7,7 @@ from small_models import TINY, randomise
 
 from ipr_fast import ActivePatches, Prediction, Schedule
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models.patch_transformer import _context_bias
 
 READ_OUTS = {"linear": TINY, "pixels": replace(TINY, pixel_width=5)}
 
@@ -81,6 +82,29 @@ def test_a_table_of_levels_gives_what_the_levels_give(model, generator, schedule
         again = model.tabulate(torch.cat([levels, levels[-1:].expand(3)]), out=table)
         assert again is table
         assert_same_slots(found, model(patches, some, active, context=context, table=table), active)
+
+
+def test_a_table_has_what_the_context_needs(model, generator):
+    patches, active, _ = make_case(generator)
+    model, levels = copy.deepcopy(model), torch.linspace(0, 1, 16)
+    with torch.no_grad():
+        table = model.tabulate(levels)
+        for shift in (0.0, 1.0):  # as after a step of training
+            model.role.weight += shift
+            model.tabulate(levels, out=table)
+            contexts = model.prepare(patches, active, table=table), model.prepare(patches, active)
+            torch.testing.assert_close(*(each.keys_values for each in contexts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_patches", "width"), [(16, 32), (15, 16), (81, 96)])
+def test_a_mask_of_the_context_needs_no_alignment(num_patches, width, generator):
+    """On a GPU, torch's attention copies a mask whose rows are not multiples of 16 numbers, in each layer."""
+    mask = torch.rand(10, num_patches, generator=generator) < 0.5
+    mask[0], mask[1] = False, True
+    bias = _context_bias(ActivePatches.from_mask(mask, num_patches), num_patches, torch.float32)
+    mask[1] = False  # without context, tokens attend to each other
+    assert torch.equal(bias[:, 0, 0], torch.zeros(10, num_patches).masked_fill(mask, -torch.inf))
+    assert bias.stride()[::3] == (width, 1)
 
 
 def test_the_context_does_not_see_the_active_patches(model, generator):
