@@ -103,11 +103,13 @@ def printable(value: object) -> str:
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Seed, device and progress bars, for every command that computes."""
+SEED = "Seed of all random numbers, in [0, 2**64)."
 
-    seed: Annotated[int, option(RUN, "Seed of all random numbers, in [0, 2**64).")] = 0
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Device and progress bars, for every command that computes."""
+
     device: Annotated[
         str | None, option(RUN, "Torch device.", metavar="DEVICE", show_default="cuda if there is one, else cpu")
     ] = None
@@ -118,10 +120,21 @@ class RunOptions:
         return not self.quiet
 
     def checked_device(self) -> torch.device:
-        """Return the device to run on. Raises ValueError for a bad `--device` or `--seed`."""
-        checks.integer("--seed", self.seed, 0, 2**64 - 1)
+        """Return the device to run on. Raises ValueError for a bad `--device`."""
         default = "cuda" if torch.cuda.is_available() else "cpu"
         return checks.usable_device("--device", default if self.device is None else self.device)
+
+
+@dataclass(frozen=True)
+class RunOptions(DeviceOptions):
+    """Device, progress bars and seed."""
+
+    seed: Annotated[int, option(RUN, SEED)] = 0
+
+    def checked_device(self) -> torch.device:
+        """Return the device to run on. Raises ValueError for a bad `--device` or `--seed`."""
+        checks.integer("--seed", self.seed, 0, 2**64 - 1)
+        return super().checked_device()
 
 
 # -------------------------------------------------------------------------------------------------------------- model

@@ -410,7 +410,7 @@ def test_an_interrupted_training_is_saved_and_says_how_to_go_on(tmp_path, monkey
         assert main(run) == 130
     assert "ipr-fast train: interrupted (--resume goes on" in capsys.readouterr().err
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
-    assert main([*run, "--resume"]) == 0
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--evaluate", "0", "--quiet"]) == 0
     whole, resumed = (ipr_fast.load_model(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
