@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support import network_operations, operations
+from support import network_operations, operations, token_operations
 from support.chains import Replayed
 from support.harness import seconds
 from support.measure import Arm, Check, Measure
@@ -76,6 +76,10 @@ def cases() -> list[Case]:
     for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
         name = "{0} x {1} x {1}".format(*shape)
         found.append(Case("group norm", name, partial(network_operations.group_norm_silu, shape), 8))
+    for vocabulary, small in ((10, 1024), (50_258, 16), (126_464, 4)):
+        name = f"{vocabulary:,} ids"
+        found.append(Case("categorical", name, partial(token_operations.draw_tokens, vocabulary), small))
+        found.append(Case("threshold", name, partial(token_operations.find_threshold, vocabulary), small))
     for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
         name = "{} of {} tokens, {} heads of {}".format(*shape)
         found.append(Case("partial attention", name, partial(network_operations.attention, shape), small, "flop"))

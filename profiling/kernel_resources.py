@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 from ipr_fast import Schedule
 from ipr_fast.kernels import (
     advance,
+    categorical,
     denoise,
     group_norm,
     modulated_norm,
@@ -41,6 +42,7 @@ from ipr_fast.kernels import (
     renoise,
     residual_norm,
     slot_inputs,
+    threshold,
 )
 from ipr_fast.kernels.launch import DTYPES
 from ipr_fast.kernels.philox import seed_tensor
@@ -127,6 +129,12 @@ def launches() -> Iterator[Launch]:
         yield from record(f"Even Pixels, {kind}", pixel_head, partial(read_pixels, dtype, 16, 3, 16, 16))
         for name, sizes in maps.items():
             yield from record(f"{name}, {kind}", group_norm, partial(norm_map, dtype, *sizes))
+        for vocabulary in (10, 50_258, 126_464):
+            for how in ("whole", "greedy", "restricted"):
+                call = partial(draw_tokens, dtype, vocabulary, how)
+                yield from record(f"{vocabulary:,}, {kind}, {how}", categorical, call)
+            call = partial(find_threshold, dtype, vocabulary)
+            yield from record(f"{vocabulary:,}, {kind}", threshold, call)
 
 
 def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:
@@ -203,6 +211,37 @@ def norm_map(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
     group_norm.group_norm(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
 
 
+def draw_tokens(dtype: torch.dtype, vocabulary: int, how: str) -> None:
+    """Draw a token for each of eight slots: at temperature 1, at 0, or at 0.7 with a threshold and forbidden ids."""
+    logits, number, restricted = torch.zeros(2, 4, vocabulary, dtype=dtype), torch.tensor(1), how == "restricted"
+    categorical.categorical(
+        logits,
+        index=torch.zeros(2, 4, dtype=torch.int32),
+        step=torch.zeros(2, dtype=torch.int64),
+        iteration=number,
+        chain_ids=torch.arange(2),
+        seed=seed_tensor(1, "cpu"),
+        out=categorical.Drawn.empty(2, 4, "cpu"),
+        temperature={"whole": 1.0, "greedy": 0.0, "restricted": 0.7}[how],
+        threshold=torch.zeros(2, 4) if restricted else None,
+        forbidden=torch.zeros(vocabulary, dtype=torch.bool) if restricted else None,
+    )
+
+
+def find_threshold(dtype: torch.dtype, vocabulary: int) -> None:
+    """Find the thresholds of eight slots by top-k, and by top-p in what it keeps."""
+    threshold.threshold(
+        torch.zeros(2, 4, vocabulary, dtype=dtype),
+        index=torch.zeros(2, 4, dtype=torch.int32),
+        out=torch.zeros(2, 4),
+        temperature=0.7,
+        top_k=5,
+        top_p=0.9,
+        nucleus="inner",
+        forbidden=torch.zeros(vocabulary, dtype=torch.bool),
+    )
+
+
 def compile_for(launch: Launch, target: str) -> Resources:
     """Compile a launch as Triton would, with its divisibility by 16 of pointers and integers."""
     signature, constants, attributes = {}, {}, {}
@@ -264,13 +303,13 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     arguments = parser.parse_args()
     columns = f"{'warps':>5} {'registers':>9} {'stack':>6} {'spills':>6} {'shared':>7}"
-    print(f"{'target':7} {'kernel':26} {'case':24} {columns}")
+    print(f"{'target':7} {'kernel':26} {'case':30} {columns}")
     for target in arguments.targets:
         for launch in launches():
             used = compile_for(launch, target)
             name, warps = launch.kernel.__name__, launch.options["num_warps"]
             print(
-                f"{target:7} {name:26} {launch.case:24} {warps:5} {used.registers:9} {used.stack:6} {used.spills:6} "
+                f"{target:7} {name:26} {launch.case:30} {warps:5} {used.registers:9} {used.stack:6} {used.spills:6} "
                 f"{used.shared:7}",
                 flush=True,
             )

@@ -57,7 +57,7 @@ _NAMESPACE = re.compile("^(aten|mkldnn)::")
 
 # Kernels by the first pattern that matches their names; library names of CUDA 11 to 13.
 KERNELS = [
-    (OWN, r"^(renoise|advance|denoise)_kernel"),
+    (OWN, r"^(renoise|mask_tokens|reveal|categorical|threshold|advance|denoise)_kernel"),
     (MOVING, r"^slot_inputs_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
     (NORMS, r"^(layer_norm|residual_norm|channel_statistics|channel_factors|scale_shift)_kernel"),

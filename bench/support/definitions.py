@@ -50,6 +50,47 @@ def normals(
     return torch.from_numpy(whole[..., :numel].copy()).to(patches.device)
 
 
+def gumbels(seed: int, step: np.ndarray, iteration: int, chain_ids: Tensor, slots: int, number: int) -> np.ndarray:
+    """Gumbel numbers (B, slots, number) of 64 bits, for positions 0..slots-1 of chains in steps (B,)."""
+    quads = np.arange(-(-number // 2)) + (5 << 28)
+    places = np.arange(slots)[:, None] + (step[:, None, None] << 16)
+    words = philox((quads, places, iteration, chain_ids.cpu().numpy()[:, None, None]), seed)
+    bits = np.stack([words[0] * 2.0**32 + words[1], words[2] * 2.0**32 + words[3]], axis=-1)
+    u = np.minimum((bits.reshape(*bits.shape[:-2], -1)[..., :number] + 0.5) * 2.0**-64, 1 - 2.0**-24)
+    return -np.log(-np.log1p(-u))
+
+
+def categorical(
+    logits: Tensor, temperature: float, seed: int, step: Tensor, iteration: int, chain_ids: Tensor
+) -> tuple[Tensor, ...]:
+    """Token, log-probability, confidence, odds, gap, entropy of positions 0..A-1, from logits (B, A, V)."""
+    _, slots, vocabulary = logits.shape
+    classes = min(256, max(16, 1 << (vocabulary - 1).bit_length()))
+    members = -(-vocabulary // classes)
+    noise = gumbels(seed, step.cpu().numpy(), iteration, chain_ids, slots, classes + members)
+    noise = torch.from_numpy(noise).to(logits.device)
+    law = F.pad(logits.double() / temperature, (0, members * classes - vocabulary), value=-torch.inf).log_softmax(-1)
+    by_class = law.unflatten(-1, (members, classes))
+    drawn = (by_class.logsumexp(-2) + noise[..., :classes]).argmax(-1)
+    own = by_class.gather(-1, drawn[..., None, None].expand(-1, -1, members, 1))[..., 0]
+    token = drawn + classes * ((own + noise[..., classes:]).argmax(-1) if members > 1 else 0)
+    below = logits.double() - logits.double().amax(-1, keepdim=True)
+    p = below.softmax(-1)
+    confidence, others = p.gather(-1, token[..., None])[..., 0], p.scatter(-1, token[..., None], 0.0).sum(-1)
+    ordered, weights = (x.sort(-1, descending=True).values[..., 1:] for x in (p, below.exp()))  # of all but the first
+    gap = ordered.sum(-1) + ordered[..., :1].sum(-1)
+    entropy = weights.sum(-1).log1p() - (p * below).sum(-1)
+    return token, law.gather(-1, token[..., None])[..., 0], confidence, others / confidence, gap, entropy
+
+
+def threshold(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """The lowest logit (B, A) of the smallest set of ids that has `top_p` of the mass."""
+    ordered = logits.double().sort(-1, descending=True).values
+    law = (ordered / temperature).softmax(-1)
+    kept = (law.cumsum(-1) - law < top_p).sum(-1, keepdim=True)
+    return ordered.gather(-1, kept - 1)[..., 0]
+
+
 def choose(free: Tensor, size: int, seed: int, iteration: int, chain_ids: Tensor) -> Tensor:
     """The `size` free patches of each chain with the smallest keys (B, size), in ascending order."""
     patches = np.arange(free.shape[1])

@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from ipr_fast.kernels import (
     advance,
+    categorical,
     denoise,
     group_norm,
+    logits,
     modulated_norm,
     partial_attention,
     pixel_features,
@@ -28,6 +30,7 @@ from ipr_fast.kernels import (
     renoise,
     residual_norm,
     slot_inputs,
+    threshold,
 )
 from ipr_fast.kernels.launch import triton
 
@@ -35,6 +38,7 @@ Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FL
 
 FILES = (
     advance,
+    categorical,
     denoise,
     group_norm,
     modulated_norm,
@@ -44,9 +48,11 @@ FILES = (
     renoise,
     residual_norm,
     slot_inputs,
+    threshold,
 )
 BYTES = {
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
+    "categorical_kernel": lambda given: _of_logits(given),
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
@@ -56,6 +62,7 @@ BYTES = {
     "slot_inputs_kernel": lambda given: slot_inputs.bytes_moved(
         *given["p_index"].shape, given["P"], given["p_values"].element_size()
     ),
+    "threshold_kernel": lambda given: _of_logits(given),
 }  # with every slot moving and tables in cache; the other kernels read or write each of their tensors once
 FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
 
@@ -107,6 +114,10 @@ def _of_tokens(given: dict[str, Any], with_tables: Callable[[int, int, int, int,
 
 def _residual_norm_bytes(given: dict[str, Any]) -> Callable[[int, int, int, int, bool], int]:
     return partial(residual_norm.bytes_moved, embeds=given["p_index"] is not None)
+
+
+def _of_logits(given: dict[str, Any]) -> int:
+    return logits.bytes_moved(given["p_index"].numel(), given["V"], given["p_logits"].element_size())
 
 
 def _kernels() -> list[tuple[Any, str, Any]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ipr_fast.kernels import (
+    categorical,
     denoise,
     group_norm,
     modulated_norm,
@@ -15,6 +16,7 @@ from ipr_fast.kernels import (
     renoise,
     residual_norm,
     slot_inputs,
+    threshold,
 )
 from ipr_fast.kernels.launch import triton
 from ipr_fast.kernels.philox import MAX_PATCH_NUMEL, MAX_PATCHES
@@ -110,6 +112,24 @@ def read_pixels(batch, tokens, channels, size):
     pixel_head.pixel_head(weights, z, level, channels=channels, hidden=16, floor=0.05)
 
 
+def draw(batch, slots, vocabulary):
+    ids, counter = meta(batch, dtype=torch.int64), meta(dtype=torch.int64)
+    categorical.categorical(
+        meta(batch, slots, vocabulary),
+        index=meta(batch, slots, dtype=torch.int32),
+        step=ids,
+        iteration=counter,
+        chain_ids=ids,
+        seed=counter,
+        out=categorical.Drawn.empty(batch, slots, "meta"),
+    )
+
+
+def find_threshold(batch, slots, vocabulary):
+    index, out = meta(batch, slots, dtype=torch.int32), meta(batch, slots, dtype=torch.float32)
+    threshold.threshold(meta(batch, slots, vocabulary), index=index, out=out, top_p=0.9)
+
+
 @pytest.mark.parametrize(
     ("file", "call", "sizes"),
     [
@@ -128,6 +148,9 @@ def read_pixels(batch, tokens, channels, size):
         (pixel_features, encode_pixels, (100_000, 81, 3, 4)),
         (pixel_head, read_pixels, (100_000, 81, 3, 4)),
         (pixel_head, read_pixels, (1, 2, 1, 512)),
+        (categorical, draw, (100_000, 81, 10)),
+        (categorical, draw, (100_000, 256, 2**18)),
+        (threshold, find_threshold, (100_000, 256, 2**18)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
