@@ -12,6 +12,7 @@ from ipr_fast.model_check import check_model
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model, save_model
 from ipr_fast.models.files.sources import bundled_models
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling import reference
 from ipr_fast.sampling.corrupt import swap_patches
@@ -19,6 +20,7 @@ from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
 
 sys.modules[f"{__name__}.reference"] = reference  # so that `from ipr_fast.reference import ...` works too
 
@@ -31,6 +33,10 @@ __all__ = [
     "PatchGrid",
     "Prediction",
     "Schedule",
+    "TokenDenoiser",
+    "TokenPrediction",
+    "TokenSchedule",
+    "Vocabulary",
     "all_patches",
     "bundled_models",
     "check_model",

@@ -15,42 +15,59 @@ from ipr_fast.engine import memory
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.graph_cache import Request, runner_for
 from ipr_fast.engine.graphs import CudaCapture
+from ipr_fast.engine.lanes import LaneSettings
 from ipr_fast.engine.patch_lanes import PatchSettings
+from ipr_fast.engine.token_lanes import TokenSettings
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
-from ipr_fast.sampling import arguments
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling
+from ipr_fast.sampling.token_reference import TokenReferenceEngine
+from ipr_fast.sampling.tokens import TokenSampling
+from ipr_fast.spaces import Space
 
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
-MOST_TEMPERATURE = 1000.0  # far more noise than any model was trained on; beyond, its float32 overflows
 SMALL_BYTES = 2**28  # samples that are not compared with free memory
 
 
 @dataclass(frozen=True)
 class Call:
-    """A model, its chains and how to run them."""
+    """A model's space, its chains and how to run them."""
 
-    model: Denoiser
+    space: Space
     chain_ids: Tensor
-    sampling: Sampling
+    sampling: Sampling | TokenSampling
     backend: str
     max_chains: int | str
     tf32: bool
 
     @contextmanager
-    def engine(self, patches: Tensor, most_active: int) -> Iterator[Engine | ReferenceEngine]:
-        """Provide the engine for patches (B, N, P), of which at most `most_active` are active in a chain."""
+    def engine(self, values: Tensor, most_active: int) -> Iterator[Engine | ReferenceEngine | TokenReferenceEngine]:
+        """Provide the engine for values (B, N, ...), of which at most `most_active` are active in a chain."""
+        model, sampling = self.space.model, self.sampling
+        settings: LaneSettings
+        reference: type[ReferenceEngine]
+        if isinstance(sampling, TokenSampling):
+            settings, reference = TokenSettings.of(sampling, self.tf32), TokenReferenceEngine
+        else:
+            settings, reference = PatchSettings.of(sampling, self.tf32), ReferenceEngine
         if self.backend == "reference":
-            yield ReferenceEngine(self.model, patches, self.chain_ids, self.sampling)
+            yield reference(model, values, self.chain_ids, sampling)
             return
         capture = CudaCapture if self.backend == "graphs" else None
-        settings = PatchSettings.of(self.sampling, self.tf32)
-        request = Request(self.model, len(patches), most_active, patches.device, settings, self.max_chains, capture)
+        request = Request(
+            model,
+            len(values),
+            most_active,
+            values.device,
+            settings,
+            self.max_chains,
+            capture,
+        )
         with runner_for(request) as runner:
-            yield Engine(runner, patches, self.chain_ids, self.sampling)
+            yield Engine(runner, values, self.chain_ids, sampling)
 
 
 def model_for(x: Tensor) -> Denoiser:
@@ -64,23 +81,11 @@ def bundled(name: str, device: torch.device) -> Denoiser:
     return load_model(name, device=device)
 
 
-def device_for(device: torch.device | str | None, model: Denoiser) -> torch.device:
+def device_for(device: torch.device | str | None, model: object) -> torch.device:
     """Return the device of a generation: the given one, else the model's."""
     if device is not None:
         return checks.usable_device("device", device)
     return contract.device_of(model) or torch.device("cpu")
-
-
-def sampling(
-    schedule: object, stochasticity: float, temperature: float, seed: int, fixed_noise: bool = False
-) -> Sampling:
-    return Sampling(
-        arguments.schedule(schedule),
-        checks.number("stochasticity", stochasticity, 0, 1),
-        checks.number("temperature", temperature, 0, MOST_TEMPERATURE),
-        checks.integer("seed", seed, 0, 2**64 - 1),
-        fixed_noise,
-    )
 
 
 def backend_on(device: torch.device, name: object) -> str:
@@ -103,9 +108,9 @@ def chains_at_a_time(max_chains: object) -> int | str:
         raise ValueError(f'max_chains must be "auto" or an int >= 1, got {max_chains!r}') from error
 
 
-def check_memory(name: str, count: int, numel: int, device: torch.device) -> None:
-    """Raise ValueError if `count` samples of `numel` float32 numbers, and a working copy, do not fit into memory."""
-    needed = 2 * 4 * count * numel
+def check_memory(name: str, count: int, num_bytes: int, device: torch.device) -> None:
+    """Raise ValueError if `count` samples of `num_bytes` each, and a working copy, do not fit into memory."""
+    needed = 2 * count * num_bytes
     if needed < SMALL_BYTES:
         return
     available = memory.available_bytes(device)

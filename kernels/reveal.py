@@ -18,8 +18,6 @@ Source: Sahoo et al. 2024 (MDLM), Nie et al. 2025 (LLaDA), Wang et al. 2025 (ReM
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -35,18 +33,6 @@ except ImportError:  # macOS and Windows
 
 MAX_PROGRAM_SLOTS = 4096  # with more, the twin runs
 KEYS = 1 << 32
-
-
-class Drawn(NamedTuple):
-    """Tokens drawn for the slots, and how they are ordered: (B, A) each.
-
-    token int64. score float32 >= 0, lower ones are revealed first, NaN last; None for a random order. confidence
-    float32, kept as psi.
-    """
-
-    token: Tensor
-    score: Tensor | None
-    confidence: Tensor | None
 
 
 @jit
@@ -136,8 +122,10 @@ def reveal_kernel(
 
 def reveal(
     tokens: Tensor,
-    drawn: Drawn,
+    drawn: Tensor,
     *,
+    score: Tensor | None,
+    confidence: Tensor | None = None,
     index: Tensor,
     count: Tensor,
     mask_id: int,
@@ -152,18 +140,19 @@ def reveal(
 ) -> None:
     """Do one step more than `step`, the last one that was done: reveal and remask active positions of `tokens`.
 
-    A position whose drawn token is -1 stays masked, and positions that are not active keep their tokens. step: updated
-    in place. psi (B, A): updated in place, and divides sigma among the visible positions; None for one sigma for all.
+    drawn (B, A): a token for each slot; where it is -1 the position stays masked. score (B, A) >= 0: lower ones are
+    revealed first, NaN last; None for a random order. step: updated in place. psi (B, A): takes the confidence of what
+    is revealed, and divides sigma among the visible positions; None for one sigma for all.
     """
     tables = visible, reveal, sigma
-    if not runs_kernel(reveal_kernel, tokens, drawn.score) or index.shape[1] > MAX_PROGRAM_SLOTS:
-        _reveal(tokens, drawn, index, count, mask_id, tables, psi, step, iteration, chain_ids, seed)
+    if not runs_kernel(reveal_kernel, tokens, score) or index.shape[1] > MAX_PROGRAM_SLOTS:
+        _reveal(tokens, drawn, score, confidence, index, count, mask_id, tables, psi, step, iteration, chain_ids, seed)
         return
     batch, slots = index.shape
     if index.numel() == 0:
         return
     contiguous(tokens=tokens, index=index, count=count, step=step, chain_ids=chain_ids, psi=psi)
-    contiguous(drawn=drawn.token, score=drawn.score, confidence=drawn.confidence)
+    contiguous(drawn=drawn, score=score, confidence=confidence)
     contiguous(visible=visible, reveal=reveal, sigma=sigma)
     some = visible if visible is not None else reveal
     assert some is not None, "a schedule has one of the tables"
@@ -173,9 +162,9 @@ def reveal(
         tokens,
         index,
         count,
-        drawn.token,
-        drawn.score,
-        drawn.confidence,
+        drawn,
+        score,
+        confidence,
         psi,
         visible,
         reveal,
@@ -189,7 +178,7 @@ def reveal(
         slots,
         some.shape[1],
         COUNTS=visible is not None,
-        SCORES=drawn.score is not None,
+        SCORES=score is not None,
         REMASKS=sigma is not None,
         BY_CONFIDENCE=psi is not None,
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
@@ -204,7 +193,9 @@ def bytes_moved(batch: int, slots: int, changed: int) -> int:
 
 def _reveal(
     tokens: Tensor,
-    drawn: Drawn,
+    drawn: Tensor,
+    score: Tensor | None,
+    confidence: Tensor | None,
     index: Tensor,
     count: Tensor,
     mask_id: int,
@@ -221,7 +212,7 @@ def _reveal(
     present = tokens.view(-1)[rows]
     masked = occupied & (present == mask_id)
     visible, count, step = occupied & ~masked, count.long(), step.add_(1)
-    candidates = masked & (drawn.token >= 0)
+    candidates = masked & (drawn >= 0)
 
     def at_step(table: Tensor) -> Tensor:
         return table[count, step.clamp(max=table.shape[1] - 1)][:, None]
@@ -238,17 +229,17 @@ def _reveal(
         remasked = visible & (keys(STREAM_REMASK) < _key_bound(probability))
     if target is not None:
         number = at_step(target) - visible.sum(1, keepdim=True) + remasked.sum(1, keepdim=True)
-        order = keys(STREAM_ORDER) if drawn.score is None else drawn.score.nan_to_num(nan=torch.inf)
+        order = keys(STREAM_ORDER) if score is None else score.nan_to_num(nan=torch.inf)
         rank = order.argsort(dim=1, stable=True).argsort(1).masked_fill(~candidates, order.shape[1])
         revealed = candidates & (rank.argsort(dim=1, stable=True).argsort(1) < number)
     else:
         assert reveal is not None, "a schedule has one of the tables"
         revealed = candidates & (keys(STREAM_ORDER) < _key_bound(at_step(reveal)))
 
-    new = torch.where(revealed, drawn.token, present).masked_fill(remasked, mask_id)
+    new = torch.where(revealed, drawn, present).masked_fill(remasked, mask_id)
     write_rows(tokens[..., None], rows, new[..., None], occupied)
-    if psi is not None and drawn.confidence is not None:
-        torch.where(revealed, drawn.confidence, psi, out=psi)
+    if psi is not None and confidence is not None:
+        torch.where(revealed, confidence, psi, out=psi)
 
 
 def _key_bound(probability: Tensor) -> Tensor:

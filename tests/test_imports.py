@@ -19,6 +19,7 @@ ORDER = (  # from the top; `ipr_fast` is the package's own __init__.py
     "refine",
     "resolve",
     "model_check",
+    "spaces",
     "engine",
     "models",
     "sampling",

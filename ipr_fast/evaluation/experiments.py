@@ -18,9 +18,10 @@ from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.evaluation.report import SHOWN_ITERATIONS
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.refine import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE, generate_batch, refine_batch
+from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, num_chosen, random_patches
 from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.spaces import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE
 from ipr_fast.tasks.base import Report
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept

@@ -15,6 +15,7 @@ from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, TableDenoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.tokens import TokenPositions, TokenPrediction, Vocabulary
 
 
 def denoiser(model: object) -> PatchGrid:
@@ -27,6 +28,41 @@ def denoiser(model: object) -> PatchGrid:
     _check_call(model)
     user_code.check_eval_mode(model)
     return grid
+
+
+def is_token_denoiser(model: object) -> bool:
+    """Return whether a model has a vocabulary, so that it is meant for tokens."""
+    return isinstance(getattr(model, "vocabulary", None), Vocabulary)
+
+
+def token_denoiser(model: object) -> TokenPositions:
+    """Return the positions of a token model; refuse one without the protocol's call, and one in training mode."""
+    if isinstance(model, type):
+        raise ValueError(f"model must be an instance, got the class {model.__name__}")
+    length = getattr(model, "length", None)
+    if not callable(model) or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(
+            f"model must be a callable with a `vocabulary` and a `length` >= 1, got {type(model).__name__} of length "
+            f"{length!r}"
+        )
+    function = _forward(model)
+    if not _accepts(function, (None, None), {}):
+        name = checks.name_of(model)
+        raise ValueError(f"model: {name} must be called as model(tokens, active), got {inspect.signature(function)}")
+    user_code.check_eval_mode(model)
+    return TokenPositions(length)
+
+
+def token_prediction(value: object, shape: tuple[int, int, int]) -> None:
+    """Check that a model returned a TokenPrediction with logits of shape (B, A, V)."""
+    if not isinstance(value, TokenPrediction):
+        raise ValueError(f"model must return a TokenPrediction, got {type(value).__name__}")
+    for name, field, expected in (("logits", value.logits, shape), ("quality", value.quality, shape[:2])):
+        if field is None and name == "quality":
+            continue
+        if not isinstance(field, Tensor) or tuple(field.shape) != expected or not field.is_floating_point():
+            came = checks.described(field)
+            raise ValueError(f"model must return floating-point {name} of shape {expected}, got {came}")
 
 
 def _check_call(model: Callable[..., object]) -> None:
@@ -181,7 +217,7 @@ def _bits_against(number: int, count: int) -> float:
     return count * (1 + sum(p * math.log2(p) for p in (share, 1 - share) if p))
 
 
-def mix_complaint(model: Denoiser, found: Tensor | None) -> str | None:
+def mix_complaint(model: object, found: Tensor | None) -> str | None:
     """Return a warning if the mix's range (2,) leaves the model's `mix_bounds`. Waits for the device."""
     if found is None:
         return None

@@ -8,10 +8,13 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels import philox
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.schedule import Sampling
+from ipr_fast.sampling.tokens import TokenPositions, TokenSampling
+
+Grid = PatchGrid | TokenPositions  # what masks are masks of
 
 
-def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+def patch_mask(name: str, value: object, batch: int, grid: Grid, device: torch.device) -> Tensor:
     """Check a bool mask over patches, (B, N) or (B, grid_h, grid_w), and return it as (B, N)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -24,7 +27,7 @@ def patch_mask(name: str, value: object, batch: int, grid: PatchGrid, device: to
     return value.reshape(shapes[0])
 
 
-def free_patches(known: object, batch: int, grid: PatchGrid, device: torch.device) -> Tensor:
+def free_patches(known: object, batch: int, grid: Grid, device: torch.device) -> Tensor:
     """Return the patches (B, N) bool that are not known; all of them for None."""
     if known is None:
         return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
@@ -43,22 +46,17 @@ def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
     return value.clone()  # a callback may change the caller's tensor
 
 
-def schedule(value: object) -> Schedule:
-    """Check that a value is a Schedule."""
-    if not isinstance(value, Schedule):
-        raise ValueError(f"schedule must be an ipr_fast.Schedule, got {type(value).__name__}")
-    return value
-
-
-def counters(grid: PatchGrid, plan: Schedule, first_iteration: int, iters: int) -> None:
+def counters(grid: Grid, sampling: Sampling | TokenSampling, first_iteration: int, iters: int) -> None:
     """Check that the random numbers' counters can hold every patch, value, step and iteration."""
     if grid.num_patches > philox.MAX_PATCHES:
         raise ValueError(f"model: at most {philox.MAX_PATCHES} patches can be counted, got {grid.num_patches}")
     if grid.patch_numel > philox.MAX_PATCH_NUMEL:
         raise ValueError(f"model: at most {philox.MAX_PATCH_NUMEL} numbers a patch can be counted")
-    steps = plan.steps(grid.num_patches)
+    steps = sampling.num_steps(grid.num_patches)
     if steps > philox.MAX_STEPS:
-        raise ValueError(f"schedule: at most {philox.MAX_STEPS} steps can be counted, got up to {steps} from {plan}")
+        raise ValueError(
+            f"schedule: at most {philox.MAX_STEPS} steps can be counted, got up to {steps} from {sampling.schedule}"
+        )
     last = first_iteration + iters - 1
     if last > philox.MAX_ITERATION:
         raise ValueError(f"first_iteration + iters: the last iteration can be {philox.MAX_ITERATION}, got {last}")

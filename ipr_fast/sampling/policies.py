@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.arguments import Grid
 
 
 class MaskPolicy(ABC):
@@ -41,7 +41,7 @@ class MaskPolicy(ABC):
         free: (B, N) bool. iteration: () int64. chain_ids: (B,) int64. The inputs must not be written to.
         """
 
-    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> MaskPolicy:
+    def bind(self, grid: Grid, batch: int, device: torch.device) -> MaskPolicy:
         """Return the policy for `batch` samples of this grid. Raises ValueError when it does not fit them."""
         return self
 
@@ -59,7 +59,7 @@ class RandomPatches(MaskPolicy):
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
         checks.boolean("fixed", self.fixed)
 
-    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> RandomPatches:
+    def bind(self, grid: Grid, batch: int, device: torch.device) -> RandomPatches:
         sizes = [num_chosen(self.ratio, n) for n in range(grid.num_patches + 1)]
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
@@ -100,7 +100,7 @@ class FixedPatches(MaskPolicy):
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
         return free & self.mask
 
-    def bind(self, grid: PatchGrid, batch: int, device: torch.device) -> FixedPatches:
+    def bind(self, grid: Grid, batch: int, device: torch.device) -> FixedPatches:
         n, plane = grid.num_patches, (grid.grid_h, grid.grid_w)
         mask = self.mask if self.mask.dtype == torch.bool else _mask_of_ids(self.mask, n)
         shapes = ((n,), plane, (batch, n), (batch, *plane))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,12 +111,14 @@ def _predict(model: Model, patches: Tensor, level: Tensor, unknown: Tensor) -> P
 class ReferenceEngine:
     """Runs chains one after another through `regenerate`, with the engine's random numbers and its interface."""
 
-    def __init__(self, model: Model, patches: Tensor, chain_ids: Tensor, sampling: Sampling) -> None:
+    dtype = torch.float32
+
+    def __init__(self, model: Any, values: Tensor, chain_ids: Tensor, sampling: Any) -> None:
         self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
-        self.values = patches.float()
+        self.values = values.to(self.dtype)
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
         self._is_first_call = True
-        self.iteration = torch.zeros((), dtype=torch.int64, device=patches.device)
+        self.iteration = torch.zeros((), dtype=torch.int64, device=values.device)
 
     def begin(self, iteration: int) -> None:
         """See `Engine.begin`."""
@@ -144,7 +147,7 @@ class ReferenceEngine:
 
     def num_steps(self, counts: Tensor) -> int:
         """See `Engine.num_steps`."""
-        return self.sampling.schedule.steps(max(counts.tolist(), default=0))
+        return self.sampling.num_steps(max(counts.tolist(), default=0))
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
         patches, sampling = self.values[chain], self.sampling

@@ -13,7 +13,7 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.sampling import arguments, user_code
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.arguments import Grid
 from ipr_fast.sampling.policies import (
     AllPatches,
     FixedPatches,
@@ -46,7 +46,7 @@ class Selection(NamedTuple):
 
 
 def make_selector(
-    mask_fn: object, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int
+    mask_fn: object, grid: Grid, free: Tensor, chain_ids: Tensor, seed: int
 ) -> PolicySelector | FunctionSelector:
     """Return the selector of a `mask_fn` argument, for free patches (B, N). Raises ValueError if it is no mask_fn."""
     for factory in (random_patches, fixed_patches, all_patches):
@@ -64,7 +64,7 @@ def make_selector(
 class FunctionSelector:
     """Selects the patches of each iteration by calling a user's mask_fn with the samples."""
 
-    def __init__(self, mask_fn: Callable[..., object], grid: PatchGrid, free: Tensor) -> None:
+    def __init__(self, mask_fn: Callable[..., object], grid: Grid, free: Tensor) -> None:
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
         self.name = f"mask_fn {checks.name_of(mask_fn)}"
         self.most_active = grid.num_patches
@@ -91,7 +91,7 @@ class PolicySelector:
     most_active: upper bound of the active patches of a chain in any iteration.
     """
 
-    def __init__(self, policy: MaskPolicy, grid: PatchGrid, free: Tensor, chain_ids: Tensor, seed: int) -> None:
+    def __init__(self, policy: MaskPolicy, grid: Grid, free: Tensor, chain_ids: Tensor, seed: int) -> None:
         self.policy, self.grid, self.free, self.chain_ids, self.seed = policy, grid, free, chain_ids, seed
         self.policy = self._bind()
         self.sizes = self._sizes()  # (B,), until chains are frozen

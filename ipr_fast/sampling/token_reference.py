@@ -11,33 +11,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.philox import STREAM_ORDER, STREAM_REMASK, seed_tensor, step_keys
+from ipr_fast.sampling import user_code
+from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
 TOP_KEY = 1 << 32  # keys are integers below it
+KEY_STREAMS = STREAM_ORDER, STREAM_REMASK
 
 
-class TokenNoise(NamedTuple):
-    """Random numbers of one step of a chain with N positions.
+class Keys(NamedTuple):
+    """Random numbers of one step of a chain: order and remask (N,) int64, uniform in 0..2**32-1."""
 
-    gumbel (N, V) float32; order and remask (N,) int64, keys uniform in 0..2**32-1.
-    """
-
-    gumbel: Tensor
     order: Tensor
     remask: Tensor
 
 
-class Candidates(NamedTuple):
-    """A token drawn for every position (N,) int64, and the model's untempered uncertainty there, (N,) float64 each.
+class Certainty(NamedTuple):
+    """How certain a model is of tokens (N,), untempered: (N,) float64 each.
 
     confidence: p, the probability of the token. odds: (1 - p) / p, the odds against it. gap: 1 - (p1 - p2), of the two
     highest probabilities. entropy: in nats. The last three fall to 0 as the model becomes certain and keep their
     relative precision there, where p rounds to 1; so positions are compared by them.
     """
 
-    token: Tensor
     confidence: Tensor
     odds: Tensor
     gap: Tensor
@@ -52,11 +52,13 @@ def regenerate_tokens(
     vocabulary: Vocabulary,
     schedule: TokenSchedule,
     *,
-    noise: Callable[[int], TokenNoise],
+    draw: Callable[[Tensor, int], Tensor],
+    keys: Callable[[int], Keys],
 ) -> tuple[Tensor, Tensor]:
     """Mask the unknown positions of one chain and draw their tokens anew, given the others.
 
-    tokens (N,) int64; unknown (N,) bool. noise(step): the step's random numbers.
+    tokens (N,) int64; unknown (N,) bool. draw(logits, step): tokens (N,) drawn from logits (N, V); -1 for none.
+    keys(step): the step's other random numbers.
     Returns the tokens (N,) and their history (T + 1, N): masked, and after each step.
     """
     if tokens.ndim != 1 or unknown.shape != tokens.shape or unknown.dtype != torch.bool:
@@ -72,8 +74,8 @@ def regenerate_tokens(
     for step in range(num_steps):
         prediction = model(tokens[None], active)
         logits = active.scatter(prediction.logits.float(), len(tokens))[0]
-        numbers = noise(step)
-        drawn = draw(logits, numbers.gumbel, vocabulary, schedule)
+        drawn, numbers = draw(logits, step), keys(step)
+        certainty = certainty_of(logits, drawn, vocabulary)
         masked = [p for p in positions if tokens[p] == vocabulary.mask_id]
         visible = [p for p in positions if tokens[p] != vocabulary.mask_id]
 
@@ -88,61 +90,104 @@ def regenerate_tokens(
 
         if tables.visible is not None:
             number = int(tables.visible[count, step]) - len(visible) + len(remasked)
-            by_order = sorted(masked, key=_order(schedule.order, drawn, numbers.order).__getitem__)
+            candidates = [p for p in masked if drawn[p] >= 0]
+            by_order = sorted(candidates, key=_order(schedule.order, certainty, numbers.order).__getitem__)
             revealed = by_order[: max(0, number)]
         else:
             assert tables.reveal is not None, "a schedule has one of the tables"
             threshold = _threshold(tables.reveal[count, step])
-            revealed = [p for p in masked if numbers.order[p] < threshold]
+            revealed = [p for p in masked if drawn[p] >= 0 and numbers.order[p] < threshold]
 
         tokens = tokens.clone()
         for p in revealed:
-            tokens[p], revealed_with[p] = drawn.token[p], float(drawn.confidence[p])
+            tokens[p], revealed_with[p] = drawn[p], float(certainty.confidence[p])
         for p in remasked:
             tokens[p] = vocabulary.mask_id
         history.append(tokens)
     return tokens, torch.stack(history)
 
 
-def draw(logits: Tensor, gumbel: Tensor, vocabulary: Vocabulary, schedule: TokenSchedule) -> Candidates:
-    """Draw a token for every position from logits (N, V) with noise (N, V), by Gumbel-max."""
-    logits = logits.index_fill(
-        1, torch.tensor(vocabulary.forbidden, dtype=torch.int64, device=logits.device), -torch.inf
-    )
-    if schedule.temperature:
-        law = (logits / schedule.temperature).masked_fill(~restrict(logits, schedule), -torch.inf)
-        token = (law + gumbel).argmax(-1)
-    else:
-        token = logits.argmax(-1)
-    p = logits.double().softmax(-1)
-    confidence, others = p.gather(1, token[:, None])[:, 0], p.scatter(1, token[:, None], 0.0).sum(-1)
+def certainty_of(logits: Tensor, token: Tensor, vocabulary: Vocabulary) -> Certainty:
+    """Return the certainty of a token (N,) at every position, from logits (N, V)."""
+    p, token = _allowed(logits, vocabulary).double().softmax(-1), token.clamp_min(0)[:, None]
+    confidence, others = p.gather(1, token)[:, 0], p.scatter(1, token, 0.0).sum(-1)
     ordered = p.sort(-1, descending=True).values[:, 1:]  # all but the highest
     gap = ordered.sum(-1) + ordered[:, :1].sum(-1)
-    return Candidates(token, confidence, others / confidence, gap, torch.special.entr(p).sum(-1))
+    return Certainty(confidence, others / confidence, gap, torch.special.entr(p).sum(-1))
+
+
+def gumbel_max(logits: Tensor, gumbel: Tensor, vocabulary: Vocabulary, schedule: TokenSchedule) -> Tensor:
+    """Draw a token for every position from logits (N, V) with Gumbel numbers (N, V): (N,) int64."""
+    logits = _allowed(logits, vocabulary)
+    if not schedule.temperature:
+        return logits.argmax(-1)
+    law = (logits / schedule.temperature).masked_fill(~restrict(logits, schedule), -torch.inf)
+    return (law + gumbel).argmax(-1)
+
+
+def _allowed(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
+    return logits.index_fill(1, torch.tensor(vocabulary.forbidden, dtype=torch.int64, device=logits.device), -torch.inf)
 
 
 def restrict(logits: Tensor, schedule: TokenSchedule) -> Tensor:
-    """Return which tokens (N, V) top-k and top-p leave; tokens as probable as the last one stay in."""
+    """Return which tokens (N, V) top-k and top-p leave; equally probable ones stay or leave together."""
+    larger = logits[:, None, :] > logits[:, :, None]  # (N, V, W): w is more probable than v
     allowed = logits > -torch.inf
     if schedule.top_k is not None:
-        allowed &= logits >= logits.sort(-1, descending=True).values[:, min(schedule.top_k, logits.shape[1]) - 1, None]
-    if schedule.top_p < 1 and schedule.temperature:
-        law = (logits.double() / schedule.temperature).masked_fill(~allowed, -torch.inf).softmax(-1)
-        ordered, ids = law.sort(stable=True, dim=-1, descending=True)
-        total = ordered.cumsum(-1)
-        inside = total <= schedule.top_p if schedule.nucleus == "inner" else total - ordered < schedule.top_p
-        inside[:, 0] = True
-        last = (inside.sum(-1, keepdim=True) - 1).clamp_min(0)
-        allowed &= logits >= logits.gather(1, ids.gather(1, last))
+        allowed &= larger.sum(-1) < schedule.top_k
+    if schedule.top_p < 1:
+        law = (logits.double() / schedule.temperature).masked_fill(~allowed, -torch.inf).softmax(-1)[:, None, :]
+        as_large = logits[:, None, :] >= logits[:, :, None]
+        if schedule.nucleus == "inner":
+            allowed &= ((law * as_large).sum(-1) <= schedule.top_p) | ~larger.any(-1)
+        else:
+            allowed &= (law * larger).sum(-1) < schedule.top_p
     return allowed
 
 
-def _order(order: str, drawn: Candidates, keys: Tensor) -> list[float]:
+def _order(order: str, certainty: Certainty, keys: Tensor) -> list[float]:
     """Return a number for every position; lower ones are revealed first, ties by position."""
-    scores = {"confidence": drawn.odds, "margin": drawn.gap, "entropy": drawn.entropy, "random": keys}
+    scores = {"confidence": certainty.odds, "margin": certainty.gap, "entropy": certainty.entropy, "random": keys}
     return scores[order].tolist()
 
 
 def _threshold(probability: Tensor) -> int:
     """Return how many keys of 2**32 make an event of this float32 probability happen."""
     return int(probability.double() * TOP_KEY)
+
+
+class TokenReferenceEngine(ReferenceEngine):
+    """Runs chains one after another through `regenerate_tokens`, with the engine's random numbers and its interface."""
+
+    dtype = torch.int64
+
+    def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
+        schedule, chain_id, device = self.sampling.schedule, self.chain_ids[chain : chain + 1], unknown.device
+        seed, iteration, vocabulary = self.sampling.seed, self.iteration, self.model.vocabulary
+        positions = torch.arange(len(unknown), dtype=torch.int32, device=device)[None]
+
+        def draw(logits: Tensor, step: int) -> Tensor:
+            drawn = draw_tokens(
+                logits[None],
+                schedule,
+                vocabulary.forbidden_on(device),
+                index=positions,
+                step=torch.full((1,), step - 1, device=device),
+                iteration=iteration,
+                chain_ids=chain_id,
+                seed=seed_tensor(seed, device),
+            )
+            return drawn.token[0]
+
+        def keys(step: int) -> Keys:
+            each = (step_keys(seed, stream, step, iteration, chain_id, positions)[0] for stream in KEY_STREAMS)
+            return Keys(*each)
+
+        tokens = self.values[chain]
+        return regenerate_tokens(self._call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys)[0]
+
+    def _call(self, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
+        inputs = {"tokens": tokens, "active.index": active.index, "active.count": active.count}
+        with user_code.model_call(self.model, **inputs):
+            prediction: TokenPrediction = self.model(tokens, active)
+        return prediction

@@ -9,7 +9,7 @@ says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,36 @@ class Vocabulary:
         """The ids below `size` that are not sampled, ascending."""
         return tuple(sorted({int(token) for token in (*self.never, self.mask_id) if token < self.size}))
 
+    def forbidden_on(self, device: torch.device) -> Tensor | None:
+        """Return which ids (size,) bool are not sampled, on a device; None where all are."""
+        if not self.forbidden:
+            return None
+        ids = torch.tensor(self.forbidden, device=device)
+        return torch.zeros(self.size, dtype=torch.bool, device=device).index_fill_(0, ids, True)
+
+
+@dataclass(frozen=True)
+class TokenPositions:
+    """The positions of a sample of N tokens, which masks and policies call patches."""
+
+    length: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.length
+
+    @property
+    def patch_numel(self) -> int:
+        return 1
+
+    @property
+    def grid_h(self) -> int:
+        return 1
+
+    @property
+    def grid_w(self) -> int:
+        return self.length
+
 
 class TokenPrediction(NamedTuple):
     """A token model's output for n positions per chain: all N of them, or the A active slots.
@@ -76,6 +106,10 @@ class TokenTables(NamedTuple):
     visible: Tensor | None
     reveal: Tensor | None
     sigma: Tensor | None
+
+    def to(self, device: torch.device) -> TokenTables:
+        rest = (None if table is None else table.to(device) for table in self[1:])
+        return TokenTables(self.steps.to(device), *rest)
 
 
 @dataclass(frozen=True)
@@ -107,7 +141,7 @@ class TokenSchedule:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
-    nucleus: str = "covering"
+    nucleus: Literal["covering", "inner"] = "covering"
 
     def __post_init__(self) -> None:
         for name, choices in (("reveal", REVEALS), ("order", ORDERS), ("nucleus", NUCLEI)):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ipr_fast.kernels import philox
-from ipr_fast.kernels.reveal import Drawn, reveal
+from ipr_fast.kernels.reveal import reveal
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.token_reference import TokenNoise, draw, regenerate_tokens
+from ipr_fast.sampling.token_reference import Keys, certainty_of, gumbel_max, regenerate_tokens
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
 
 N, V, SEED, ITERATION = 11, 6, 5, 3
@@ -29,13 +29,17 @@ class Lookup:
         return TokenPrediction(active.gather(logits))
 
 
-def noise_of(chain, step):
-    """The random numbers of one chain in a step."""
-    ids, positions = torch.tensor([chain]), torch.arange(N)[None]
+def drawn_by(chain, logits, step, schedule):
+    """The tokens (N,) that a chain draws in a step."""
     generator = torch.Generator().manual_seed(1000 * chain + step)
     gumbel = -torch.log(torch.empty(N, V).exponential_(generator=generator))
-    order, remask = (philox.step_keys(SEED, stream, step, ITERATION, ids, positions)[0] for stream in (6, 7))
-    return TokenNoise(gumbel, order, remask)
+    return gumbel_max(logits, gumbel, VOCABULARY, schedule)
+
+
+def keys_of(chain, step):
+    """The other random numbers of one chain in a step."""
+    ids, positions = torch.tensor([chain]), torch.arange(N)[None]
+    return Keys(*(philox.step_keys(SEED, stream, step, ITERATION, ids, positions)[0] for stream in (6, 7)))
 
 
 def run(schedule, tokens, unknown):
@@ -47,15 +51,18 @@ def run(schedule, tokens, unknown):
     history, last = [tokens], torch.full((len(tokens),), -1)
     for step in range(int(tables.steps[unknown.sum(1)].max())):
         logits = active.scatter(model(tokens, active).logits, N)
-        each = [draw(logits[b], noise_of(b, step).gumbel, VOCABULARY, schedule) for b in range(len(tokens))]
-        token, confidence = (active.gather(torch.stack([getattr(c, f) for c in each])) for f in ("token", "confidence"))
-        score = None
-        if schedule.order != "random":
-            score = active.gather(torch.stack([getattr(c, SCORES[schedule.order]) for c in each])).float()
+        drawn = torch.stack([drawn_by(b, logits[b], step, schedule) for b in range(len(tokens))])
+        certainty = [certainty_of(each, token, VOCABULARY) for each, token in zip(logits, drawn, strict=True)]
+
+        def of_slots(name, certainty=certainty):
+            return active.gather(torch.stack([getattr(each, name) for each in certainty])).float()
+
         tokens = tokens.clone()
         reveal(
             tokens,
-            Drawn(token, score, confidence.float()),
+            active.gather(drawn),
+            score=None if schedule.order == "random" else of_slots(SCORES[schedule.order]),
+            confidence=of_slots("confidence"),
             index=active.index,
             count=active.count,
             mask_id=V,
@@ -92,7 +99,13 @@ def test_ragged_chains_together_equal_the_definition(chains, steps, how, order, 
     history = run(schedule, *chains)
     for b, (tokens, unknown) in enumerate(zip(*chains, strict=True)):
         final, expected = regenerate_tokens(
-            Lookup(), tokens, unknown, VOCABULARY, schedule, noise=lambda step, b=b: noise_of(b, step)
+            Lookup(),
+            tokens,
+            unknown,
+            VOCABULARY,
+            schedule,
+            draw=lambda logits, step, b=b: drawn_by(b, logits, step, schedule),
+            keys=lambda step, b=b: keys_of(b, step),
         )
         assert torch.equal(history[: len(expected), b], expected)
         assert (history[len(expected) :, b] == final).all()  # chains that are done stay as they are
@@ -105,7 +118,8 @@ def test_a_position_without_a_drawn_token_stays_masked():
     step = torch.tensor([-1])
     reveal(
         tokens,
-        Drawn(torch.tensor([[4, -1, 5]]), torch.tensor([[2.0, 0.0, 1.0]]), None),
+        torch.tensor([[4, -1, 5]]),
+        score=torch.tensor([[2.0, 0.0, 1.0]]),
         index=index,
         count=torch.tensor([3], dtype=torch.int32),
         mask_id=V,

@@ -13,9 +13,22 @@ from ipr_fast.kernels import philox
 README = (Path(__file__).parents[2] / "ipr_fast/sampling/README.md").read_text()
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_its_tokens_are_refined():
+    namespace = {}
+    (block,) = (block for block in BLOCKS if "TokenSchedule" in block)
+    exec(compile(block, "sampling/README.md", "exec"), namespace)
+    assert namespace["x"].shape == (4, 81)
+    assert namespace["x"].max() < 10
+
+
 def test_its_policies_run_and_choose_what_they_say():
     namespace = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+    for block in BLOCKS:
+        if "TokenSchedule" in block:
+            continue
         exec(compile(block, "sampling/README.md", "exec"), namespace)
         x, refined = namespace["x"], namespace["refined"]
         changed = PatchGrid(1, 32, 32, 8).to_patches(x != refined).any(-1).unflatten(1, (4, 4))

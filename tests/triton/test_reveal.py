@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from ipr_fast.kernels import reveal as module
 from ipr_fast.kernels.philox import seed_tensor
-from ipr_fast.kernels.reveal import Drawn, reveal
+from ipr_fast.kernels.reveal import reveal
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.tokens import TokenSchedule
 
@@ -57,9 +57,9 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
             last = torch.full((batch,), step - 1, device=device)
             reveal(
                 out,
-                Drawn(
-                    drawn.to(device), None if schedule.order == "random" else score.to(device), confidence.to(device)
-                ),
+                drawn.to(device),
+                score=None if schedule.order == "random" else score.to(device),
+                confidence=confidence.to(device),
                 index=active.index.to(device),
                 count=active.count.to(device),
                 mask_id=MASK,
