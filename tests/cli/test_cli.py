@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -322,7 +323,7 @@ def test_a_full_disk_under_the_demo_is_told_in_one_line(tmp_path, weights, even_
 
 
 def test_a_full_disk_under_an_evaluation_is_told_in_one_line(tmp_path, monkeypatch, weights, capsys):
-    monkeypatch.setattr("ipr_fast.cli.train.train", lambda *_, **__: weights)
+    monkeypatch.setattr("ipr_fast.cli.train.train", lambda *_, **__: Path(weights))
     monkeypatch.setattr("ipr_fast.cli.train.evaluate", lambda *_, **__: {"share": list(range(100))})
     monkeypatch.setattr("ipr_fast.cli.train.describe", lambda *_: [])
     with full_disk(50):
