@@ -108,9 +108,14 @@ def usable_device(name: str, value: torch.device | str) -> torch.device:
 # ------------------------------------------------------------------------------------------------------------ words
 
 
+def not_finite(value: Tensor) -> Tensor:
+    """Return which samples of (B, ...) have a NaN or inf in float32: (B,) bool."""
+    return (~torch.isfinite(value.float())).flatten(1).any(1)
+
+
 def count_not_finite(value: Tensor) -> int:
     """Count the samples of (B, ...) with a NaN or inf in float32."""
-    return int((~torch.isfinite(value.float())).flatten(1).any(1).sum())
+    return int(not_finite(value).sum())
 
 
 def name_of(function: object) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.errors import import_extra
 from ipr_fast.outputs import check_no_folders, replacing
 
@@ -74,7 +75,8 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
     """Write images in the format of the path's suffix; a path without a suffix is a folder of PNG files.
 
     A suffix begins with a letter, so that a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey
-    of 16 bits as 0..65535; numbers outside are clamped. Raises ValueError as `check_writable` does, and OSError when a
+    of 16 bits as 0..65535; numbers outside are clamped. They cannot hold NaN: an image with NaN or inf is left out, and
+    an earlier file of its name removed. Raises ValueError as `check_writable` does, and OSError when a
     file cannot be written; the file that it would have replaced stays whole.
     """
     path, images = Path(path), samples.images.detach().cpu()
@@ -161,8 +163,12 @@ def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None, dep
     path.mkdir(parents=True, exist_ok=True)
     names = names or _png_names(len(images))
     most, dtype = (65535, np.uint16) if depth == 16 and images.shape[1] == 1 else (255, np.uint8)
-    pixels = ((images.float().clamp(-1, 1) + 1) * (most / 2)).round().permute(0, 2, 3, 1).numpy().astype(dtype)
-    for name, image in zip(names, pixels, strict=True):
+    bad, numbers = checks.not_finite(images).tolist(), images.float().nan_to_num().clamp(-1, 1)
+    pixels = ((numbers + 1) * (most / 2)).round().permute(0, 2, 3, 1).numpy().astype(dtype)
+    for name, image, left_out in zip(names, pixels, bad, strict=True):
+        if left_out:
+            (path / name).unlink(missing_ok=True)
+            continue
         picture = image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
         with replacing(path / name) as file:
             picture.save(file, format="PNG")

@@ -75,7 +75,7 @@ def refine_batch(
     Returns samples of the shape, dtype and device of x; patches that were never selected keep their bits.
     Raises ValueError for bad arguments, before any work, and on a GPU if `max_chains` chains do not fit into memory;
     CaptureError if the model cannot be captured; RuntimeError, with its cause, if mask_fn or callback raises. Warns
-    (RuntimeWarning) if the model makes samples NaN or inf, or leaves tokens masked.
+    (NotFiniteWarning, a RuntimeWarning) if the model makes samples NaN or inf, or leaves tokens masked.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     if model is None:
@@ -225,8 +225,8 @@ def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
 
 def _with_warnings(space: Space, x: Tensor, mix_range: Tensor | None) -> Tensor:
     """Return x; warn the caller of the public function if the model's variance mix or x itself is out of range."""
-    for complaint in (contract.mix_complaint(space.model, mix_range), space.bad_samples(x)):
-        _warn(complaint, RuntimeWarning, 4)
+    _warn(contract.mix_complaint(space.model, mix_range), RuntimeWarning, 4)
+    _warn(space.bad_samples(x), contract.NotFiniteWarning, 4)
     return x
 
 

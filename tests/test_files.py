@@ -37,6 +37,16 @@ def test_samples_outside_of_the_range_are_cut_in_pictures(tmp_path):
     assert read_samples(tmp_path / "pictures").images.flatten().tolist() == [-1.0, 1.0]
 
 
+def test_pictures_with_nan_or_inf_are_left_out(tmp_path):
+    images = torch.zeros(4, 1, 2, 2)
+    write_samples(tmp_path, Samples(images + 1))
+    images[1, 0, 0, 1], images[3, 0, 1, 0] = float("nan"), float("-inf")
+    write_samples(tmp_path, Samples(images))
+    again = read_samples(tmp_path)
+    assert again.names == ("0000.png", "0002.png")
+    assert again.images.abs().max() < 0.01  # the new ones
+
+
 def test_bytes_and_missing_channel(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[[0, 255], [51, 204]]], dtype=np.uint8))
     images = read_samples(tmp_path / "x.npy").images

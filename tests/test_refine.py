@@ -6,6 +6,7 @@ import torch
 import ipr_fast
 from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
 from ipr_fast.kernels import philox
+from ipr_fast.models.contract import NotFiniteWarning
 
 
 def refine(model, x, mask_fn=None, iters=3, **options):
@@ -202,7 +203,7 @@ def test_a_model_that_gives_nan_is_told(model, finished):
         def __call__(self, patches, levels, active=None):
             return ipr_fast.Prediction(torch.full((*levels.shape, 16), torch.nan))
 
-    with pytest.warns(RuntimeWarning, match="12 of 12 samples have NaN or inf"):
+    with pytest.warns(NotFiniteWarning, match="12 of 12 samples have NaN or inf"):
         refine(Broken(), finished, iters=1)
     with pytest.warns(RuntimeWarning, match="2 of 2 samples have NaN or inf"):
         ipr_fast.generate_batch(2, model=Broken())

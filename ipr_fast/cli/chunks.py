@@ -179,6 +179,7 @@ def refine_in_chunks(
     after = torch.empty_like(before)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", contract.RangeWarning)
+        warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
         for rows, chunk in zip(plan.slices, chunks, strict=True):  # bad arguments fail before any chunk is run
             refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=plan.last + 1, **chunk)
         hidden = not arguments["progress"] or len(chunks) == 1

@@ -95,6 +95,20 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def tell(out: Path, samples: Tensor, kind: str) -> None:
+    """Say that samples (B, C, H, W) were written to `out`. Raises ValueError if some of them have NaN or inf."""
+    bad = checks.not_finite(samples).nonzero().flatten().tolist()
+    if not bad:
+        print(f"wrote {len(samples)} {kind} to {out}")
+        return
+    listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    where = "all" if out.suffix in files.SUFFIXES else "the others"
+    raise ValueError(
+        f"{len(bad)} of {len(samples)} samples have NaN or inf, from the model's predictions (number {listed}); "
+        f"{where} are in {out}"
+    )
+
+
 def printable(value: object) -> str:
     """Format a value on one line, control characters escaped: names and notes in files may hold anything."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,9 @@ from ipr_fast.cli.common import (
     model_option,
     option,
     path_option,
+    tell,
 )
+from ipr_fast.models import contract
 from ipr_fast.refine import generate_batch
 from ipr_fast.resolve import DEFAULT_MODEL
 
@@ -42,6 +45,9 @@ def run(
     if (sampling.known is None) != (known_values is None):
         raise ValueError("--known and --known-values must be given together")
     values = None if known_values is None else files.read_samples(known_values).images.to(device)
-    x = generate_batch(count, model=denoiser, known_values=values, **sampling.arguments(run_options, device, count))
+    arguments = sampling.arguments(run_options, device, count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
+        x = generate_batch(count, model=denoiser, known_values=values, **arguments)
     files.write_samples(out, files.Samples(x))
-    print(f"wrote {len(x)} samples to {out}")
+    tell(out, x, "samples")

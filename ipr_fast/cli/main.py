@@ -18,6 +18,7 @@ from ipr_fast.cli import convert, demo, evaluate, generate, info, refine, train
 from ipr_fast.cli.common import flatten, printable
 from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.errors import ExtraError
+from ipr_fast.models.contract import NotFiniteWarning
 
 # Commands in the groups of the main help. A command's name is that of its module.
 COMMANDS: dict[str, tuple[ModuleType, ...]] = {
@@ -128,13 +129,14 @@ def _usage_message(error: typer.TyperException) -> str:
 
 @contextmanager
 def _warnings_in_one_line(program: str) -> Iterator[None]:
-    """Show a warning as its message alone, without the line of code that it comes from."""
+    """Show a warning as its message alone, without the line of code that it comes from; one of NaN is an error."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         print(f"{program}: warning: {printable(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
+        warnings.simplefilter("error", NotFiniteWarning)
         yield
 
 

@@ -26,6 +26,7 @@ from ipr_fast.cli.common import (
     option,
     path,
     path_option,
+    tell,
 )
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
@@ -109,7 +110,7 @@ def run(
         policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device)
         files.write_samples(out, files.Samples(x, samples.names, samples.depth))
-    print(f"wrote {len(x)} refined samples to {out}")
+    tell(out, x, "refined samples")
 
 
 def _model_hash(model: Denoiser, source: str) -> str:

@@ -171,6 +171,10 @@ def device_of(model: object) -> torch.device | None:
 # ----------------------------------------------------------------------------------------------------- value ranges
 
 
+class NotFiniteWarning(RuntimeWarning):
+    """A model's predictions were NaN or inf: samples are, too, or have tokens that are still masked."""
+
+
 class RangeWarning(RuntimeWarning):
     """Samples lie in another range than the model's training data."""
 
