@@ -144,7 +144,7 @@ def categorical_kernel(
     for v in range(0, tl.where(tl.max(m_row.to(tl.int32), axis=0) > 0, V, 0), U_BLOCK * L_BLOCK):
         for u in tl.static_range(U_BLOCK):
             o_id = v + u * L_BLOCK + o_lane
-            logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None] & (o_id < V), FORBIDDEN)
+            logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None], V, FORBIDDEN)
             m, R, W, Z, first = extend(
                 m, R, W, Z, first, logits, o_id, threshold, inverse_temperature, TEMPERED, TEMPERED or RESTRICTED
             )
@@ -156,7 +156,7 @@ def categorical_kernel(
     second = tl.max(tl.where(o_lane == (top % L_BLOCK)[:, None], -1.0e30, m), axis=1)
     if K_BLOCK > 1:
         o_id = (top % C_BLOCK)[:, None] + o_member
-        logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None] & (o_id < V), FORBIDDEN)
+        logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None], V, FORBIDDEN)
         second = tl.maximum(second, tl.max(tl.where(o_id == top[:, None], -1.0e30, logits), axis=1))
 
     token, of_token, log_probability = top, largest, tl.zeros_like(largest)
@@ -171,7 +171,7 @@ def categorical_kernel(
         token = first_highest(tl.where(Z > 1.0e-37, scores, float("-inf")), o_class, C_BLOCK)
         if K_BLOCK > 1:
             o_id = token[:, None] + o_member
-            logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None] & (o_id < V), FORBIDDEN)
+            logits = read_logits(p_logits, p_forbidden, o_row, o_id, m_row[:, None], V, FORBIDDEN)
             scores = (logits - largest[:, None]) * inverse_temperature
             scores += gumbels(C_BLOCK, K_BLOCK, place, iteration, chain_id, seed)
             token = first_highest(tl.where(logits >= threshold, scores, float("-inf")), o_id, V)

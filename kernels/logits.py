@@ -24,11 +24,11 @@ CACHED = 1 << 16  # logits that a twin takes at once
 
 
 @jit
-def read_logits(p_logits, p_forbidden, o_row, o_id, m_id, FORBIDDEN: tl.constexpr):
+def read_logits(p_logits, p_forbidden, o_row, o_id, m_row, V, FORBIDDEN: tl.constexpr):
     """Logits, -1e30 where they are masked, forbidden or lower."""
-    b_logits = tl.load(p_logits + o_row + o_id, mask=m_id, other=float("-inf")).to(tl.float32)
+    b_logits = tl.load(p_logits + o_row + o_id, mask=m_row & (o_id < V), other=float("-inf")).to(tl.float32)
     if FORBIDDEN:
-        b_logits = tl.where(tl.load(p_forbidden + o_id, mask=m_id, other=0) != 0, -1.0e30, b_logits)
+        b_logits = tl.where(tl.load(p_forbidden + o_id, mask=o_id < V, other=0) != 0, -1.0e30, b_logits)
     return tl.where(b_logits < -1.0e30, -1.0e30, b_logits)
 
 

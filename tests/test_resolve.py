@@ -36,11 +36,11 @@ def test_chains_at_a_time():
 
 def test_more_samples_than_memory_holds_are_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
-    resolve.check_memory("batch_size", 1000, 2**17, CPU)  # 1 GB
+    resolve.check_memory("batch_size", 1000, 2**19, CPU)  # 1 GB
     with pytest.raises(ValueError, match=r"batch_size: 2000 samples .* which has 1 GiB left; generate fewer per call"):
-        resolve.check_memory("batch_size", 2000, 2**17, CPU)
+        resolve.check_memory("batch_size", 2000, 2**19, CPU)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 0)
-    resolve.check_memory("batch_size", 10, 100, CPU)  # too small to ask
+    resolve.check_memory("batch_size", 10, 400, CPU)  # too small to ask
 
 
 def test_a_bundled_model_is_loaded_once():
