@@ -17,6 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from where_time_goes import ATTENTION, BETWEEN, MOVING, NORMS, NUMBERS, OTHER, PREFIX, PRODUCTS, VIEWS, kind_of
 
+from ipr_fast.outputs import replacing
+
 COLOURS = {
     PRODUCTS: "#2b6cb0",
     ATTENTION: "#dd6b20",
@@ -85,7 +87,8 @@ def draw(events: list[dict], path: Path, title: str) -> None:
     axes.set(xlim=(0, whole / 1e3), xlabel="milliseconds of the tick", yticks=range(3), yticklabels=ROWS, title=title)
     axes.invert_yaxis()
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _inside(event: dict, other: dict) -> bool:

@@ -32,6 +32,7 @@ from where_time_goes import ATTENTION, BETWEEN, PRODUCTS, Split, split
 import ipr_fast
 from ipr_fast.checks import usable_device
 from ipr_fast.evaluation import environment
+from ipr_fast.outputs import replacing
 from ipr_fast.trace import tracing
 
 CALL = "steady state"
@@ -111,8 +112,9 @@ larger than they are: of the call's time without it the next line's share would 
 
 
 def write_trace(events: list[dict], path: Path) -> None:
-    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
-        json.dump({"traceEvents": events}, file)
+    data = json.dumps({"traceEvents": events}).encode()
+    with replacing(path) as file:
+        file.write(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,9 +1,40 @@
 """Output files and folders: whole or absent, and one run at a time."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from full_disk import full_disk
 
 from ipr_fast.outputs import alone_in, check_no_folders, prepare_folder, replacing, write_json
+
+ROOT = Path(__file__).parents[1]
+WRITERS = {"torch.save", "np.save", "np.savez", "picture.save", "figure.savefig", "json.dump"}
+
+
+def writes_otherwise(node: ast.AST) -> bool:
+    """Whether a call writes a file by its path, and not into the file of `with replacing(path) as file`."""
+    if not isinstance(node, ast.Call):
+        return False
+    function, values = ast.unparse(node.func), [*node.args, *(keyword.value for keyword in node.keywords)]
+    if function in WRITERS:
+        return "file" not in map(ast.unparse, values)
+    if function.endswith("open"):
+        modes = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        return any(set(mode) & set("wx+") for mode in modes) and "os.devnull" not in map(ast.unparse, values)
+    return function.endswith((".write_text", ".write_bytes"))
+
+
+def test_every_file_is_written_whole_or_not_at_all():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
+        for folder in ("ipr_fast", "kernels", "bench", "profiling")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path != ROOT / "ipr_fast" / "outputs.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if writes_otherwise(node)
+    ]
+    assert found == []
 
 
 def test_json_on_a_full_disk_leaves_the_earlier_file(tmp_path):

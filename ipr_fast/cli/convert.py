@@ -60,6 +60,7 @@ def run(
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: must end in .safetensors")
     given = {name: value for name, value in dataclasses.asdict(sizes).items() if value is not None}
+    outputs.check_no_folders([out])
     if preset is not None and given:
         raise ValueError(f"--preset already sets {', '.join(given)}")
     model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))

@@ -154,9 +154,9 @@ def run(
         outputs.check_no_folders([out])
         outputs.prepare_folder(out.parent)
     results = _measure(experiment, given, device, run_options)
+    print(report(results))  # first, so that a full disk does not lose it
     if out is not None:
         outputs.write_json(out, results)
-    print(report(results))
 
 
 def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_options: RunOptions) -> dict:

@@ -264,6 +264,10 @@ FAILURES = [
     (["refine", "sparse.pt", "--out", "b.npy"], "sparse.pt: must hold a dense tensor with data, got torch.sparse_coo"),
     (["generate", "--out", "b.npy", "--count", str(2**33)], "the number of samples must be an int in 0..4294967296"),
     (["convert", "absent.ckpt", "b.safetensors"], "error: source must be a bundled model"),
+    (
+        ["convert", "digit-sudoku-4x4", "places/model.safetensors"],
+        "places/model.safetensors: is a folder, in the place of a file",
+    ),
     (["info", "absent.safetensors"], "error: model must be a bundled model"),
 ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from small_models import randomise
 
 import ipr_fast
@@ -103,6 +104,17 @@ def test_every_recorded_measurement_is_printed(name, capsys):
 def test_what_cannot_be_measured_is_told(arguments, said, capsys):
     assert main(["evaluate", *map(str, arguments)]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_full_disk_does_not_lose_a_measurement(tmp_path, boards, capsys):
+    """It is printed all the same."""
+    options = ["--model", boards, "--count", "2", "--iters", "1", "--arms", "none", "--quiet"]
+    with full_disk(50):
+        assert main(["evaluate", *options, "--out", str(tmp_path / "q.json")]) == 1
+    captured = capsys.readouterr()
+    assert "| one pass | " in captured.out
+    assert captured.err == f"ipr-fast evaluate: error: [Errno 27] File too large: '{tmp_path / 'q.json'}'\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

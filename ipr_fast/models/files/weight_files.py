@@ -133,5 +133,6 @@ def _reason(error: Exception) -> str:
     return (
         f"holds an object of {foreign[1]} beside its weights, and loading it would run code from the file. If you "
         'trust it, keep the weights alone: loaded = torch.load(path, map_location="cpu", weights_only=False); '
-        'torch.save(loaded["state_dict"] if isinstance(loaded, dict) else loaded.state_dict(), new_path)'
+        'model = loaded.get("state_dict", loaded.get("model")) if isinstance(loaded, dict) else loaded; '
+        'torch.save(model.state_dict() if hasattr(model, "state_dict") else model, new_path)'
     )

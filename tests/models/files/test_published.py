@@ -386,11 +386,17 @@ def test_code_in_a_file_is_never_run(unet, tmp_path, how):
     assert not (tmp_path / "it ran").exists()
 
 
-@pytest.mark.parametrize("kind", ["a checkpoint", "a module"])
+@pytest.mark.parametrize("kind", ["a checkpoint", "a module", "a module in a dict", "weights in a dict"])
 def test_the_advice_for_a_file_with_objects_works(unet, tmp_path, kind):
     path, new_path = tmp_path / "x.pt", tmp_path / "new.pt"
-    checkpoint = {"state_dict": srm_names(unet, "denoiser."), "hyper_parameters": tmp_path}
-    torch.save(checkpoint if kind == "a checkpoint" else unet, path)
+    weights = srm_names(unet, "denoiser.")
+    contents = {
+        "a checkpoint": {"state_dict": weights, "hyper_parameters": tmp_path},
+        "a module": unet,
+        "a module in a dict": {"model": unet, "epoch": 3},
+        "weights in a dict": {"model": weights, "hyper_parameters": tmp_path},
+    }
+    torch.save(contents[kind], path)
     with pytest.raises(ValueError, match=r"holds an object of .* beside its weights") as refused:
         load_model(path, config=UNTOLD)
     code = str(refused.value).split("keep the weights alone: ")[1]
