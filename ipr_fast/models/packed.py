@@ -6,6 +6,9 @@ layers' to float32 rounding.
 
 The operators are those that torch.compile uses on a CPU. Layers with hooks, of subclasses or with a replaced forward
 are not packed, nor is any layer where torch was built without oneDNN: the plain layer is called instead.
+
+On a GPU the output layer alone is laid out anew: with rows of a multiple of ALIGNMENT numbers, which kernels read in
+vectors.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {  # torch's own, which
     nn.Conv1d: nn.Conv1d.forward,
     nn.Conv2d: nn.Conv2d.forward,
 }
+ALIGNMENT = 16  # numbers; by a multiple of 16 Triton compiles loads of vectors
 MIN_ROWS = 128  # with fewer, the packed operator's overhead outweighs its gain
 
 
@@ -32,12 +36,20 @@ class PackedWeights:
     def __init__(self) -> None:
         self._weights: dict[nn.Module, Tensor] = {}
         self._upsampling: dict[nn.Module, Tensor] = {}
+        self._aligned: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
 
-    def pack(self, model: nn.Module, upsampling: Iterable[nn.Conv2d] = ()) -> None:
-        """Pack the current weights. upsampling: the convolutions that follow 2x upsampling."""
+    def pack(self, model: nn.Module, upsampling: Iterable[nn.Conv2d] = (), aligned: Iterable[nn.Linear] = ()) -> None:
+        """Pack the current weights.
+
+        upsampling: the convolutions that follow 2x upsampling. aligned: layers whose output rows kernels read on a GPU;
+        what is there for them is overwritten, as captured graphs read it.
+        """
         self._weights = {layer: _pack(layer) for layer in model.modules() if _can_be_packed(layer)}
         self._upsampling = {
             conv: upsampling_kernel(conv.weight.detach()) for conv in upsampling if conv in self._weights
+        }
+        self._aligned = {
+            layer: _aligned(layer, self._aligned.get(layer)) for layer in aligned if _can_be_aligned(layer)
         }
 
     def weight(self, layer: nn.Module) -> Tensor | None:
@@ -47,6 +59,10 @@ class PackedWeights:
     def upsampling_kernel(self, conv: nn.Conv2d) -> Tensor | None:
         """Return the kernel of `upsampling_kernel`; None where there is none, and under autocast."""
         return None if torch.is_autocast_enabled("cpu") else self._upsampling.get(conv)
+
+    def aligned(self, layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """Return the weight and the bias of a layer with rows of zeros below, where it has them."""
+        return self._aligned.get(layer)
 
 
 def convolution(
@@ -90,15 +106,18 @@ def upsampled_convolution(conv: nn.Conv2d, x: Tensor, size: torch.Size, packed: 
 
 
 def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, gelu: bool = False) -> Tensor:
-    """Return layer(x), or GELU(layer(x)) in its tanh form.
+    """Return layer(x), or GELU(layer(x)) in its tanh form. Of an aligned layer, columns of a wider matrix.
 
     On a GPU the product does not end in GELU, as that of torch._addmm_activation does: cuBLASLt takes the hardware's
     tanh, off by 2**-11, and in float32 a kernel of its own after the product (read in the code of CUDA 13 for sm_90).
     """
+    aligned = None if packed is None or gelu else packed.aligned(layer)
+    if aligned is not None:
+        return F.linear(x, *aligned)[..., : layer.out_features]
     weight = None if packed is None or x.numel() < MIN_ROWS * x.shape[-1] else packed.weight(layer)
     if weight is None:
         out = layer(x)
-        if gelu and not torch.is_grad_enabled() and _is_plain(layer):  # so `out` is a new tensor
+        if gelu and not torch.is_grad_enabled() and is_plain(layer):  # so `out` is a new tensor
             return torch.ops.aten.gelu_.default(out, approximate="tanh")
         return F.gelu(out, approximate="tanh") if gelu else out
     ending: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
@@ -117,15 +136,36 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Return whether a layer is torch's own class, without hooks or a replaced forward."""
     if FORWARDS.get(type(layer)) is not type(layer).forward or "forward" in vars(layer):
         return False
-    return not (layer._forward_hooks or layer._forward_pre_hooks or _has_global_hooks())
+    return not has_hooks(layer)
+
+
+def _can_be_aligned(layer: nn.Linear) -> bool:
+    return layer.weight.is_cuda and is_plain(layer) and layer.out_features % ALIGNMENT != 0
+
+
+def _aligned(layer: nn.Linear, out: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias with zeros below, to a multiple of ALIGNMENT rows; in `out` if its type is the layer's."""
+    rows, weight, bias = -layer.out_features % ALIGNMENT, layer.weight.detach(), layer.bias
+    new = F.pad(weight, (0, 0, 0, rows)), None if bias is None else F.pad(bias.detach(), (0, rows))
+    if out is None or out[0].dtype != weight.dtype:
+        return new
+    for own, each in zip(out, new, strict=True):
+        if own is not None and each is not None:
+            own.copy_(each)
+    return out
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Return whether a layer's call runs hooks, of its own or for all modules."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or _has_global_hooks())
 
 
 def _can_be_packed(layer: nn.Module) -> TypeGuard[Packable]:
-    if not isinstance(layer, Packable) or not _is_plain(layer):
+    if not isinstance(layer, Packable) or not is_plain(layer):
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

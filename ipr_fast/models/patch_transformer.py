@@ -163,7 +163,7 @@ class PatchTransformer(nn.Module):
             for own, new in zip(out.tensors, table.tensors, strict=True):
                 own.copy_(new)
             table = out
-        table.packed.pack(self)
+        table.packed.pack(self, aligned=[] if self.config.pixel_width is not None else [self.patch_out])
         return table
 
     def prepare(

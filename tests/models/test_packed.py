@@ -136,6 +136,32 @@ def test_upsampled_convolution(size, less, generator):
         assert ("upsample_nearest2d" in found) == any(less)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("features", [129, 132, 7])
+def test_an_aligned_layer_has_rows_of_whole_vectors(features, bias, generator, monkeypatch):
+    monkeypatch.setattr(packed, "_can_be_aligned", lambda layer: True)  # else on a GPU alone
+    layer, x = randomise(nn.Linear(24, features, bias=bias), seed=0), torch.randn(2, 5, 24, generator=generator)
+    weights = PackedWeights()
+    weights.pack(nn.Sequential(layer), aligned=[layer])
+    there = weights.aligned(layer)
+    for factor in (1, -3):
+        for parameter in layer.parameters():
+            parameter.mul_(factor)
+        weights.pack(nn.Sequential(layer), aligned=[layer])
+        found = packed.linear(layer, x, weights)
+        assert_within(found, *exact(layer, x))
+        assert found.stride() == (5 * found.stride(1), found.stride(1), 1)
+        assert found.stride(1) % packed.ALIGNMENT == 0
+    assert weights.aligned(layer) is there  # graphs read it
+
+
+def test_no_layer_of_a_cpu_is_aligned():
+    layer = nn.Linear(24, 7)
+    weights = PackedWeights()
+    weights.pack(nn.Sequential(layer), aligned=[layer])
+    assert weights.aligned(layer) is None
+
+
 def test_the_upsampling_kernel_of_ones_counts_the_taps():
     kernel = packed.upsampling_kernel(torch.ones(2, 5, 3, 3))
     assert kernel.shape == (5, 2, 4, 4)
