@@ -73,9 +73,10 @@ def cases() -> list[Case]:
         shape = (16, 3, 16, hidden)
         name = "{} patches of {} x {}, {} units".format(*shape)
         found.append(Case(operation, name, partial(make, shape), 64))
-    for shape in ((64, 32, 8), (128, 16, 8), (256, 4, 4)):
+    for shape in ((64, 64, 8), (64, 32, 8), (128, 16, 8), (256, 4, 4)):
         name = "{0} x {1} x {1}".format(*shape)
         found.append(Case("group norm", name, partial(network_operations.group_norm_silu, shape), 8))
+        found.append(Case("map sum", name, partial(network_operations.map_sum_of, shape[:2]), 8))
     for vocabulary, small in ((10, 1024), (50_258, 16), (126_464, 4)):
         name = f"{vocabulary:,} ids"
         found.append(Case("categorical", name, partial(token_operations.draw_tokens, vocabulary), small))

@@ -1,16 +1,19 @@
 """GroupNorm and SiLU of a feature map, after adding an embedding to each cell of the map.
 
-    h'(b, c, y, x) = h(b, c, y, x) + rows(index(b, cell of (y, x)), c)
+    h'(b, c, y, x) = h(b, c, y, x) + shift(c) + rows(index(b, cell of (y, x)), c)
     out            = SiLU(weight(c) (h' - mean(b, group of c)) / sqrt(variance(b, group of c) + eps) + bias(c))
 
-A cell is a square of pixels, which all add the same row, so the embedding is not expanded to pixels. SiLU is optional.
+A cell is a square of pixels, which all add the same row, so the embedding is not expanded to pixels. Shift, rows and
+SiLU are optional. h may be two maps, which are concatenated along the channels without a copy.
 
-Shapes: h (B, C, H, W) channels-last; rows (R, C); index (B, rows of cells, columns of cells) int64, with sizes that
-divide H and W; weight, bias (C,).
-Bytes that must move: 3 s B C H W (h is read for the statistics and for the result).
-Three launches: each channel's statistics over a share of the pixels; each channel's factor and summand from its group's
-statistics; the result. Statistics are float32, merged as in Chan, Golub, LeVeque 1983.
-Source: Wu & He 2018 (GroupNorm).
+Shapes: h (B, C, H, W) channels-last, or two such maps of C channels together; shift, weight, bias (C,); rows (R, C);
+index (B, rows of cells, columns of cells) int64, with sizes that divide H and W.
+Bytes that must move: 2 s B C H W.
+
+A slab is all pixels of a chain in a cache line's channels, in whole groups. One that fits into a program's registers is
+read once. A larger one is read by many programs, for its statistics and again for the result. Its result comes right
+after the statistics of the next slabs, so that it finds the slab in the device's cache.
+Statistics are float32, merged as in Chan, Golub, LeVeque 1983. Source: Wu & He 2018 (GroupNorm).
 """
 
 from __future__ import annotations
@@ -19,160 +22,170 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.kernels.launch import jit, launch, power_of_2, runs_kernel
+from ipr_fast.kernels.group_norm_tiles import (
+    channel_factors,
+    load_tile,
+    moments,
+    of_slab,
+    slab_statistics,
+    store_normalised,
+    turn_of,
+)
+from ipr_fast.kernels.launch import MIN_BLOCK, jit, launch, power_of_2, runs_kernel
 
 try:
     import triton.language as tl
 except ImportError:  # macOS and Windows
     tl = None
 
+LINE = 128  # bytes of a cache line
+SECTOR = 32  # bytes that a device reads at least
+TILE = 4096  # numbers of a slab that a program has in registers at a time
+WHOLE = 16384  # numbers of a slab, at most, that a program reads at once
+AHEAD = 4 * 2**20  # bytes of slabs whose statistics are taken before the first result
+CACHED = 16 * 2**20  # bytes of a slab, at most, that are still in a device's cache for the result
+
 
 @jit
-def load_with_cells(
+def group_norm_kernel(
     p_h,
+    p_g,
+    p_shift,
     p_rows,
     p_index,
-    i_chain,
-    o_pixel,
-    o_channel,
-    PIXELS,
-    C,
-    WIDTH,
-    CELL_H,
-    CELL_W,
-    DOWN,
-    ACROSS,
-    CELLS: tl.constexpr,
-):
-    """Return a tile (pixels, channels) of h' in float32, 0 outside the map, and the mask of the map."""
-    mask = (o_pixel < PIXELS)[:, None] & (o_channel < C)[None, :]
-    pixel = tl.minimum(o_pixel, PIXELS - 1)
-    h = tl.load(p_h + (i_chain * PIXELS + pixel)[:, None] * C + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    if CELLS:
-        cell = (pixel // WIDTH // CELL_H) * ACROSS + pixel % WIDTH // CELL_W
-        row = tl.load(p_index + i_chain * (DOWN * ACROSS) + cell)
-        h += tl.load(p_rows + row[:, None] * C + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    return h, mask
-
-
-@jit
-def channel_statistics_kernel(
-    p_h,
-    p_rows,
-    p_index,
-    p_statistics,
-    PIXELS,
-    C,
-    WIDTH,
-    CELL_H,
-    CELL_W,
-    DOWN,
-    ACROSS,
-    SHARE,
-    CELLS: tl.constexpr,
-    P_BLOCK: tl.constexpr,
-    C_BLOCK: tl.constexpr,
-):
-    """One program for a share of a chain's pixels and C_BLOCK channels: their means and squared deviations."""
-    i_chain, i_share = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    o_channel = tl.program_id(2) * C_BLOCK + tl.arange(0, C_BLOCK)
-    first = i_share * SHARE
-    last = tl.minimum(first + SHARE, PIXELS)
-    count = 0.0
-    mean = tl.zeros([C_BLOCK], tl.float32)
-    squares = tl.zeros([C_BLOCK], tl.float32)
-    for p in range(first, last, P_BLOCK):
-        o_pixel = p + tl.arange(0, P_BLOCK)
-        h, mask = load_with_cells(
-            p_h, p_rows, p_index, i_chain, o_pixel, o_channel, PIXELS, C, WIDTH, CELL_H, CELL_W, DOWN, ACROSS, CELLS
-        )
-        m_tile = mask & (o_pixel < last)[:, None]
-        number = tl.minimum(P_BLOCK, last - p).to(tl.float32)
-        tile_mean = tl.sum(tl.where(m_tile, h, 0.0), axis=0) / number
-        centred = tl.where(m_tile, h - tile_mean[None, :], 0.0)
-        difference = tile_mean - mean
-        both = count + number
-        mean += difference * (number / both)
-        squares += tl.sum(centred * centred, axis=0) + difference * difference * (count * number / both)
-        count = both
-    o_mean = (i_chain * tl.num_programs(1) + i_share) * 2 * C + o_channel
-    tl.store(p_statistics + o_mean, mean, mask=o_channel < C)
-    tl.store(p_statistics + o_mean + C, squares, mask=o_channel < C)
-
-
-@jit
-def channel_factors_kernel(
-    p_statistics,
     p_weight,
     p_bias,
-    p_factors,
-    PIXELS,
-    C,
-    SHARES,
-    SHARE,
-    GROUPS,
-    PER_GROUP,
-    eps,
-    S_BLOCK: tl.constexpr,
-    G_BLOCK: tl.constexpr,
-    M_BLOCK: tl.constexpr,
-):
-    """One program for G_BLOCK groups of a chain: the factor and the summand of each of their channels."""
-    i_chain = tl.program_id(0).to(tl.int64)
-    o_group = tl.program_id(1) * G_BLOCK + tl.arange(0, G_BLOCK)
-    o_share, o_member = tl.arange(0, S_BLOCK), tl.arange(0, M_BLOCK)
-    channel = o_group[:, None] * PER_GROUP + o_member[None, :]
-    m_channel = (o_group < GROUPS)[:, None] & (o_member < PER_GROUP)[None, :]
-    mask = (o_share < SHARES)[:, None, None] & m_channel[None, :, :]
-    o_mean = (i_chain * SHARES + o_share)[:, None, None] * 2 * C + channel[None, :, :]
-    mean = tl.load(p_statistics + o_mean, mask=mask, other=0.0)
-    squares = tl.load(p_statistics + o_mean + C, mask=mask, other=0.0)
-    count = tl.maximum(tl.minimum(SHARE, PIXELS - o_share * SHARE), 0).to(tl.float32)[:, None, None]
-    total = PIXELS * PER_GROUP
-    group_mean = tl.sum(tl.sum(mean * count, axis=0), axis=1) / total
-    difference = tl.where(mask, mean - group_mean[None, :, None], 0.0)
-    variance = tl.sum(tl.sum(squares + difference * difference * count, axis=0), axis=1) / total
-    deviation = tl.sqrt_rn(variance + eps)
-    factor = tl.load(p_weight + channel, mask=m_channel, other=0.0).to(tl.float32) / deviation[:, None]
-    summand = tl.load(p_bias + channel, mask=m_channel, other=0.0).to(tl.float32) - group_mean[:, None] * factor
-    tl.store(p_factors + i_chain * 2 * C + channel, factor, mask=m_channel)
-    tl.store(p_factors + i_chain * 2 * C + C + channel, summand, mask=m_channel)
-
-
-@jit
-def scale_shift_kernel(
-    p_h,
-    p_rows,
-    p_index,
-    p_factors,
     p_out,
     PIXELS,
     C,
+    SPLIT,
     WIDTH,
     CELL_H,
     CELL_W,
-    DOWN,
     ACROSS,
-    CELLS: tl.constexpr,
+    PER_GROUP,
+    eps,
     SILU: tl.constexpr,
+    SPAN: tl.constexpr,
     P_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
+    G_BLOCK: tl.constexpr,
 ):
-    """One program for P_BLOCK pixels of a chain and C_BLOCK channels."""
-    blocks = tl.cdiv(PIXELS, P_BLOCK)
-    i_chain = (tl.program_id(0) // blocks).to(tl.int64)
-    o_pixel = tl.program_id(0) % blocks * P_BLOCK + tl.arange(0, P_BLOCK)
-    o_channel = tl.program_id(1) * C_BLOCK + tl.arange(0, C_BLOCK)
-    h, mask = load_with_cells(
-        p_h, p_rows, p_index, i_chain, o_pixel, o_channel, PIXELS, C, WIDTH, CELL_H, CELL_W, DOWN, ACROSS, CELLS
+    """One program for a slab."""
+    i_chain, o_channel, m_channel, member = of_slab(tl.program_id(0), C, PER_GROUP, SPAN, C_BLOCK, G_BLOCK)
+    o_pixel = tl.arange(0, P_BLOCK)
+    h, mask = load_tile(
+        p_h,
+        p_g,
+        p_shift,
+        p_rows,
+        p_index,
+        i_chain,
+        0,
+        o_pixel,
+        o_pixel < PIXELS,
+        o_channel,
+        m_channel,
+        PIXELS,
+        C,
+        SPLIT,
+        WIDTH,
+        CELL_H,
+        CELL_W,
+        ACROSS,
     )
-    o_factor = i_chain * 2 * C + o_channel
-    factor = tl.load(p_factors + o_factor, mask=o_channel < C, other=0.0)
-    summand = tl.load(p_factors + o_factor + C, mask=o_channel < C, other=0.0)
-    out = h * factor[None, :] + summand[None, :]
-    if SILU:
-        out = out / (1.0 + tl.exp(-out))
-    tl.store(p_out + (i_chain * PIXELS + o_pixel)[:, None] * C + o_channel[None, :], out, mask=mask)
+    count = 1.0 * PIXELS * PER_GROUP
+    mean, squares = moments(h, mask, member, count)
+    factor, summand = channel_factors(p_weight, p_bias, mean, squares / count, eps, member, o_channel, m_channel)
+    store_normalised(p_out, h, mask, factor, summand, i_chain, 0, o_pixel, o_channel, PIXELS, C, SILU, "")
+
+
+@jit
+def group_norm_turns_kernel(
+    p_h,
+    p_g,
+    p_shift,
+    p_rows,
+    p_index,
+    p_weight,
+    p_bias,
+    p_out,
+    p_tiles,
+    p_factors,
+    p_progress,
+    PIXELS,
+    C,
+    SPLIT,
+    WIDTH,
+    CELL_H,
+    CELL_W,
+    ACROSS,
+    PER_GROUP,
+    SLABS,
+    TILES,
+    LEAD,
+    eps,
+    SILU: tl.constexpr,
+    SPAN: tl.constexpr,
+    P_BLOCK: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    G_BLOCK: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+):
+    """One program for P_BLOCK pixels of a slab, and for either their statistics or their result, in turns.
+
+    p_progress (1 + SLABS), from 0: the programs that have started, and for each slab its tiles that are done, with one
+    more once its factors are there. Programs wait for earlier ones alone, by the order in which they have started.
+    """
+    i_program = tl.atomic_add(p_progress, 1)
+    takes, i_slab = turn_of(i_program // TILES, SLABS, LEAD)
+    i_tile = i_program % TILES
+    p_done = p_progress + 1 + i_slab
+    p_factor = p_factors + i_slab.to(tl.int64) * (2 * C_BLOCK) + tl.arange(0, C_BLOCK)
+    i_chain, o_channel, m_channel, member = of_slab(i_slab, C, PER_GROUP, SPAN, C_BLOCK, G_BLOCK)
+    first = i_tile * P_BLOCK
+    o_pixel = tl.arange(0, P_BLOCK)
+    h, mask = load_tile(
+        p_h,
+        p_g,
+        p_shift,
+        p_rows,
+        p_index,
+        i_chain,
+        first,
+        o_pixel,
+        o_pixel < PIXELS - first,
+        o_channel,
+        m_channel,
+        PIXELS,
+        C,
+        SPLIT,
+        WIDTH,
+        CELL_H,
+        CELL_W,
+        ACROSS,
+    )
+    if takes:
+        count = 1.0 * tl.minimum(P_BLOCK, PIXELS - first) * PER_GROUP
+        mean, squares = moments(h, mask, member, count)
+        p_slab = p_tiles + i_slab.to(tl.int64) * TILES * (2 * G_BLOCK)
+        p_mean = p_slab + i_tile * (2 * G_BLOCK) + tl.arange(0, G_BLOCK)
+        tl.store(p_mean, mean)
+        tl.store(p_mean + G_BLOCK, squares)
+        tl.debug_barrier()  # all stores come before the count
+        if tl.atomic_add(p_done, 1) == TILES - 1:
+            mean, variance = slab_statistics(p_slab, PIXELS, PER_GROUP, TILES, P_BLOCK, G_BLOCK, T_BLOCK)
+            factor, summand = channel_factors(p_weight, p_bias, mean, variance, eps, member, o_channel, m_channel)
+            tl.store(p_factor, factor)
+            tl.store(p_factor + C_BLOCK, summand)
+            tl.debug_barrier()
+            tl.atomic_add(p_done, 1)
+    else:
+        while tl.atomic_add(p_done, 0) <= TILES:
+            pass
+        factor = tl.load(p_factor, cache_modifier=".cg")
+        summand = tl.load(p_factor + C_BLOCK, cache_modifier=".cg")
+        store_normalised(p_out, h, mask, factor, summand, i_chain, first, o_pixel, o_channel, PIXELS, C, SILU, ".cs")
 
 
 def group_norm(
@@ -182,61 +195,84 @@ def group_norm(
     *,
     groups: int,
     eps: float,
+    other: Tensor | None = None,
+    shift: Tensor | None = None,
     rows: Tensor | None = None,
     index: Tensor | None = None,
     silu: bool = True,
 ) -> Tensor:
-    """Return a new channels-last map. With `rows`, h may be overwritten."""
-    if not runs_kernel(scale_shift_kernel, h, weight, bias, rows):
-        return _group_norm(h, weight, bias, groups, eps, rows, index, silu)
+    """Return a new channels-last map. With `rows`, h may be overwritten.
+
+    other: a second map (B, D, H, W), with the last D channels.
+    """
+    if not runs_kernel(group_norm_kernel, h, weight, bias, other, shift, rows):
+        return _group_norm(h, weight, bias, groups, eps, rows, index, silu, other, shift)
     h = h.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(h)
-    if h.numel() == 0:
-        return out
-    batch, channels, height, width = h.shape
-    pixels = height * width
-    down, across = (1, 1) if index is None else index.shape[1:]
-    rows = None if rows is None else rows.contiguous()
-    index = None if index is None else index.contiguous()
-    cells = (pixels, channels, width, height // down, width // across, down, across)
-    c_block = min(128, power_of_2(channels))
-    blocks = -(-channels // c_block)
-    p_block = 4096 // c_block
-    shares = min(64, -(-pixels // (8 * p_block)))  # at least eight tiles a program, at most 64 partial results
-    share = -(-pixels // shares)
-    statistics = torch.empty(batch, shares, 2, channels, dtype=torch.float32, device=h.device)
-    factors = torch.empty(batch, 2, channels, dtype=torch.float32, device=h.device)
-    tile = {"CELLS": rows is not None, "P_BLOCK": p_block, "C_BLOCK": c_block, "num_warps": 4}
-    launch(channel_statistics_kernel, (batch, shares, blocks), h, rows, index, statistics, *cells, share, **tile)
-    s_block, m_block = power_of_2(shares), power_of_2(channels // groups)
-    g_block = max(1, min(power_of_2(groups), 1024 // (s_block * m_block)))
-    launch(
-        channel_factors_kernel,
-        (batch, -(-groups // g_block)),
-        statistics,
-        weight,
-        bias,
-        factors,
-        pixels,
-        channels,
-        shares,
-        share,
-        groups,
-        channels // groups,
-        eps,
-        S_BLOCK=s_block,
-        G_BLOCK=g_block,
-        M_BLOCK=m_block,
-        num_warps=4,
-    )
-    grid = (batch * -(-pixels // p_block), blocks)  # pixels in x: y and z end at 65,535
-    launch(scale_shift_kernel, grid, h, rows, index, factors, out, *cells, SILU=silu, **tile)
+    other = None if other is None else other.contiguous(memory_format=torch.channels_last)
+    shape = (len(h), len(weight), *h.shape[2:])
+    out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=torch.channels_last)
+    if out.numel():
+        rows = None if rows is None else rows.contiguous()
+        index = None if index is None else index.contiguous()
+        _launch(h, other, shift, rows, index, weight, bias, out, groups, eps, silu)
     return out
 
 
+def _launch(
+    h: Tensor,
+    other: Tensor | None,
+    shift: Tensor | None,
+    rows: Tensor | None,
+    index: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> None:
+    batch, channels, height, width = out.shape
+    pixels, per_group, size = height * width, channels // groups, h.element_size()
+    down, across = (1, 1) if index is None else index.shape[1:]
+    together, whole = slab_groups(pixels, groups, per_group, size)
+    slabs, span = batch * -(-groups // together), together * per_group
+    c_block, g_block = power_of_2(span, MIN_BLOCK), power_of_2(together, MIN_BLOCK)
+    given = (other, shift, rows, index, weight, bias, out)
+    sizes = (pixels, channels, h.shape[1], width, height // down, width // across, across, per_group)
+    blocks = {"SILU": silu, "SPAN": span, "C_BLOCK": c_block, "G_BLOCK": g_block}
+    if whole:
+        p_block = power_of_2(pixels, MIN_BLOCK)
+        warps = min(16, power_of_2(p_block * c_block // 1024))
+        launch(group_norm_kernel, (slabs,), h, *given, *sizes, eps, P_BLOCK=p_block, **blocks, num_warps=warps)
+        return
+    blocks |= {"P_BLOCK": max(MIN_BLOCK, TILE // c_block), "T_BLOCK": 128}
+    tiles = -(-pixels // blocks["P_BLOCK"])
+    statistics = torch.empty(slabs, tiles, 2, g_block, dtype=torch.float32, device=h.device)
+    factors = torch.empty(slabs, 2, c_block, dtype=torch.float32, device=h.device)
+    progress = torch.zeros(1 + slabs, dtype=torch.int32, device=h.device)
+    turns = (statistics, factors, progress, *sizes, slabs, tiles, min(slabs, AHEAD // (pixels * span * size)))
+    launch(group_norm_turns_kernel, (2 * slabs * tiles,), h, *given, *turns, eps, **blocks, num_warps=4)
+
+
+def slab_groups(pixels: int, groups: int, per_group: int, size: int) -> tuple[int, bool]:
+    """Return the number of groups in a slab, for numbers of `size` bytes, and whether a program reads it at once."""
+    of_line = _most_groups(LINE // size, groups, per_group, size)
+    fitting = WHOLE // power_of_2(pixels)
+    at_once = _most_groups(min(fitting, LINE // size), groups, per_group, size)
+    whole = at_once * per_group <= fitting and (at_once == of_line or at_once * per_group * size >= SECTOR)
+    return (at_once if whole else of_line), whole
+
+
+def _most_groups(channels: int, groups: int, per_group: int, size: int) -> int:
+    """Return how many groups fit into a number of channels, in whole sectors if possible; at least one."""
+    most = max(1, min(groups, channels // per_group))
+    return max((n for n in range(1, most + 1) if n * per_group * size % SECTOR == 0), default=most)
+
+
 def bytes_moved(batch: int, channels: int, height: int, width: int, size: int) -> int:
-    """Return the bytes that must move, for numbers of `size` bytes."""
-    return 3 * size * batch * channels * height * width
+    """Return the bytes that must move, for numbers of `size` bytes; a slab too large for the cache is read twice."""
+    passes = 2 if height * width * LINE <= CACHED else 3
+    return passes * size * batch * channels * height * width
 
 
 def _group_norm(
@@ -245,11 +281,15 @@ def _group_norm(
     bias: Tensor,
     groups: int,
     eps: float,
-    rows: Tensor | None,
-    index: Tensor | None,
+    rows: Tensor | None = None,
+    index: Tensor | None = None,
     silu: bool = True,
+    other: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The torch twin."""
+    h = h if other is None else torch.cat([h, other], dim=1)
+    h = h if shift is None else (h + shift[:, None, None]).to(h.dtype)
     if rows is not None and index is not None:
         cells = F.embedding(index, rows).permute(0, 3, 1, 2)
         batch, channels, down, across = cells.shape

@@ -35,6 +35,7 @@ from ipr_fast.kernels import (
     categorical,
     denoise,
     group_norm,
+    map_sum,
     modulated_norm,
     partial_attention,
     pixel_features,
@@ -116,7 +117,13 @@ def launches() -> Iterator[Launch]:
     for patches in (256, 2048, 4096):
         yield from renoise_launches(f"{patches}", patches, patches, 4)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
-    maps = {"Even Pixels": (64, 32, 8), "Sudoku": (128, 252, 9), "coarse": (384, 8, 8)}
+    maps = {  # channels of both maps, pixels and cells a side
+        "Even Pixels": (64, 0, 32, 8),
+        "Even Pixels, skip": (128, 64, 32, 0),
+        "Sudoku": (128, 0, 252, 9),
+        "Sudoku, skip": (256, 128, 63, 0),
+        "coarse": (512, 256, 32, 32),
+    }
     for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
         for name, sizes in heads.items():
@@ -129,6 +136,8 @@ def launches() -> Iterator[Launch]:
         yield from record(f"Even Pixels, {kind}", pixel_head, partial(read_pixels, dtype, 16, 3, 16, 16))
         for name, sizes in maps.items():
             yield from record(f"{name}, {kind}", group_norm, partial(norm_map, dtype, *sizes))
+        for case, two in ((kind, True), (f"{kind}, bias alone", False)):
+            yield from record(f"Sudoku, {case}", map_sum, partial(add_maps, dtype, two))
         for vocabulary in (10, 50_258, 126_464):
             for how in ("whole", "greedy", "restricted"):
                 call = partial(draw_tokens, dtype, vocabulary, how)
@@ -205,10 +214,21 @@ def read_pixels(dtype: torch.dtype, slots: int, channels: int, pixels: int, hidd
     pixel_head.pixel_head(weights, z, level, channels=channels, hidden=hidden, floor=0.05)
 
 
-def norm_map(dtype: torch.dtype, channels: int, size: int, cells: int) -> None:
-    h = torch.zeros(1, channels, size, size, dtype=dtype)
-    rows, index = torch.zeros(4, channels, dtype=dtype), torch.zeros(1, cells, cells, dtype=torch.int64)
-    group_norm.group_norm(h, rows[0], rows[0], groups=32, eps=1e-5, rows=rows, index=index)
+def norm_map(dtype: torch.dtype, channels: int, others: int, size: int, cells: int) -> None:
+    """With rows for cells, where there are cells; with a second map and biases, where that has channels."""
+    h, weight = torch.zeros(1, channels, size, size, dtype=dtype), torch.zeros(channels + others, dtype=dtype)
+    more = {}
+    if cells:
+        index = torch.zeros(1, cells, cells, dtype=torch.int64)
+        more = {"rows": torch.zeros(4, channels + others, dtype=dtype), "index": index}
+    if others:
+        more |= {"other": torch.zeros(1, others, size, size, dtype=dtype), "shift": weight.float()}
+    group_norm.group_norm(h, weight, weight, groups=32, eps=1e-5, **more)
+
+
+def add_maps(dtype: torch.dtype, two: bool) -> None:
+    h = torch.zeros(1, 128, 252, 252, dtype=dtype).to(memory_format=torch.channels_last)
+    map_sum.map_sum(h, torch.zeros(128), h if two else None)
 
 
 def draw_tokens(dtype: torch.dtype, vocabulary: int, how: str) -> None:

@@ -57,10 +57,11 @@ _NAMESPACE = re.compile("^(aten|mkldnn)::")
 
 # Kernels by the first pattern that matches their names; library names of CUDA 11 to 13.
 KERNELS = [
+    (MOVING, r"^map_sum_kernel"),
     (OWN, r"^(renoise|mask_tokens|reveal|categorical|threshold|advance|denoise)_kernel"),
     (MOVING, r"^slot_inputs_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
-    (NORMS, r"^(layer_norm|residual_norm|channel_statistics|channel_factors|scale_shift)_kernel"),
+    (NORMS, r"^(layer_norm|residual_norm|group_norm|group_norm_turns)_kernel"),
     (NORMS, r"^pixel_(features|head)_kernel"),
     (NORMS, r"layer_norm|LayerNorm|GroupNorm|RowwiseMoments|Gelu|GELU|silu|sigmoid"),
     (PRODUCTS, r"gemm|gemv|cutlass|xmma|nvjet|cublas|splitKreduce|convolve|^cudnn|_cudnn_|conv_depthwise"),

@@ -8,7 +8,8 @@ On a CPU the engine runs packed weights (ipr_fast/models/packed.py) where torch 
 the plain layers, which have other operators and bytes.
 
 Operators: a composite one counts as its parts, except linear layers, attention, GroupNorm and resampling, which every
-    backend fuses. Views and reserved memory are free. A kernel launch is one operator.
+    backend fuses. On a GPU the bias of a convolution is a sum of its own, as cuDNN's convolutions are called without.
+    Views and reserved memory are free. A kernel launch is one operator.
 FLOPs: of matrix products, convolutions and attention, by torch's flop counter. The sum or GELU that ends a packed layer
     adds none.
 Bytes: of the tensors that an operator reads and writes, each once; for an index, of the picked elements. A cache may
@@ -41,6 +42,7 @@ PICKS = {"embedding", "gather", "index", "index_select"}  # read of the first te
 PUTS = {"index_copy_", "index_put_", "scatter_"}  # write into the first tensor as much as the last one holds
 LAID_OUT = {"convolution", "group_norm", "scaled_dot_product_attention"}  # meta results get a device's layout
 FLOPS = {
+    "addmm_": lambda out, sums, a, b: 2 * a.numel() * b.shape[1],
     "linear": lambda out, x, weight, bias=None: 2 * x.numel() * weight.shape[0],
     "scaled_dot_product_attention": lambda out, q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
     "mkldnn::_linear_pointwise": lambda out, x, weight, *_: 2 * x.numel() * weight.shape[0],
@@ -93,19 +95,20 @@ def count(work: Callable[[], object], device: torch.device | str, *, kernels: bo
     without Triton, and under its interpreter.
     """
     counts = Counts()
+    device = torch.device(device)
     with (
         torch.inference_mode(),
         launches_to(counts.add) if kernels else nullcontext(),
-        _Counting(counts, torch.device(device)),
+        _Counting(counts, device, adds_biases=kernels or device.type == "cuda"),
     ):
         work()
     return counts
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, counts: Counts, device: torch.device) -> None:
+    def __init__(self, counts: Counts, device: torch.device, adds_biases: bool) -> None:
         super().__init__()
-        self.counts, self.device = counts, device
+        self.counts, self.device, self.adds_biases = counts, device, adds_biases
         # On a CPU only reads of the data count: a tensor made of Python's numbers is no copy there.
         self.watch = Watch("the work", None if device.type == "cpu" else device)
 
@@ -124,6 +127,8 @@ class _Counting(TorchDispatchMode):
             if name not in RESERVES and (made or func._schema.is_mutable or not tensors_of(out)):
                 moved = _bytes_moved(func, name, args, kwargs, made)
                 self.counts.add(name, _flops(func, name, args, kwargs, out), moved, given)
+                if self.adds_biases and name == "convolution" and args[2] is not None:
+                    self.counts.add("add_", 0, 2 * size_of(made), [])
         return out
 
     def _run(self, func: Any, name: str, types: Any, args: tuple, kwargs: dict) -> object:

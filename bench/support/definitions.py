@@ -182,6 +182,10 @@ def group_norm(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     return F.silu(F.group_norm(h.double() + cells, groups, weight.double(), bias.double(), eps))
 
 
+def map_sum(h: Tensor, bias: Tensor, g: Tensor) -> Tensor:
+    return h.double() + bias.double()[:, None, None] + g.double()
+
+
 def attention(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     q, keys, values = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, keys, values))
     return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2).flatten(2)

@@ -23,6 +23,7 @@ from ipr_fast.kernels import (
     denoise,
     group_norm,
     logits,
+    map_sum,
     modulated_norm,
     partial_attention,
     pixel_features,
@@ -41,6 +42,7 @@ FILES = (
     categorical,
     denoise,
     group_norm,
+    map_sum,
     modulated_norm,
     partial_attention,
     pixel_features,
@@ -56,7 +58,12 @@ BYTES = {
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
+    "group_norm_kernel": lambda given: _of_norm(given),
+    "group_norm_turns_kernel": lambda given: _of_norm(given),
     "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
+    "map_sum_kernel": lambda given: map_sum.bytes_moved(
+        given["NUMEL"], given["p_h"].element_size(), given["p_g"] is not None
+    ),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
     "residual_norm_kernel": lambda given: _of_tokens(given, _residual_norm_bytes(given)),
     "slot_inputs_kernel": lambda given: slot_inputs.bytes_moved(
@@ -118,6 +125,12 @@ def _residual_norm_bytes(given: dict[str, Any]) -> Callable[[int, int, int, int,
 
 def _of_logits(given: dict[str, Any]) -> int:
     return logits.bytes_moved(given["p_index"].numel(), given["V"], given["p_logits"].element_size())
+
+
+def _of_norm(given: dict[str, Any]) -> int:
+    """Bytes of a GroupNorm: of the map, the others being small."""
+    out = given["p_out"]
+    return group_norm.bytes_moved(*out.shape, out.element_size())
 
 
 def _kernels() -> list[tuple[Any, str, Any]]:

@@ -1,11 +1,19 @@
-"""The operations of the networks: norms, networks of pixels and partial attention; see operations.py."""
+"""The operations of the networks: norms, sums, networks of pixels and partial attention; see operations.py."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from ipr_fast.kernels import group_norm, modulated_norm, partial_attention, pixel_features, pixel_head, residual_norm
+from ipr_fast.kernels import (
+    group_norm,
+    map_sum,
+    modulated_norm,
+    partial_attention,
+    pixel_features,
+    pixel_head,
+    residual_norm,
+)
 from support import definitions
 from support.operations import Inputs, Operation
 
@@ -98,6 +106,21 @@ def group_norm_silu(shape: tuple[int, int, int], batch: int, device: torch.devic
         group_norm.bytes_moved(batch, channels, size, size, h.element_size()),
         11 * h.numel(),
         lambda: h.copy_(original),  # the twin adds the rows in place
+    )
+
+
+def map_sum_of(shape: tuple[int, int], batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: channels, pixels a side."""
+    inputs, (channels, size) = Inputs(device, seed), shape
+    original, g = (x.to(memory_format=torch.channels_last) for x in inputs.normals(2, batch, channels, size, size))
+    h, bias = original.clone(), inputs.normals(channels)
+    return Operation(
+        lambda: (map_sum.map_sum(h, bias, g),),
+        lambda: (map_sum._map_sum(h, bias, g),),
+        lambda: (definitions.map_sum(original, bias, g),),
+        map_sum.bytes_moved(h.numel(), h.element_size(), two=True),
+        2 * h.numel(),
+        lambda: h.copy_(original),
     )
 
 

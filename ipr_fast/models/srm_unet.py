@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.models.deferred_bias import DeferredBiases, can_defer
 from ipr_fast.models.level_embedding import PublishedLevelEmbedding
 from ipr_fast.models.packed import PackedWeights
 from ipr_fast.models.srm_unet_config import SRMUNetConfig
-from ipr_fast.models.unet import LayerInputs, LevelMap, UNet, Upsample
+from ipr_fast.models.unet import ResBlock, UNet, Upsample
+from ipr_fast.models.unet_biases import lacking_biases
+from ipr_fast.models.unet_operations import LayerInputs, LevelMap
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
@@ -27,11 +30,17 @@ MAX_NUMEL = 2**31 - 1  # of a map on a GPU: with more, an operation may be slow 
 
 
 class LevelTable(NamedTuple):
-    """The embeddings (R, t_emb_dim) of levels (R,), ascending, and weights in a CPU's layout."""
+    """What depends on levels (R,), ascending, or on weights alone.
+
+    embeddings (R, t_emb_dim); projected: each ResBlock's projection (R, C) of them; packed: weights in a CPU's layout;
+    biases: for a GPU.
+    """
 
     levels: Tensor
     embeddings: Tensor
+    projected: dict[nn.Module, Tensor]
     packed: PackedWeights
+    biases: DeferredBiases
 
 
 class SRMUNet(nn.Module):
@@ -75,14 +84,20 @@ class SRMUNet(nn.Module):
         return Prediction(*(torch.cat(field) for field in zip(*predictions, strict=True)))
 
     def tabulate(self, levels: Tensor, out: LevelTable | None = None) -> LevelTable:
-        """Return the embeddings of levels (R,), ascending from 0; written into `out`, if given."""
+        """Return the table of levels (R,), ascending from 0; written into `out`, if given."""
         embeddings = self.time_embedding(levels)
+        projected: dict[nn.Module, Tensor] = {
+            block: block.project(embeddings) for block in self.modules() if isinstance(block, ResBlock)
+        }
         if out is None:
-            out = LevelTable(levels.clone(), embeddings, PackedWeights())
+            out = LevelTable(levels.clone(), embeddings, projected, PackedWeights(), DeferredBiases())
         else:
             out.levels.copy_(levels)
             out.embeddings.copy_(embeddings)
+            for block, rows in projected.items():
+                out.projected.setdefault(block, rows).copy_(rows)
         out.packed.pack(self.model, (layer.conv for layer in self.modules() if isinstance(layer, Upsample)))
+        out.biases.update(lacking_biases(self.model))
         return out
 
     def raw(
@@ -94,8 +109,11 @@ class SRMUNet(nn.Module):
     ) -> Tensor:
         """Return the network's output (B, 2 C + 1, H, W) for images: velocity (C), 2 v - 1 (C), log-variance (1)."""
         images = images.to(self.model.dtype, memory_format=torch.channels_last)
-        packed = None if table is None else table.packed
-        return self.model(images, LayerInputs(self._level_maps(levels, active, table), packed))
+        level_maps = self._level_maps(levels, active, table)
+        if table is None:
+            return self.model(images, LayerInputs(level_maps))
+        biases = table.biases if table.biases and can_defer(images) else None
+        return self.model(images, LayerInputs(level_maps, table.packed, biases))
 
     def _predict(
         self, patches: Tensor, levels: Tensor, active: ActivePatches | None, table: LevelTable | None
@@ -105,7 +123,7 @@ class SRMUNet(nn.Module):
             raw = active.gather(raw)
         numel = self.grid.patch_numel
         velocity, mix, log_variance = raw.split((numel, numel, self.config.patch_size**2), dim=-1)
-        return Prediction(velocity, (mix + 1) / 2, log_variance.mean(-1))
+        return Prediction(velocity, torch.rsub(mix, 0.5, alpha=-0.5), log_variance.mean(-1))  # (mix + 1) / 2
 
     def _level_maps(
         self, levels: Tensor, active: ActivePatches | None, table: LevelTable | None
@@ -123,7 +141,8 @@ class SRMUNet(nn.Module):
             levels = active.scatter(levels, num_patches)
         if table is not None:
             embeddings, row = table.embeddings, torch.searchsorted(table.levels, levels)
-        by_patch = LevelMap(embeddings, row.view(-1, grid_size, grid_size))
+        row = row.view(-1, grid_size, grid_size)
+        by_patch = LevelMap(embeddings, row) if table is None else LevelMap(embeddings, row, table.projected)
         return {
             size: by_patch if size % grid_size == 0 else self._level_map_by_pixel(levels, size)
             for size in self.config.map_sizes

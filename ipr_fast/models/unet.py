@@ -3,38 +3,27 @@
 A ResBlock adds the embedded noise level of each cell to its feature map: `h = GroupNorm(h + Linear(SiLU(e)))`. A cell
 is a square of pixels of equal level. Feature maps (B, C, H, W) are channels-last, so that 1x1 convolutions are matrix
 products and attention reads pixels as tokens, without copying the map.
+
+On a GPU most of the time goes into reading and writing maps. There convolutions leave out their biases, which the next
+norms and sums add (deferred_bias.py); skips are not concatenated, but read by the norm and the shortcut from where they
+are; and sums of matrix products are made by the products.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ipr_fast.kernels.group_norm import group_norm
+from ipr_fast.kernels.map_sum import map_sum
 from ipr_fast.kernels.scaled_attention import scaled_attention
-from ipr_fast.models.packed import PackedWeights, convolution, pointwise, upsampled_convolution
+from ipr_fast.models import packed
+from ipr_fast.models.deferred_bias import add_pointwise, without_bias
+from ipr_fast.models.packed import pointwise, upsampled_convolution
 from ipr_fast.models.srm_unet_config import GROUPS, SRMUNetConfig
-from ipr_fast.trace import span
-
-
-class LevelMap(NamedTuple):
-    """The levels of a feature map, embedded.
-
-    embeddings  (R, t_emb_dim)  SiLU of the embeddings of R levels
-    row         (B, h, w)       each cell's row of `embeddings`
-    """
-
-    embeddings: Tensor
-    row: Tensor
-
-
-class LayerInputs(NamedTuple):
-    """Inputs that all layers share: a LevelMap for each feature map's height, and packed weights."""
-
-    level_maps: dict[int, LevelMap]
-    packed: PackedWeights | None = None
+from ipr_fast.models.unet_operations import LayerInputs, completed, convolution, normalise
 
 
 class UNet(nn.Module):
@@ -117,25 +106,29 @@ class Decoder(nn.Module):
     def forward(self, h: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
         """Return the output from the bottleneck's map and the encoder's, which are popped off `skips`."""
         for stage in self.blocks:
-            h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, inputs, size=skips[-1].shape[2:] if skips else None)
-        return self.out(h, inputs.packed)
+            maps = [h, skips.pop()]
+            if inputs.biases is None:
+                maps = [torch.cat(maps, dim=1)]
+            h = stage(maps[0], inputs, *maps[1:], size=skips[-1].shape[2:] if skips else None)
+        return completed(self, self.out(h, inputs), inputs)
 
 
 class Stage(nn.ModuleList):
     """Layers in sequence, each called with the inputs that it takes."""
 
-    def forward(self, h: Tensor, inputs: LayerInputs, size: torch.Size | None = None) -> Tensor:
-        """Return the last layer's map. size: (H, W) for an Upsample."""
+    def forward(
+        self, h: Tensor, inputs: LayerInputs, skip: Tensor | None = None, size: torch.Size | None = None
+    ) -> Tensor:
+        """Return the last layer's map. skip: further channels of the first one's. size: (H, W) for an Upsample."""
         for layer in self:
             if isinstance(layer, ResBlock):
-                h = layer(h, inputs.level_maps[h.shape[-1]], inputs.packed)
+                h, skip = layer(h, inputs, skip), None
             elif isinstance(layer, Upsample):
-                h = layer(h, size, inputs.packed)
+                h = layer(h, inputs, size)
             elif isinstance(layer, nn.Conv2d):
-                h = convolution(layer, h, inputs.packed)
+                h = convolution(layer, h, inputs)
             else:
-                h = layer(h, inputs.packed)
+                h = layer(h, inputs)
         return h
 
 
@@ -145,9 +138,17 @@ class NormSiLUConv(nn.ModuleList):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__([nn.GroupNorm(GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, out_dim, 3, padding=1)])
 
-    def forward(self, h: Tensor, packed: PackedWeights | None = None) -> Tensor:
-        norm, conv = cast(nn.GroupNorm, self[0]), cast(nn.Conv2d, self[2])  # torch types a container's items as Module
-        return convolution(conv, norm_silu(norm, h), packed)
+    @property
+    def norm(self) -> nn.GroupNorm:
+        return cast(nn.GroupNorm, self[0])  # torch types a container's items as Module
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[2])
+
+    def forward(self, h: Tensor, inputs: LayerInputs, other: Tensor | None = None) -> Tensor:
+        """other: the last channels of h, where these are a map of their own."""
+        return convolution(self.conv, normalise(self.norm, h, inputs, other=other), inputs)
 
 
 class ResBlock(nn.Module):
@@ -161,14 +162,29 @@ class ResBlock(nn.Module):
         self.conv_2 = nn.Sequential(nn.SiLU(), nn.Identity(), nn.Conv2d(out_dim, out_dim, 3, padding=1))
         self.shortcut = nn.Conv2d(dim, out_dim, 1) if dim != out_dim else None
 
-    def forward(self, x: Tensor, levels: LevelMap, packed: PackedWeights | None = None) -> Tensor:
-        conv_2 = cast(nn.Conv2d, self.conv_2[2])
-        projected = self.norm_with_embedding.embedding_layer[1](levels.embeddings)
-        h = self.conv_1(x, packed)
-        h = norm_silu(self.norm_with_embedding.norm, h, projected, levels.row)
+    @property
+    def last_conv(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self.conv_2[2])
+
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Return what the block adds to its map for levels with these embeddings (R, t_emb_dim)."""
+        return self.norm_with_embedding.embedding_layer[1](embeddings)
+
+    def forward(self, x: Tensor, inputs: LayerInputs, skip: Tensor | None = None) -> Tensor:
+        """skip: the last channels of x, where these are a map of their own."""
+        levels = inputs.level_maps[x.shape[-1]]
+        rows = levels.projected.get(self)
+        rows = self.project(levels.embeddings) if rows is None else rows
+        h = self.conv_1(x, inputs, skip)
+        h = normalise(self.norm_with_embedding.norm, h, inputs, rows=rows, index=levels.row)
+        if inputs.biases is None:
+            if self.shortcut is None:
+                return packed.convolution(self.last_conv, h, inputs.packed, plus=x)
+            return packed.convolution(self.last_conv, h, inputs.packed, onto=pointwise(self.shortcut, x, inputs.packed))
+        h = convolution(self.last_conv, h, inputs)
         if self.shortcut is None:
-            return convolution(conv_2, h, packed, plus=x)
-        return convolution(conv_2, h, packed, onto=pointwise(self.shortcut, x, packed))
+            return map_sum(h, inputs.lacking(self), x)
+        return add_pointwise(h, self.shortcut, *((x,) if skip is None else (x, skip)))
 
 
 class NormWithEmbedding(nn.Module):
@@ -190,15 +206,15 @@ class Attention(nn.Module):
         self.qkv = nn.Conv1d(dim, 3 * dim, 1)
         self.proj = nn.Conv1d(dim, dim, 1)
 
-    def forward(self, x: Tensor, packed: PackedWeights | None = None) -> Tensor:
-        norm = self.norm
-        normed = group_norm(x, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, silu=False)
-        qkv = pointwise(self.qkv, normed, packed).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
+        qkv = pointwise(self.qkv, normalise(self.norm, x, inputs, silu=False), inputs.packed).permute(0, 2, 3, 1)
         heads = (self.num_heads, 3, self.num_head_channels)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, heads).permute(3, 0, 2, 1, 4)
         attended = scaled_attention(q, k, v).transpose(1, 2).flatten(2)
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return pointwise(self.proj, attended, packed).add_(x)
+        if inputs.biases is None:
+            return pointwise(self.proj, attended, inputs.packed).add_(x)
+        return add_pointwise(x, self.proj, attended)
 
 
 class Downsample(nn.Module):
@@ -208,8 +224,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.downsample = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, packed: PackedWeights | None = None) -> Tensor:
-        return convolution(self.downsample, x, packed)
+    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
+        return convolution(self.downsample, completed(self, x, inputs), inputs)
 
 
 class Upsample(nn.Module):
@@ -219,14 +235,10 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, size: torch.Size, packed: PackedWeights | None = None) -> Tensor:
-        return upsampled_convolution(self.conv, x, size, packed)
-
-
-def norm_silu(norm: nn.GroupNorm, h: Tensor, rows: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-    """Return SiLU(GroupNorm(h)), after adding rows (R, C) to the cells by index (B, h, w), in one operation."""
-    with span("group_norm"):
-        return group_norm(h, norm.weight, norm.bias, groups=GROUPS, eps=norm.eps, rows=rows, index=index)
+    def forward(self, x: Tensor, inputs: LayerInputs, size: torch.Size) -> Tensor:
+        if inputs.biases is None:
+            return upsampled_convolution(self.conv, x, size, inputs.packed)
+        return without_bias(self.conv, F.interpolate(completed(self, x, inputs), size=size, mode="nearest"))
 
 
 def _blocks(config: SRMUNetConfig, level: int, dim: int) -> list[nn.Module]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ipr_fast.kernels.group_norm import group_norm
+from ipr_fast.kernels.group_norm import group_norm, slab_groups
 
 GROUPS, EPS = 4, 1e-5
 
@@ -56,6 +56,32 @@ def test_a_group_of_one_number_is_its_own_mean(generator):
     # x - x may be rounded before it is divided by sqrt(eps).
     tolerance = 4 * 8 * 2**-24 / EPS**0.5
     torch.testing.assert_close(found.flatten(), torch.nn.functional.silu(bias), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("split", [1, 5, 7])
+def test_two_maps_are_one_and_a_shift_is_added_to_it(generator, split):
+    h, weight, bias = make_map(generator, 3, 8, 3, 5)
+    shift, before = torch.randn(8, generator=generator), h.clone()
+    found = group_norm(h[:, :split], weight, bias, groups=GROUPS, eps=EPS, other=h[:, split:], shift=shift)
+    expected = formula(h, weight, bias, shift[:, None, None].expand_as(h))
+    torch.testing.assert_close(found.double(), expected, atol=8 * 30 * 2**-24, rtol=0)
+    assert torch.equal(h, before)
+
+
+def test_a_slab_fills_a_line_and_is_read_at_once_where_it_fits():
+    """(pixels, channels a group, bytes of a number): groups together, and whether a program reads them at once."""
+    found = {
+        (1024, 2, 4): (8, True),  # half a line, as more do not fit into a program's registers
+        (1024, 24, 4): (1, False),
+        (64, 16, 4): (2, True),
+        (252 * 252, 4, 4): (8, False),
+        (252 * 252, 4, 2): (16, False),
+        (126 * 126, 6, 4): (4, False),  # five fit, but would end within a sector
+        (2**20, 64, 4): (1, False),
+        (1, 1, 4): (32, True),
+        (4, 3, 2): (16, True),
+    }
+    assert {case: slab_groups(case[0], 32, *case[1:]) for case in found} == found
 
 
 def test_an_empty_batch_is_legal():

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ipr_fast import ActivePatches, Denoiser, Schedule, generate_batch, random_patches, refine_batch
 from ipr_fast.models import PRESETS, SRMUNet, SRMUNetConfig
+from ipr_fast.models.unet import ResBlock
 
 PARAMETERS = {"even_pixels": 19_718_791, "counting_polygons": 76_765_191, "mnist_sudoku": 118_994_691}
 MOST_GFLOP = {"even_pixels": 3.5, "counting_polygons": 128, "mnist_sudoku": 500}
@@ -248,3 +249,18 @@ def test_a_table_of_levels_gives_what_the_levels_give(unet, generator, schedule,
     unet.tabulate(torch.zeros(len(table.levels)), out=table)
     assert unet.tabulate(torch.cat([levels, levels[-1:].expand(3)]), out=table) is table
     torch.testing.assert_close(table.embeddings[: len(levels)], unet.time_embedding(levels))
+    blocks = [module for module in unet.modules() if isinstance(module, ResBlock)]
+    for block, rows in table.projected.items():
+        torch.testing.assert_close(rows, block.project(table.embeddings))
+    assert len(table.projected) == len(blocks)
+
+
+def test_a_table_saves_the_projections_of_levels_by_patch(unet, generator, monkeypatch):
+    """Of the maps of 21, 11, 6 and 3 pixels, for 3 patches, that of 11 alone has levels by pixel."""
+    patches, mask, _ = make_state(AWKWARD, generator)
+    active, levels = ActivePatches.from_mask(mask), torch.linspace(0, 1, 5)
+    table, calls, project = unet.tabulate(levels), [], ResBlock.project
+    monkeypatch.setattr(ResBlock, "project", lambda block, rows: calls.append(len(rows)) or project(block, rows))
+    with torch.no_grad():
+        unet(patches, levels[torch.randint(0, 5, active.index.shape, generator=generator)], active, table=table)
+    assert set(calls) == {5 * 11 * 11}

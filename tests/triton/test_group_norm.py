@@ -39,6 +39,46 @@ def test_group_norm(batch, channels, height, width, grid, channels_last, silu, d
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+TWO = [
+    (2, 64, 32, 8, 8),
+    (1, 192, 128, 9, 9),
+    (2, 96, 7, 6, 5),  # a group has channels of both maps
+    (1, 160, 64, 20, 17),
+]
+
+
+@pytest.mark.parametrize(("batch", "channels", "split", "height", "width"), TWO)
+@pytest.mark.parametrize("whole", [True, False])
+def test_two_maps_and_a_shift(batch, channels, split, height, width, whole, device, generator, monkeypatch):
+    if not whole:
+        monkeypatch.setattr(file, "WHOLE", 0)
+    for dtype in types(device):
+        h = (2 * torch.randn(batch, channels, height, width, generator=generator) + 5).to(device, dtype)
+        maps = [part.contiguous(memory_format=torch.channels_last) for part in (h[:, :split], h[:, split:])]
+        weight, bias = torch.randn(2, channels, generator=generator).to(device, dtype)
+        shift = torch.randn(channels, generator=generator).to(device)
+        found = file.group_norm(maps[0], weight, bias, groups=32, eps=1e-5, other=maps[1], shift=shift)
+        wide = (x.double() for x in (h, weight, bias))
+        expected = file._group_norm(*wide, 32, 1e-5, shift=shift.double())
+        assert_near(found, expected, dtype, height * width * channels // 32)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("ahead", [0, 2**12, 2**30])
+@pytest.mark.parametrize(("tile", "channels"), [(256, 64), (512, 192)])
+def test_large_slabs_take_turns(ahead, tile, channels, device, generator, monkeypatch):
+    """A result that comes before its statistics would wait for ever under the interpreter, which runs one at a time."""
+    for name, value in {"WHOLE": 0, "AHEAD": ahead, "TILE": tile}.items():
+        monkeypatch.setattr(file, name, value)
+    h = torch.randn(2, channels, 6, 7, generator=generator).to(device, memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, channels, generator=generator).to(device)
+    rows = torch.randn(11, channels, generator=generator).to(device)
+    index = torch.randint(0, 11, (2, 3, 7), generator=generator).to(device)
+    found = file.group_norm(h, weight, bias, groups=32, eps=1e-5, rows=rows, index=index)
+    expected = file._group_norm(h.double(), weight.double(), bias.double(), 32, 1e-5, rows.double(), index)
+    assert_near(found, expected, torch.float32, 6 * 7 * channels // 32)
+
+
 def test_a_mean_far_from_zero_costs_no_digits(device, generator):
     """Where the mean of the squares less the square of the mean would leave three digits of seven."""
     h = (100 + torch.randn(2, 64, 32, 32, generator=generator)).to(device)
