@@ -73,7 +73,7 @@ def above(
     of_a, of_b, of_c = tl.zeros([L_BLOCK], tl.int64), tl.zeros([L_BLOCK], tl.int64), tl.zeros([L_BLOCK], tl.int64)
     for v in range(0, end, L_BLOCK):
         o_id = v + tl.arange(0, L_BLOCK)
-        logits = read_logits(p_row, p_forbidden, 0, o_id, end > 0, end, FORBIDDEN)
+        logits = read_logits(p_row, p_forbidden, 0, o_id, o_id < end, end, FORBIDDEN)
         key = ordered(logits, SHIFT)
         number = tl.full([L_BLOCK], 1, tl.int64)
         if not COUNT:
@@ -152,7 +152,7 @@ def threshold_kernel(
     m = tl.full([L_BLOCK], -1.0e30, tl.float32)
     for v in range(0, end, L_BLOCK):
         o_id = v + tl.arange(0, L_BLOCK)
-        m = tl.maximum(m, read_logits(p_row, p_forbidden, 0, o_id, end > 0, end, FORBIDDEN))
+        m = tl.maximum(m, read_logits(p_row, p_forbidden, 0, o_id, o_id < end, end, FORBIDDEN))
     largest = tl.max(m, axis=0)
     high = ordered(largest, SHIFT).to(tl.int64)
     lowest = ordered(tl.min(tl.full([L_BLOCK], -1.0e30, tl.float32), axis=0), SHIFT).to(tl.int64)
