@@ -1,5 +1,6 @@
 """Denoisers and their weights files."""
 
+from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
@@ -10,6 +11,7 @@ from ipr_fast.sampling.prediction import Prediction
 __all__ = [
     "PRESETS",
     "Denoiser",
+    "HuggingFaceDenoiser",
     "PatchTransformer",
     "PatchTransformerConfig",
     "Prediction",
