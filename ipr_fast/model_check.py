@@ -35,7 +35,7 @@ def check_model(model: Denoiser, device: torch.device | str | None = None) -> st
     passed, failures = [], []
     with torch.inference_mode(), float32_products(device, tf32=False):
         generator, slots = torch.Generator("cpu").manual_seed(0), max(1, grid.num_patches // 4)
-        low, high = getattr(model, "value_range", (-1.0, 1.0))
+        low, high = contract.bounds(model, "value_range") or (-1.0, 1.0)
         shape = 4, grid.num_patches, grid.patch_numel
         x = low + (high - low) * torch.rand(shape, generator=generator, device="cpu").to(device)
         counts = torch.tensor(

@@ -191,12 +191,17 @@ def _iterate(
         def samples() -> Tensor:
             return call.space.to_samples(engine.values, original, touched)
 
+        def notice_changes() -> None:
+            """Check the model again after user code ran, which may have changed it."""
+            user_code.check_eval_mode(call.space.model)
+            engine.notice_changes()
+
         for iteration in iterations:
             with span("iteration"):
                 engine.begin(iteration)
                 selected = select(iteration, engine.iteration, samples)
                 if selected.varies:  # a Python mask_fn was called
-                    engine.notice_changes()
+                    notice_changes()
                 steps = engine.num_steps(selected.counts) if progress else 0
                 engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
                 touched |= selected.mask
@@ -206,7 +211,7 @@ def _iterate(
                 frozen = _call_back(callback, iteration, samples())
                 if frozen is not None and select.freeze(frozen):
                     break
-                engine.notice_changes()
+                notice_changes()
         select.verify()
         return samples(), engine.mix_range
 

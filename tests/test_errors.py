@@ -123,6 +123,11 @@ def test_a_model_on_another_device_is_refused():
         ipr_fast.refine_batch(X, random_patches(), 1, model=elsewhere)
 
 
+def test_a_model_without_data_is_refused_when_generating():
+    with pytest.raises(ValueError, match="model must hold data, got parameters on the meta device"):
+        ipr_fast.generate_batch(2, model=Network().to(META))
+
+
 def test_more_patches_than_the_counters_hold_are_refused():
     class Wide(Forbidden):
         grid = PatchGrid(1, 257, 256, 1)

@@ -102,6 +102,12 @@ class Writes(Plain):
         return super().__call__(patches, levels, active)
 
 
+class WritesUncounted(Plain):
+    def __call__(self, patches, levels, active=None):
+        patches.data.clamp_(-0.1, 0.1)  # torch does not count this one
+        return super().__call__(patches, levels, active)
+
+
 class WrongShape(Plain):
     def predict(self, slots, levels):
         return Prediction(slots[..., :1])
@@ -172,6 +178,7 @@ class Branches(Plain):
     ("kind", "message"),
     [
         (Writes, "Writes writes into its input `patches`"),
+        (WritesUncounted, "WritesUncounted writes into its input `patches`"),
         (WrongShape, "floating-point velocity of shape"),
         (NotFinite, "predictions are finite: velocity has NaN or inf"),
         (NoSigmoid, "mix_bounds: .*variance mix of NoSigmoid"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ def denoiser(model: object) -> PatchGrid:
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
     _check_call(model)
+    for name in ("value_range", "mix_bounds"):
+        bounds(model, name)
     user_code.check_eval_mode(model)
     return grid
 
@@ -158,6 +160,8 @@ def model_device(model: object, device: torch.device) -> None:
     found = device_of(model)
     if found is not None and found != device:
         raise ValueError(f"model must be on {device}, where the samples are, got {found}")
+    if device.type == "meta":
+        raise ValueError("model must hold data, got parameters on the meta device")
 
 
 def device_of(model: object) -> torch.device | None:
@@ -179,6 +183,20 @@ class RangeWarning(RuntimeWarning):
     """Samples lie in another range than the model's training data."""
 
 
+def bounds(model: object, name: str) -> tuple[float, float] | None:
+    """Return a model's optional attribute (low, high). Raises ValueError for anything but two numbers in order."""
+    value: Any = getattr(model, name, None)
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not low <= high:
+        raise ValueError(f"model: {name} must be two numbers (low, high), got {value!r:.80}")
+    return low, high
+
+
 FAR = 4.0  # widths of a model's range; samples of a poor model may lie outside by one width
 RARE = 10  # bits: a chance of one in a thousand
 
@@ -193,7 +211,7 @@ def range_complaint(name: str, found: checks.Extremes | None, model: object, *, 
     Too few: if at least every second sample of the training data has such a number, a batch with so few has a chance
     below one in a thousand. So this takes at least ten samples.
     """
-    trained = getattr(model, "value_range", None)
+    trained = bounds(model, "value_range")
     if found is None or trained is None:
         return None
     least, most = trained
@@ -228,7 +246,7 @@ def mix_complaint(model: object, found: Tensor | None) -> str | None:
     low, high = found.tolist()
     if math.isnan(low):  # the samples are NaN too, and have a warning of their own
         return None
-    least, most = getattr(model, "mix_bounds", (0.0, 1.0))
+    least, most = bounds(model, "mix_bounds") or (0.0, 1.0)
     if low >= least - MIX_ROUNDING and high <= most + MIX_ROUNDING:
         return None
     return (

@@ -30,7 +30,8 @@ class Denoiser(Protocol):
 
     - **A row is computed from that row's inputs alone.** The engine passes nothing else by chain; one condition for all
       chains can be kept in the model.
-    - **Inputs are read only**: patches, levels and active are the engine's own buffers. A write is a ValueError.
+    - **Inputs are read only**: patches, levels and active are the engine's own buffers. A write is a ValueError; torch
+      does not count writes through `.data` or NumPy, which only `check_model` finds.
     - **Evaluation mode**: call `model.eval()`. A module in training mode that has dropout, batch norm or another layer
       that differs there is a ValueError.
     - **No gradients**: calls run under `torch.inference_mode`. A model that needs gradients, for guidance, opens

@@ -241,6 +241,15 @@ def test_a_model_without_a_range_gets_no_warning(finished):
         ipr_fast.refine_batch(finished + 50, random_patches(), 1, model=Network(), schedule=SCHEDULE)
 
 
+@pytest.mark.parametrize("name", ["value_range", "mix_bounds"])
+@pytest.mark.parametrize("value", ["-1, 1", (1,), (1, -1), (float("nan"), 1), 3])
+def test_bounds_that_are_not_two_numbers_in_order_are_refused_before_any_work(finished, name, value):
+    model = Network()
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=rf"model: {name} must be two numbers \(low, high\), got"):
+        ipr_fast.refine_batch(finished, random_patches(), 0, model=model)
+
+
 class WithoutActive(nn.Module):
     grid = PatchGrid(1, 16, 16, 4)
 

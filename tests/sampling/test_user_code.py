@@ -185,6 +185,19 @@ def test_training_mode_is_refused_when_generating_and_by_the_reference_itself():
         )
 
 
+@pytest.mark.parametrize("where", ["callback", "mask_fn"])
+def test_a_model_that_user_code_puts_into_training_mode_is_refused(run, finished, where):
+    model = Network(nn.Dropout(0.5)).eval()
+
+    def trains(*_):
+        model.train()
+        return torch.ones(len(finished), 16, dtype=torch.bool) if where == "mask_fn" else None
+
+    options = {"policy": trains} if where == "mask_fn" else {"callback": trains}
+    with pytest.raises(ValueError, match=r"its Dropout \(layers\.1\) is in training mode.*call model\.eval\(\)"):
+        run(model, **options)
+
+
 def test_the_packages_own_models_may_be_in_either_mode():
     contract.denoiser(randomise(PatchTransformer(TINY), seed=0).train())
 
