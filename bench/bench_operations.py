@@ -55,6 +55,7 @@ def cases() -> list[Case]:
         "normals": operations.renoise_all,
         "advance": operations.advance_half_way,
         "denoise": operations.denoise_all,
+        "accept": operations.accept_half,
     }
     found = [
         Case(name, shape, partial(make, board), small)

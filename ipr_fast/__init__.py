@@ -15,6 +15,7 @@ from ipr_fast.models.files.sources import bundled_models
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling import reference
+from ipr_fast.sampling.acceptance import Acceptance, Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
@@ -27,9 +28,11 @@ sys.modules[f"{__name__}.reference"] = reference  # so that `from ipr_fast.refer
 __version__ = "0.1.0"
 
 __all__ = [
+    "Acceptance",
     "ActivePatches",
     "Denoiser",
     "MaskPolicy",
+    "Metropolis",
     "PatchGrid",
     "Prediction",
     "Schedule",

@@ -16,6 +16,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling import arguments, user_code
+from ipr_fast.sampling.acceptance import Acceptor, Metropolis
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
@@ -39,6 +40,7 @@ def refine_batch(
     seed: int = 0,
     chain_ids: Tensor | None = None,
     first_iteration: int = 1,
+    accept: Metropolis | None = None,
     callback: Callback | None = None,
     progress: bool = False,
     noise: str = "random",
@@ -60,6 +62,8 @@ def refine_batch(
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
         seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50, up to the
         rounding of x in between.
+    accept: Metropolis(reward, temperature): an iteration's samples are proposals, which a chain accepts or not by their
+        reward; a chain that does not keeps its sample, bit for bit.
     callback: called as callback(iteration, x) after each iteration. It may return a bool tensor (B,): chains that are
         True stay as they are for the rest of the call.
     progress: show a progress bar.
@@ -95,11 +99,14 @@ def refine_batch(
     select = make_selector(mask_fn, space.grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
+    if accept is not None and not isinstance(accept, Metropolis):
+        hint = ", make it with ipr_fast.Metropolis(reward, temperature)" if callable(accept) else ""
+        raise ValueError(f"accept must be an ipr_fast.Metropolis, got {checks.name_of(accept)}{hint}")
     if not len(x) or not iters:
         return x.clone()
     iterations = range(first_iteration, first_iteration + iters)
     with span("refine_batch"):
-        return _with_warnings(space, *_iterate(call, select, x, iterations, callback, progress))
+        return _with_warnings(space, *_iterate(call, select, x, iterations, accept, callback, progress))
 
 
 def generate_batch(
@@ -179,6 +186,7 @@ def _iterate(
     select: PolicySelector | FunctionSelector,
     x: Tensor,
     iterations: range,
+    accept: Metropolis | None,
     callback: Callback | None,
     progress: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -196,6 +204,9 @@ def _iterate(
             user_code.check_eval_mode(call.space.model)
             engine.notice_changes()
 
+        acceptor = None
+        if accept is not None:
+            acceptor = Acceptor(accept, engine.values, x, call.chain_ids, call.sampling.seed, iterations[0])
         for iteration in iterations:
             with span("iteration"):
                 engine.begin(iteration)
@@ -204,7 +215,11 @@ def _iterate(
                     notice_changes()
                 steps = engine.num_steps(selected.counts) if progress else 0
                 engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
-                touched |= selected.mask
+                if acceptor is None:
+                    touched |= selected.mask
+                else:
+                    proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
+                    acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
             if not steps:
                 pace.step()
             if callback is not None:
@@ -213,7 +228,8 @@ def _iterate(
                     break
                 notice_changes()
         select.verify()
-        return samples(), engine.mix_range
+        values, changed = (engine.values, touched) if acceptor is None else acceptor.finish(engine.values, touched)
+        return call.space.to_samples(values, original, changed), engine.mix_range
 
 
 def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:

@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 
 from ipr_fast import Schedule
 from ipr_fast.kernels import (
+    accept,
     advance,
     categorical,
     denoise,
@@ -56,6 +57,7 @@ TARGETS = {
 }
 TYPES = {
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int8: "*i8",
@@ -114,6 +116,8 @@ def launches() -> Iterator[Launch]:
     }
     for name, sizes in step.items():
         yield from step_launches(name, *sizes)
+    for keeps_best in (False, True):
+        yield from record("with best" if keeps_best else "without best", accept, partial(decide, keeps_best))
     for patches in (256, 2048, 4096):
         yield from renoise_launches(f"{patches}", patches, patches, 4)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
@@ -173,6 +177,24 @@ def renoise_launches(name: str, patches: int, slots: int, numel: int) -> Iterato
     for how, choice in (("chosen", renoise.PatchChoice(free, count.long(), number)), ("mask", None)):
         call = partial(renoise.renoise, z, free, into, stream=1, choice=choice, **counters)
         yield from record(f"{name}, {how}", renoise, call)
+
+
+def decide(keeps_best: bool) -> None:
+    """Accept or reject the proposals of two chains of MNIST Sudoku."""
+    reward, values = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 81, 784)
+    kept, chains = accept.Kept(values, reward), torch.ones(2, dtype=torch.bool)
+    accept.accept(
+        values,
+        reward,
+        kept=kept,
+        accepted=chains,
+        temperature=reward[0],
+        iteration=torch.tensor(1),
+        chain_ids=torch.arange(2),
+        seed=seed_tensor(1, "cpu"),
+        best=kept if keeps_best else None,
+        improved=chains if keeps_best else None,
+    )
 
 
 def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:

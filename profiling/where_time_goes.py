@@ -58,7 +58,7 @@ _NAMESPACE = re.compile("^(aten|mkldnn)::")
 # Kernels by the first pattern that matches their names; library names of CUDA 11 to 13.
 KERNELS = [
     (MOVING, r"^map_sum_kernel"),
-    (OWN, r"^(renoise|mask_tokens|reveal|categorical|threshold|advance|denoise)_kernel"),
+    (OWN, r"^(renoise|accept|mask_tokens|reveal|categorical|threshold|advance|denoise)_kernel"),
     (MOVING, r"^slot_inputs_kernel"),
     (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
     (NORMS, r"^(layer_norm|residual_norm|group_norm|group_norm_turns)_kernel"),

@@ -83,6 +83,13 @@ def categorical(
     return token, law.gather(-1, token[..., None])[..., 0], confidence, others / confidence, gap, entropy
 
 
+def accept(proposed: Tensor, old: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    """Samples, twice, rewards and decisions of chains that gain either 1 or -1,000 at temperature 1."""
+    accepted = gain > 0
+    values = torch.where(accepted[:, None], proposed, old)
+    return values, values, gain.clamp(min=0), accepted
+
+
 def threshold(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """The lowest logit (B, A) of the smallest set of ids that has `top_p` of the mass."""
     ordered = logits.double().sort(-1, descending=True).values

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ipr_fast.kernels import (
+    accept,
     advance,
     categorical,
     denoise,
@@ -38,6 +39,7 @@ from ipr_fast.kernels.launch import triton
 Report = Callable[[str, int, int, list[Tensor]], None]  # name of the kernel, FLOPs, bytes, tensors
 
 FILES = (
+    accept,
     advance,
     categorical,
     denoise,
@@ -53,6 +55,7 @@ FILES = (
     threshold,
 )
 BYTES = {
+    "accept_kernel": lambda given: accept.bytes_moved(len(given["p_reward"]), given["NUMEL"], 4),
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "categorical_kernel": lambda given: _of_logits(given),
     "denoise_kernel": lambda given: denoise.bytes_moved(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import Schedule
-from ipr_fast.kernels import advance, denoise, renoise, slot_inputs
+from ipr_fast.kernels import accept, advance, denoise, renoise, slot_inputs
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
 from support import definitions
 
@@ -200,3 +200,31 @@ def denoise_all(board: Board, batch: int, device: torch.device, seed: int) -> Op
 
     moved, numbers = denoise.bytes_moved(batch * slots, numel, 4, True), batch * slots * numel
     return Operation(run, twin, definition, moved, (NORMAL_FLOPS + 8) * numbers, lambda: z.copy_(original))
+
+
+def accept_half(board: Board, batch: int, device: torch.device, seed: int) -> Operation:
+    """The end of an iteration with a reward, where half of the chains keep their old samples."""
+    inputs, numel = Inputs(device, seed), board.num_patches * board.numel
+    proposed, old = inputs.normals(2, batch, numel)
+    gain = torch.where(torch.arange(batch, device=device) % 2 == 0, 1.0, -1e3).double()
+    values, kept = proposed.clone(), accept.Kept(old.clone(), torch.zeros_like(gain))
+    accepted, temperature = torch.zeros(batch, dtype=torch.bool, device=device), torch.ones_like(gain[0])
+    given = {"kept": kept, "accepted": accepted, "temperature": temperature, **inputs.counters(batch)}
+
+    def run(function: Callable[..., None]) -> Iterable[Tensor]:
+        function(values, gain, **given)
+        return values, *kept, accepted
+
+    def reset() -> None:
+        values.copy_(proposed)
+        kept.values.copy_(old)
+        kept.reward.zero_()
+
+    return Operation(
+        lambda: run(accept.accept),
+        lambda: run(accept._accept),
+        lambda: definitions.accept(proposed, old, gain),
+        accept.bytes_moved(batch, numel, 4),
+        3 * batch,
+        reset,
+    )

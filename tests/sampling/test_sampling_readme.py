@@ -24,10 +24,17 @@ def test_its_tokens_are_refined():
     assert namespace["x"].max() < 10
 
 
+def test_its_rewards_are_those_of_the_samples():
+    namespace = {}
+    (block,) = (block for block in BLOCKS if "Metropolis" in block)
+    exec(compile(block, "sampling/README.md", "exec"), namespace)
+    assert torch.equal(namespace["accept"].last.reward, -namespace["judge"](namespace["x"]).violations.double())
+
+
 def test_its_policies_run_and_choose_what_they_say():
     namespace = {}
     for block in BLOCKS:
-        if "TokenSchedule" in block:
+        if "TokenSchedule" in block or "Metropolis" in block:
             continue
         exec(compile(block, "sampling/README.md", "exec"), namespace)
         x, refined = namespace["x"], namespace["refined"]
