@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.errors import import_extra
-from ipr_fast.outputs import check_no_folders, replacing
+from ipr_fast.outputs import check_no_folders, check_room, replacing
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -80,7 +81,7 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
     file cannot be written; the file that it would have replaced stays whole.
     """
     path, images = Path(path), samples.images.detach().cpu()
-    check_writable(path, tuple(images.shape), samples.names)
+    check_writable(path, tuple(images.shape), samples.names, images.dtype)
     if path.suffix not in SUFFIXES:
         _write_folder(path, images, samples.names, samples.depth)
         return
@@ -94,10 +95,16 @@ def write_samples(path: str | os.PathLike, samples: Samples) -> None:
             np.save(file, _as_array(images))
 
 
-def check_writable(path: str | os.PathLike, shape: tuple[int, ...], names: tuple[str, ...] | None = None) -> None:
+def check_writable(
+    path: str | os.PathLike,
+    shape: tuple[int, ...],
+    names: tuple[str, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Raise ValueError, before any work, if `write_samples` could not write images of shape (B, C, H, W) there.
 
-    A folder may hold PNG files only if all of them will be overwritten: none of another run may stay among them.
+    An array needs room for its numbers, of `dtype`, beside the file that it replaces. A folder may hold PNG files only
+    if all of them will be overwritten: none of another run may stay among them.
     """
     path = Path(path)
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
@@ -107,6 +114,7 @@ def check_writable(path: str | os.PathLike, shape: tuple[int, ...], names: tuple
         raise ValueError(f"{path}: {existing} is a file, not a folder")
     if path.suffix in SUFFIXES:
         check_no_folders([path])
+        check_room(path, existing, math.prod(shape) * dtype.itemsize)
         return
     if not path.is_dir() and (path.exists() or path.suffix[1:2].isalpha()):
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")

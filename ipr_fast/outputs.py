@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,6 +74,13 @@ def check_no_folders(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path}: is a folder, in the place of a file to be written")
+
+
+def check_room(path: Path, existing: Path, num_bytes: int) -> None:
+    """Raise ValueError if the disk of an existing file or folder lacks room for a file of `num_bytes` at `path`."""
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise ValueError(f"{path}: takes {num_bytes:,} bytes, and the disk has room for {free:,}")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
+import shutil
 import struct
 import zlib
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +107,17 @@ def test_where_it_cannot_write_it_says_so_beforehand(tmp_path):
     with pytest.raises(ValueError, match="PNG files hold 1 or 3 channels, not 4"):
         check_writable(tmp_path / "pictures", (2, 4, 8, 8))
     check_writable(tmp_path / "x.npy", (2, 4, 8, 8))
+
+
+@pytest.mark.parametrize(("dtype", "takes"), [(torch.float32, 512), (torch.float64, 1024)])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_a_disk_without_room_is_told_beforehand(tmp_path, monkeypatch, suffix, dtype, takes):
+    path = tmp_path / "new" / f"x{suffix}"
+    monkeypatch.setattr(shutil, "disk_usage", lambda of: SimpleNamespace(free=takes if of == tmp_path else 0))
+    check_writable(path, (2, 1, 8, 8), dtype=dtype)
+    monkeypatch.setattr(shutil, "disk_usage", lambda of: SimpleNamespace(free=takes - 1))
+    with pytest.raises(ValueError, match=rf"x{suffix}: takes {takes:,} bytes, and the disk has room for {takes - 1:,}"):
+        check_writable(path, (2, 1, 8, 8), dtype=dtype)
 
 
 def test_pictures_of_another_run_are_not_left_among_the_new(tmp_path):

@@ -81,7 +81,7 @@ def run(
     images = samples.images
     if out.exists() and out.samefile(input):
         raise ValueError("--out must differ from the input: an interrupted run could not resume")
-    files.check_writable(out, tuple(images.shape), samples.names)
+    files.check_writable(out, tuple(images.shape), samples.names, images.dtype)
     with model_from("--model"):
         source = bundled_model_for(tuple(images.shape[1:])) if model is None else model
     denoiser = load(source, dtype, device)

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -314,6 +316,17 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, weights, capsys, command, out
         assert main([command, *options, "--model", weights, "--out", str(path), "--quiet"]) == 1
     assert failed_in_one_line(capsys, command, "File too large", str(path))
     assert [p for p in path.parent.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("command", ["generate", "refine"])
+def test_a_disk_without_room_ends_a_command_before_its_work(tmp_path, weights, capsys, monkeypatch, command):
+    np.save(tmp_path / "x.npy", np.zeros((3, 1, 16, 16), np.float32))
+    monkeypatch.setattr(shutil, "disk_usage", lambda of: SimpleNamespace(free=3071))
+    monkeypatch.setattr(f"ipr_fast.cli.{'chunks' if command == 'refine' else 'generate'}.{command}_batch", None)
+    options = ["--count", "3"] if command == "generate" else [str(tmp_path / "x.npy"), "--iters", "1"]
+    assert main([command, *options, "--model", weights, "--out", str(tmp_path / "y.npy"), "--quiet"]) == 1
+    assert failed_in_one_line(capsys, command, "y.npy: takes 3,072 bytes, and the disk has room for 3,071")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".npy"] == ["x.npy"]
 
 
 def test_a_full_disk_under_the_demo_is_told_in_one_line(tmp_path, weights, even_pixels_weights, capsys):
