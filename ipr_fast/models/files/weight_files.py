@@ -133,6 +133,9 @@ def _reason(error: Exception) -> str:
     return (
         f"holds an object of {foreign[1]} beside its weights, and loading it would run code from the file. If you "
         'trust it, keep the weights alone: loaded = torch.load(path, map_location="cpu", weights_only=False); '
-        'model = loaded.get("state_dict", loaded.get("model")) if isinstance(loaded, dict) else loaded; '
-        'torch.save(model.state_dict() if hasattr(model, "state_dict") else model, new_path)'
+        'parts = loaded if isinstance(loaded, dict) else {"model": loaded}; '
+        'modules = [part for part in parts.values() if hasattr(part, "parameters")]; '
+        'model = parts.get("state_dict", parts.get("model", modules[0] if modules else parts)); '
+        'weights = model.state_dict() if hasattr(model, "state_dict") else model; '
+        "torch.save({name: w for name, w in weights.items() if isinstance(w, torch.Tensor)}, new_path)"
     )

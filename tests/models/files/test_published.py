@@ -7,6 +7,7 @@ import random
 import re
 import zipfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,17 +387,20 @@ def test_code_in_a_file_is_never_run(unet, tmp_path, how):
     assert not (tmp_path / "it ran").exists()
 
 
-@pytest.mark.parametrize("kind", ["a checkpoint", "a module", "a module in a dict", "weights in a dict"])
+FILES_WITH_OBJECTS = {
+    "a checkpoint": lambda unet, weights: {"state_dict": weights, "hyper_parameters": Path("x")},
+    "a module": lambda unet, weights: unet,
+    "a module in a dict": lambda unet, weights: {"model": unet, "epoch": 3},
+    "a module of another name": lambda unet, weights: {"optimizer": torch.optim.SGD(unet.parameters()), "net": unet},
+    "weights in a dict": lambda unet, weights: {"model": weights, "hyper_parameters": Path("x")},
+    "an object among weights": lambda unet, weights: weights | {"hyper_parameters": Path("x")},
+}
+
+
+@pytest.mark.parametrize("kind", FILES_WITH_OBJECTS)
 def test_the_advice_for_a_file_with_objects_works(unet, tmp_path, kind):
     path, new_path = tmp_path / "x.pt", tmp_path / "new.pt"
-    weights = srm_names(unet, "denoiser.")
-    contents = {
-        "a checkpoint": {"state_dict": weights, "hyper_parameters": tmp_path},
-        "a module": unet,
-        "a module in a dict": {"model": unet, "epoch": 3},
-        "weights in a dict": {"model": weights, "hyper_parameters": tmp_path},
-    }
-    torch.save(contents[kind], path)
+    torch.save(FILES_WITH_OBJECTS[kind](unet, srm_names(unet, "denoiser.")), path)
     with pytest.raises(ValueError, match=r"holds an object of .* beside its weights") as refused:
         load_model(path, config=UNTOLD)
     code = str(refused.value).split("keep the weights alone: ")[1]
