@@ -21,11 +21,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary binary file that replaces `path` atomically when the block ends.
 
     The file is synced before it is renamed: after a crash either the old or the new file is there, whole. If the block
-    raises, the old file stays and the temporary one is removed. An OSError, or the RuntimeError that torch's writer
-    raises instead, becomes an OSError that names `path` and the reason.
+    raises, the old file stays and the temporary one is removed. A link stays: the file that it names is replaced. An
+    OSError, or the RuntimeError that torch's writer raises instead, becomes an OSError that names `path` and the reason.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + WRITING)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(target.name + WRITING)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -33,7 +34,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

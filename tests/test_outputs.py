@@ -54,6 +54,20 @@ def test_a_block_that_raises_leaves_the_earlier_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_a_link(tmp_path, exists):
+    path, target = tmp_path / "link", tmp_path / "elsewhere" / "x"
+    target.parent.mkdir()
+    if exists:
+        target.write_bytes(b"old")
+    path.symlink_to(target)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert path.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert [p.name for p in target.parent.iterdir()] == ["x"]
+
+
 def test_folders_in_the_place_of_files_and_files_in_that_of_folders_are_refused(tmp_path):
     prepare_folder(tmp_path / "a" / "b")
     with pytest.raises(ValueError, match="b: is a folder, in the place of a file"):

@@ -16,7 +16,7 @@ import torch
 from ipr_fast.engine.capture_check import Watch
 from ipr_fast.models import PatchTransformerConfig
 from ipr_fast.models.files.checkpoints import load_model, model_info
-from ipr_fast.outputs import alone_in
+from ipr_fast.outputs import WRITING, alone_in
 from ipr_fast.tasks.catalog import TASKS, make_task
 from ipr_fast.training.configs import config_of
 from ipr_fast.training.run import train
@@ -390,7 +390,7 @@ def test_an_interrupted_run_is_saved_after_a_whole_step_and_can_go_on(tmp_path, 
             train(Stripes(), settings, tmp_path / "run", progress=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == steps
-    assert not list(tmp_path.glob("run/*.partial"))
+    assert not list(tmp_path.glob(f"run/*{WRITING}"))
     resumed = train(Stripes(), settings, tmp_path / "run", resume=True, progress=False)
     assert same_weights(load_model(whole), load_model(resumed))
 
@@ -401,7 +401,7 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(Stripes(), replace(QUICK, save_every=2), tmp_path, progress=False)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(f"*{WRITING}"))
 
 
 def test_training_leaves_signals_alone_in_another_thread_and_where_they_are_ignored(tmp_path, monkeypatch):
