@@ -21,8 +21,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary binary file that replaces `path` atomically when the block ends.
 
     The file is synced before it is renamed: after a crash either the old or the new file is there, whole. If the block
-    raises, the old file stays and the temporary one is removed. A link stays: the file that it names is replaced. An
-    OSError, or the RuntimeError that torch's writer raises instead, becomes an OSError that names `path` and the reason.
+    raises, the old file stays and the temporary one is removed. A link stays, and the file that it names is replaced.
+    An OSError, or the RuntimeError that torch's writer raises instead, becomes an OSError that names `path` and the
+    reason.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
