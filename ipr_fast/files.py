@@ -1,4 +1,4 @@
-"""Samples on disk: .npy, .npz, .pt, or a folder of PNG files."""
+"""Samples on disk: .npy, .npz, .pt, or, for images, a folder of PNG files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUFFIXES = (".npy", ".npz", ".pt")
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (B, C, H, W); from a folder, also the names of its PNG files and their depth, 8 or 16 bits."""
+    """Images (B, C, H, W), or tokens (B, N); from a folder, also its PNG files' names and depth, 8 or 16 bits."""
 
     images: Tensor
     names: tuple[str, ...] | None = None
@@ -33,17 +33,20 @@ class Samples:
 
 
 def read_samples(path: str | os.PathLike) -> Samples:
-    """Read images as (B, C, H, W) floats in [-1, 1].
+    """Read images as (B, C, H, W) floats in [-1, 1], or tokens, whole numbers (B, N), as int64.
 
-    An array may be (B, C, H, W), or (B, H, W) for one channel; bytes 0..255 become [-1, 1], floats stay as they are. An
-    .npz file must hold an array `x` or a single one. Raises ValueError that names the file and what is wrong with it.
+    An array of images may be (B, C, H, W), or (B, H, W) for one channel; bytes 0..255 become [-1, 1], floats stay as
+    they are. An .npz file must hold an array `x` or a single one. Raises ValueError that names the file and what is
+    wrong with it.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
-    return Samples(_as_images(path, read_array(path, "x")))
+    array = read_array(path, "x")
+    is_tokens = array.ndim == 2 and not array.is_floating_point() and array.dtype != torch.bool
+    return Samples(array.long() if is_tokens else _as_images(path, array))
 
 
 def read_array(path: str | os.PathLike, key: str) -> Tensor:
@@ -73,7 +76,7 @@ def _load_array(path: Path, key: str) -> np.ndarray:
 
 
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
-    """Write images in the format of the path's suffix; a path without a suffix is a folder of PNG files.
+    """Write images or tokens in the format of the path's suffix; a path without a suffix is a folder of PNG files.
 
     A suffix begins with a letter, so that a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey
     of 16 bits as 0..65535; numbers outside are clamped. They cannot hold NaN: an image with NaN or inf is left out, and
@@ -101,7 +104,7 @@ def check_writable(
     names: tuple[str, ...] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Raise ValueError, before any work, if `write_samples` could not write images of shape (B, C, H, W) there.
+    """Raise ValueError, before any work, if `write_samples` could not write samples of this shape (B, ...) there.
 
     An array needs room for its numbers, of `dtype`, beside the file that it replaces. A folder may hold PNG files only
     if all of them will be overwritten: none of another run may stay among them.
@@ -118,6 +121,8 @@ def check_writable(
         return
     if not path.is_dir() and (path.exists() or path.suffix[1:2].isalpha()):
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
+    if len(shape) == 2:
+        raise ValueError(f"{path}: PNG files hold images, not tokens; choose {', '.join(SUFFIXES)}")
     _pillow()
     if shape[1] not in (1, 3):
         raise ValueError(f"{path}: PNG files hold 1 or 3 channels, not {shape[1]}; choose {', '.join(SUFFIXES)}")
@@ -131,7 +136,10 @@ def _as_images(path: Path, array: Tensor) -> Tensor:
     if array.ndim == 3:
         array = array[:, None]
     if array.ndim != 4:
-        raise ValueError(f"{path}: must hold images (B, C, H, W) or (B, H, W), got shape {tuple(array.shape)}")
+        raise ValueError(
+            f"{path}: must hold images (B, C, H, W) or (B, H, W), or whole numbers (B, N), got shape "
+            f"{tuple(array.shape)}"
+        )
     if array.layout != torch.strided or array.device.type == "meta":
         raise ValueError(f"{path}: must hold a dense tensor with data, got {array.layout} on {array.device.type}")
     if array.dtype == torch.uint8:

@@ -83,7 +83,7 @@ def refine_batch(
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     if model is None:
-        model = resolve.model_for(checks.images("x", x))
+        model = resolve.model_for(x)
     space = space_of(model)
     x = space.check("x", x).detach()
     contract.model_device(model, x.device)

@@ -21,6 +21,7 @@ from ipr_fast.engine.token_lanes import TokenSettings
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.token_reference import TokenReferenceEngine
@@ -70,13 +71,15 @@ class Call:
             yield Engine(runner, values, self.chain_ids, sampling)
 
 
-def model_for(x: Tensor) -> Denoiser:
-    """Return the bundled model for samples x, on their device."""
-    return bundled(bundled_model_for(tuple(x.shape[1:])), x.device)
+def model_for(x: Tensor) -> Denoiser | TokenDenoiser:
+    """Return the bundled model for samples x, images or int64 tokens, on their device."""
+    is_tokens = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2
+    shape = (x if is_tokens else checks.images("x", x)).shape[1:]
+    return bundled(bundled_model_for(tuple(shape)), x.device)
 
 
 @lru_cache(maxsize=4)
-def bundled(name: str, device: torch.device) -> Denoiser:
+def bundled(name: str, device: torch.device) -> Denoiser | TokenDenoiser:
     """Load a bundled model; the same object for all calls, so that they find its graphs."""
     return load_model(name, device=device)
 

@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from ipr_fast import PatchGrid, Prediction
-from ipr_fast.models import PatchTransformerConfig
+from ipr_fast.models import PatchTransformerConfig, TokenTransformerConfig
 
 TINY = PatchTransformerConfig(channels=1, image_size=16, patch_size=4, width=32, depth=2, num_heads=2, box_size=2)
 PIXELS = PatchTransformerConfig(3, 16, 4, width=32, depth=2, num_heads=2, pixel_width=5)  # with a pixel head
+TINY_TOKENS = TokenTransformerConfig(
+    vocabulary_size=6, mask_id=0, rows=4, columns=4, width=32, depth=2, num_heads=2, box_size=2
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -14,7 +14,7 @@ IMPORT = "import ipr_fast, ipr_fast.kernels.philox as p; print(p.__file__, ipr_f
 CODE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").rglob("*.py"))
 KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
 WEIGHTS = [f"ipr_fast/models/weights/digit-sudoku-{n}.{kind}" for n in ("4x4", "9x9") for kind in ("safetensors", "md")]
-RECIPES = [f"ipr_fast/training/recipes/{name}.toml" for name in ("digit-sudoku-9x9", "even-pixels")]
+RECIPES = [f"ipr_fast/training/recipes/{name}.toml" for name in ("digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9")]
 DATA = ["ipr_fast/py.typed", *WEIGHTS, *RECIPES]
 IMPORTS_ALL = """
 import importlib, importlib.resources, importlib.util, sys

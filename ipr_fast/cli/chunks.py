@@ -1,4 +1,4 @@
-"""Refinement in resumable chunks: a folder keeps each chunk's samples in float32 until the output is written.
+"""Refinement in resumable chunks: a folder keeps each chunk's samples, images in float32, until the output is written.
 
 A chain's random numbers depend on its id and iteration alone, and a resumed chunk is the same batch, so it ends with
 bit-identical samples whatever iteration it continues from.
@@ -25,9 +25,11 @@ from ipr_fast import checks
 from ipr_fast.cli.common import SamplingArguments
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.outputs import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.policies import MaskPolicy
+from ipr_fast.spaces import space_of
 
 SETTINGS = "run.json"
 SAVE_EVERY = 60.0  # seconds between saves of an unfinished chunk
@@ -58,7 +60,7 @@ class ChunkPlan:
 
 
 class Snapshot(NamedTuple):
-    """A chunk's samples (b, C, H, W) after an iteration."""
+    """A chunk's samples (b, ...) after an iteration."""
 
     iteration: int
     samples: Tensor
@@ -74,21 +76,22 @@ class RunFolder:
 
     def save(self, chunk: int, snapshot: Snapshot) -> None:
         """Save a chunk, in place of its earlier snapshot."""
-        samples = snapshot.samples.detach().float().cpu().numpy()
+        samples = _unrounded(snapshot.samples.detach()).cpu().numpy()
         with replacing(self._file(chunk)) as file:
             np.savez(file, run=self._run, chunk=chunk, iteration=snapshot.iteration, samples=samples)
         self.saved[chunk] = snapshot.iteration
 
-    def load(self, chunk: int, shape: tuple[int, ...]) -> Snapshot | None:
-        """Load a chunk of this shape; None if its file is missing, damaged or from another run."""
+    def load(self, chunk: int, before: Tensor) -> Snapshot | None:
+        """Load a chunk, with samples like `before`; None if its file is missing, damaged or from another run."""
         try:
             with self._file(chunk).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                found = str(stored["run"]), int(stored["chunk"]), stored["samples"].shape, stored["samples"].dtype
+                found = str(stored["run"]), int(stored["chunk"]), stored["samples"].shape
                 snapshot = Snapshot(int(stored["iteration"]), torch.from_numpy(stored["samples"]))
         except Exception:  # a damaged file makes numpy raise almost anything
             return None
         is_usable = snapshot.iteration == self.plan.last or bool(torch.isfinite(snapshot.samples).all())
-        if found != (self._run, chunk, tuple(shape), np.float32) or not is_usable:
+        same_type = snapshot.samples.dtype == before.dtype
+        if found != (self._run, chunk, tuple(before.shape)) or not same_type or not is_usable:
             return None
         self.saved[chunk] = snapshot.iteration
         return snapshot
@@ -154,20 +157,21 @@ def run_folder(path: Path, settings: dict, plan: ChunkPlan, *, resume: bool) -> 
 class RefineArguments(SamplingArguments):
     """Keyword arguments of `refine_batch` for all chunks."""
 
-    model: Denoiser
+    model: Denoiser | TokenDenoiser
     noise: str
 
 
 def refine_in_chunks(
     x: Tensor, mask_fn: MaskPolicy, arguments: RefineArguments, *, folder: RunFolder, device: torch.device
 ) -> Tensor:
-    """Refine samples (B, C, H, W) on the CPU as `refine_batch` does, a chunk at a time on `device`.
+    """Refine samples (B, ...) on the CPU as `refine_batch` does, a chunk at a time on `device`.
 
     Follows the plan of `folder`, continuing from its saved chunks. Returns samples of the shape and dtype of x, on the
     CPU; patches that were never selected keep their bits.
     """
-    plan, before, known = folder.plan, x.float(), arguments["known"]
-    complaint = contract.range_complaint("the input", checks.extremes("the input", before), arguments["model"])
+    plan, before, known = folder.plan, _unrounded(x), arguments["known"]
+    space = space_of(arguments["model"])
+    complaint = space.complaint("the input", space.check("the input", before))
     if complaint is not None:  # once, for all chunks
         warnings.warn(complaint, contract.RangeWarning, 2)
     if known is not None and known.shape[:1] != x.shape[:1]:
@@ -179,16 +183,22 @@ def refine_in_chunks(
     after = torch.empty_like(before)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", contract.RangeWarning)
-        warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
+        if space.dtype.is_floating_point:
+            warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
         for rows, chunk in zip(plan.slices, chunks, strict=True):  # bad arguments fail before any chunk is run
             refine_batch(before[rows].to(device), mask_fn, 0, first_iteration=plan.last + 1, **chunk)
         hidden = not arguments["progress"] or len(chunks) == 1
         for index, rows in enumerate(tqdm(plan.slices, desc="chunks", unit="chunk", disable=hidden)):
-            snapshot = folder.load(index, before[rows].shape) or Snapshot(plan.first_iteration - 1, before[rows])
+            snapshot = folder.load(index, before[rows]) or Snapshot(plan.first_iteration - 1, before[rows])
             if snapshot.iteration < plan.last:
                 snapshot = _refine_chunk(folder, index, snapshot, mask_fn, device, chunks[index])
             after[rows] = snapshot.samples
     return torch.where(after == before, x, after.to(x.dtype))
+
+
+def _unrounded(x: Tensor) -> Tensor:
+    """Return images in float32, and tokens as they are."""
+    return x.float() if x.is_floating_point() else x
 
 
 def _refine_chunk(

@@ -21,11 +21,15 @@ from ipr_fast.kernels.philox import MAX_CHAIN_ID
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.models.files.sources import NoSuchModel
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import BACKENDS
+from ipr_fast.sampling.remask import REMASKINGS
 from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.tokens import ORDERS, TokenSchedule
 
 # Panels of `--help`, in the order in which commands declare them.
-FILES, REFINEMENT, SAMPLING, MODEL, RUN = "Input and output", "Refinement", "Sampling", "Model", "Run"
+FILES, REFINEMENT, SAMPLING, TOKENS = "Input and output", "Refinement", "Sampling", "Sampling of tokens"
+MODEL, RUN = "Model", "Run"
 MODEL_SOURCE = "A bundled model, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")
 STEPS_AND_OVERLAP = "STEPS OVERLAP"
@@ -96,7 +100,7 @@ def path(text: str) -> Path:
 
 
 def tell(out: Path, samples: Tensor, kind: str) -> None:
-    """Say that samples (B, C, H, W) were written to `out`. Raises ValueError if some of them have NaN or inf."""
+    """Say that samples (B, ...) were written to `out`. Raises ValueError if some of them have NaN or inf."""
     bad = checks.not_finite(samples).nonzero().flatten().tolist()
     if not bad:
         print(f"wrote {len(samples)} {kind} to {out}")
@@ -164,7 +168,7 @@ DtypeOption = Annotated[
 ]
 
 
-def load(source: str, dtype: str | None, device: torch.device) -> Denoiser:
+def load(source: str, dtype: str | None, device: torch.device) -> Denoiser | TokenDenoiser:
     """Load the model that `--model` and `--dtype` name."""
     torch_dtype = None if dtype is None else getattr(torch, dtype)
     if is_factory(source):
@@ -191,7 +195,7 @@ class SamplingArguments(TypedDict):
 
     known: Tensor | None
     chain_ids: Tensor
-    schedule: Schedule | None
+    schedule: Schedule | TokenSchedule | None
     stochasticity: float
     temperature: float
     seed: int
@@ -224,7 +228,9 @@ class SamplingOptions:
         ),
     ] = None
     stochasticity: Annotated[float, option(SAMPLING, "Eta of the posterior step, in [0, 1].")] = 0.5
-    temperature: Annotated[float, option(SAMPLING, "Factor on the posterior noise.")] = 1.0
+    temperature: Annotated[
+        float, option(SAMPLING, "Factor on the posterior noise; of tokens, what divides the logits.")
+    ] = 1.0
     backend: Annotated[str, one_of(SAMPLING, "BACKEND", "How the steps run", sorted(BACKENDS))] = "auto"
     max_chains: Annotated[
         str, option(SAMPLING, "Samples at a time; auto: the fastest that fits.", parser=_max_chains, metavar="COUNT")
@@ -233,23 +239,52 @@ class SamplingOptions:
         int, option(SAMPLING, "Chain id of the first sample; random numbers depend on it.", min=0)
     ] = 0
     tf32: Annotated[bool, flag(SAMPLING, "Let a GPU multiply float32 in TF32.", "--tf32")] = False
+    calls: Annotated[
+        int | None,
+        option(TOKENS, "Model calls of a regeneration.", min=1, show_default="the model's, else one for each position"),
+    ] = None
+    order: Annotated[
+        str | None,
+        one_of(TOKENS, "ORDER", "Which tokens come first", ORDERS, show_default="the model's, else confidence"),
+    ] = None
+    remask: Annotated[
+        str | None, one_of(TOKENS, "STRATEGY", "Mask tokens again", REMASKINGS, show_default="the model's, else never")
+    ] = None
 
-    def arguments(self, run: RunOptions, device: torch.device, count: int) -> SamplingArguments:
+    def arguments(
+        self, run: RunOptions, device: torch.device, count: int, model: Denoiser | TokenDenoiser
+    ) -> SamplingArguments:
         """Return the arguments of a call for `count` samples. Raises ValueError for bad values and files."""
+        for_tokens = isinstance(model, TokenDenoiser)
         checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
         first = checks.integer("--first-chain", self.first_chain, 0, MAX_CHAIN_ID + 1 - count)
         return {
             "known": None if self.known is None else files.read_array(self.known, "known").to(device),
             "chain_ids": torch.arange(first, first + count, device=device),
-            "schedule": schedule_of("--schedule", self.schedule),
+            "schedule": self._token_schedule() if for_tokens else self._patch_schedule(),
             "stochasticity": self.stochasticity,
-            "temperature": self.temperature,
+            "temperature": 1.0 if for_tokens else self.temperature,
             "seed": run.seed,
             "progress": run.progress,
             "backend": self.backend,
             "max_chains": self.max_chains if self.max_chains == "auto" else int(self.max_chains),
             "tf32": self.tf32,
         }
+
+    def _patch_schedule(self) -> Schedule | None:
+        for name in ("calls", "order", "remask"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for models of tokens, got a model of images")
+        return schedule_of("--schedule", self.schedule)
+
+    def _token_schedule(self) -> TokenSchedule | None:
+        if self.schedule is not None:
+            raise ValueError("--schedule is for models of images, got a model of tokens; see --calls")
+        given = {"steps": self.calls, "order": self.order, "remask": self.remask}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.temperature != 1.0:
+            chosen["temperature"] = self.temperature
+        return TokenSchedule(**chosen) if chosen else None
 
 
 def schedule_of(name: str, values: tuple[str, str] | None) -> Schedule | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,6 +23,7 @@ from ipr_fast.cli.common import (
 )
 from ipr_fast.models.files.checkpoints import load_model, model_info, save_model
 from ipr_fast.models.srm_unet_config import PRESETS
+from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.sampling.schedule import Schedule
 
 SCHEDULES = "Schedules"  # a panel of `--help`
@@ -66,11 +67,11 @@ def run(
     model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))
     generate = schedule_of("--generate-schedule", generate_schedule)
     refine = schedule_of("--refine-schedule", refine_schedule)
-    model.config = dataclasses.replace(
-        model.config,
-        generate_schedule=model.config.generate_schedule if generate is None else _pair(generate),
-        refine_schedule=model.config.refine_schedule if refine is None else _pair(refine),
-    )
+    schedules = {"generate_schedule": generate, "refine_schedule": refine}
+    chosen: dict[str, Any] = {name: _pair(schedule) for name, schedule in schedules.items() if schedule is not None}
+    if chosen and isinstance(model, TokenTransformer):
+        raise ValueError(f"{source}: a model of tokens has no schedule of patches, got {', '.join(chosen)}")
+    model.config = dataclasses.replace(model.config, **chosen)
     outputs.prepare_folder(out.parent)
     save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
     print(f"wrote {out}")

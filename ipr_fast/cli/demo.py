@@ -16,10 +16,11 @@ from ipr_fast.cli.common import (
     path_option,
 )
 from ipr_fast.evaluation.demo import DemoSettings, run_demo
+from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.resolve import DEFAULT_MODEL
 from ipr_fast.sampling.policies import random_patches
-from ipr_fast.tasks.catalog import task_of
-from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 MANY, FEW = 512, 32  # samples of a demo
 
@@ -47,6 +48,14 @@ def run(
         tuple[int, int] | None,
         option(REFINEMENT, "Clue cells per board.", metavar="LOW HIGH", show_default="0 0; 0 26 on 9x9 cells"),
     ] = None,
+    swap: Annotated[
+        int | None,
+        option(REFINEMENT, "Start from valid boards with so many swapped pairs of cells; generate none.", min=0),
+    ] = None,
+    calls: Annotated[
+        int | None,
+        option(REFINEMENT, "Model calls of a regeneration of tokens.", min=1, show_default=str(DemoSettings.calls)),
+    ] = None,
     model: Annotated[str, model_option()] = DEFAULT_MODEL,
     dtype: DtypeOption = None,
     run_options: RunOptions,
@@ -60,10 +69,16 @@ def run(
     random_patches(ratio)  # checks the ratio before the model is loaded
     device = run_options.checked_device()
     denoiser = load(model, dtype, device)
-    task = task_of(denoiser.grid, mnist)
+    task = task_for(denoiser, mnist)
+    if calls is not None and not isinstance(task, TokenSudoku):
+        raise ValueError(f"--calls is for models of tokens, got a model of {task.name}")
+    if swap is not None and clues is not None:
+        raise ValueError("--swap starts with all cells free, so it takes no --clues")
     if count is None:
-        count = MANY if denoiser.grid.num_patches <= 16 or device.type == "cuda" else FEW
+        positions = task.length if isinstance(task, TokenSudoku) else task.grid.num_patches
+        count = MANY if positions <= 16 or device.type == "cuda" else FEW
     if clues is None:
-        clues = (0, 26) if isinstance(task, DigitSudoku) and task.side == 9 else (0, 0)
-    settings = DemoSettings(count, iters, ratio, clues, run_options.seed)
+        with_clues = not isinstance(task, EvenPixels) and task.side == 9 and swap is None
+        clues = (0, 26) if with_clues else (0, 0)
+    settings = DemoSettings(count, iters, ratio, clues, run_options.seed, swap, calls or DemoSettings.calls)
     run_demo(task, denoiser, settings, out, say=print, progress=run_options.progress)

@@ -14,21 +14,26 @@ from ipr_fast import outputs
 from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
 from ipr_fast.cli.factory import is_factory
 from ipr_fast.evaluation.diversity import measure_diversity
+from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
+from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import DEFAULT_MODEL
-from ipr_fast.tasks.catalog import task_of
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 # Experiments, and the options of each.
 OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
+    "tokens": ("model", "count", "clues"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
 DEFAULTS = ExperimentSettings()
+DEFAULT_TOKEN_MODEL = "token-sudoku-9x9"
 DIVERSITY_ITERS = 20
 TRAINING_BOARDS, PROBE_EVERY = 128_000, 32_000
 
@@ -63,7 +68,8 @@ def run(
         typer.Argument(
             metavar="EXPERIMENT",
             parser=_experiment,
-            help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; diversity: how evenly "
+            help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; "
+            "tokens: the orders of a model of tokens, and IPR, at equal calls; diversity: how evenly "
             "boards of 4x4 cells cover all grids; initialisation: how soon a model of 9x9 cells learns the rules.",
         ),
     ] = "arms",
@@ -165,11 +171,14 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
         boards, every = given.get("count", TRAINING_BOARDS), given.get("every", PROBE_EVERY)
         say = print if progress else lambda line: None
         return compare_initialisations(boards, every, seed=seed, device=device, say=say)
-    name = given.pop("model", DEFAULT_MODEL)
+    name = given.pop("model", DEFAULT_TOKEN_MODEL if experiment == "tokens" else DEFAULT_MODEL)
     denoiser = load(name, None if is_factory(name) else "float32", device)
-    task = task_of(denoiser.grid)
-    if experiment == "arms":
-        return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
+    task = task_for(denoiser)
+    if experiment == "tokens":
+        if not isinstance(denoiser, TokenDenoiser) or not isinstance(task, TokenSudoku):
+            raise ValueError(f"model: this is an experiment on tokens, got a model of {task.name}")
+        settings = TokenExperimentSettings(seed=seed, **given)
+        return run_token_experiment(task, denoiser, name, settings, progress=progress)
     if experiment == "repair":
         return measure_repair(
             task,
@@ -181,6 +190,10 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
             seed=seed,
             progress=progress,
         )
+    if isinstance(denoiser, TokenDenoiser) or isinstance(task, TokenSudoku):
+        raise ValueError(f"model: {experiment} is measured on images, got a model of {task.name}; see evaluate tokens")
+    if experiment == "arms":
+        return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
     count, iters = given.get("count", DEFAULTS.count), given.get("iters", DIVERSITY_ITERS)
     return measure_diversity(task, denoiser, count, iters, seed=seed, progress=progress)
 

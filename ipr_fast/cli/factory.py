@@ -14,6 +14,7 @@ from torch import nn
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.weight_files import SUFFIXES
+from ipr_fast.models.token_denoiser import TokenDenoiser
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 FACTORY = re.compile(f"{DOTTED_NAME}:{DOTTED_NAME}")
@@ -24,16 +25,16 @@ def is_factory(source: str) -> bool:
     return FACTORY.fullmatch(source) is not None and Path(source).suffix not in SUFFIXES and not Path(source).exists()
 
 
-def model_from_factory(source: str, device: torch.device, dtype: torch.dtype | None) -> Denoiser:
-    """Import `module` (also from the working directory) and return the Denoiser that `factory()` builds.
+def model_from_factory(source: str, device: torch.device, dtype: torch.dtype | None) -> Denoiser | TokenDenoiser:
+    """Import `module` (also from the working directory); return the Denoiser or TokenDenoiser that `factory()` builds.
 
-    A Denoiser in place of a factory is returned itself. A torch module is moved to the device and dtype and put into
+    One in place of a factory is returned itself. A torch module is moved to the device and dtype and put into
     eval mode without gradients, as `load_model` does. Raises ValueError when the module cannot be imported or has no
     such name, and when the factory raises or returns no Denoiser.
     """
     module, _, name = source.partition(":")
     value = _imported(source, module, name)
-    if not isinstance(value, type) and hasattr(value, "grid"):
+    if not isinstance(value, type) and _is_model(value):
         model, must = value, "must be"
     elif callable(value):
         model, must = _called(source, value), "must return"
@@ -44,18 +45,26 @@ def model_from_factory(source: str, device: torch.device, dtype: torch.dtype | N
     kind = type(model).__name__
     if not callable(model):
         raise ValueError(f"--model {source} {must} a Denoiser, got {kind}, which cannot be called")
-    if not hasattr(model, "grid"):
+    if not _is_model(model):
         raise ValueError(f"--model {source} {must} a Denoiser, got {kind} without a `grid` (ipr_fast.PatchGrid)")
     if isinstance(model, nn.Module):
         model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     elif dtype is not None:
         raise ValueError(f"--dtype needs a model that is a torch.nn.Module, got {kind} from {source}")
     try:
-        contract.denoiser(model)
+        if contract.is_token_denoiser(model):
+            contract.token_denoiser(model)
+        else:
+            contract.denoiser(model)
     except ValueError as error:
         raise ValueError(f"--model {source}: {error}") from error
-    assert isinstance(model, Denoiser)
+    assert isinstance(model, (Denoiser, TokenDenoiser))
     return model
+
+
+def _is_model(value: object) -> bool:
+    """Whether a value has what tells a model: a Denoiser's grid or a TokenDenoiser's vocabulary."""
+    return hasattr(value, "grid") or contract.is_token_denoiser(value)
 
 
 def _imported(source: str, module: str, name: str) -> object:

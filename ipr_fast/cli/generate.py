@@ -21,11 +21,12 @@ from ipr_fast.cli.common import (
 from ipr_fast.models import contract
 from ipr_fast.refine import generate_batch
 from ipr_fast.resolve import DEFAULT_MODEL
+from ipr_fast.spaces import space_of
 
 
 def run(
     *,
-    out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or a folder for PNG files.")],
+    out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or, for images, a folder for PNG files.")],
     count: Annotated[int, option(FILES, "Samples to generate.", min=1)] = 64,
     known_values: Annotated[
         Path | None, path_option(FILES, "Samples that hold the values of the --known patches.")
@@ -41,13 +42,15 @@ def run(
     """
     device = run_options.checked_device()
     denoiser = load(model, dtype, device)
-    files.check_writable(out, (count, *denoiser.grid.sample_shape))
+    space = space_of(denoiser)
+    arguments = sampling.arguments(run_options, device, count, denoiser)
+    files.check_writable(out, (count, *space.sample_shape), dtype=space.dtype)
     if (sampling.known is None) != (known_values is None):
         raise ValueError("--known and --known-values must be given together")
     values = None if known_values is None else files.read_samples(known_values).images.to(device)
-    arguments = sampling.arguments(run_options, device, count)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
+        if space.dtype.is_floating_point:
+            warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
         x = generate_batch(count, model=denoiser, known_values=values, **arguments)
     files.write_samples(out, files.Samples(x))
     tell(out, x, "samples")

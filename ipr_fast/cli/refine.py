@@ -30,6 +30,7 @@ from ipr_fast.cli.common import (
 )
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.policies import random_patches
 
 CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
@@ -54,7 +55,7 @@ def run(
     *,
     input: Annotated[
         Path,
-        typer.Argument(parser=path, metavar="INPUT", help=".npy, .npz or .pt (B, C, H, W), or a folder of PNG files."),
+        typer.Argument(parser=path, metavar="INPUT", help=".npy, .npz or .pt, or a folder of PNG files."),
     ],
     out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or a folder for PNG files.")],
     chunk: Annotated[
@@ -88,7 +89,7 @@ def run(
     chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
     plan = ChunkPlan(len(images), chunk, refinement.first_iteration, refinement.iters)
     arguments: RefineArguments = {
-        **sampling.arguments(run_options, device, len(images)),
+        **sampling.arguments(run_options, device, len(images), denoiser),
         "model": denoiser,
         "noise": refinement.noise,
     }
@@ -113,7 +114,7 @@ def run(
     tell(out, x, "refined samples")
 
 
-def _model_hash(model: Denoiser, source: str) -> str:
+def _model_hash(model: Denoiser | TokenDenoiser, source: str) -> str:
     """Hash a model's configuration and weights; without a dataclass `config`, its `--model` text and weights."""
     config = getattr(model, "config", None)
     weights = model.state_dict() if isinstance(model, torch.nn.Module) else {}

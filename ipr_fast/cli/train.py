@@ -9,13 +9,27 @@ import torch
 
 from ipr_fast import outputs
 from ipr_fast.cli import convert
-from ipr_fast.cli.common import FILES, MODEL, MODEL_SOURCE, DeviceOptions, flag, model_from, one_of, option, path_option
+from ipr_fast.cli.common import (
+    FILES,
+    MODEL,
+    MODEL_SOURCE,
+    DeviceOptions,
+    flag,
+    load,
+    model_from,
+    one_of,
+    option,
+    path_option,
+)
 from ipr_fast.cli.train_options import DEFAULT_TASK, NetworkOptions, TrainingOptions, given, plan_new, plan_resumed
 from ipr_fast.evaluation.evaluate import describe, evaluate
 from ipr_fast.evaluation.experiments import ExperimentSettings, run_experiment
 from ipr_fast.evaluation.report import report
+from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
 from ipr_fast.models.files.checkpoints import StoredModel, load_model
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.tasks.catalog import TASKS, KnownTask
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 from ipr_fast.training.recipe import LARGEST, read_recipe, recipe_names
 from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, train
 from ipr_fast.training.run import MODEL as MODEL_FILE
@@ -100,7 +114,7 @@ def _evaluate(
     task: KnownTask, weights: Path, device: torch.device, count: int, iters: int, seed: int, progress: bool
 ) -> None:
     """Judge samples of a model before and after refinement; print the counts and write them beside its weights."""
-    results = evaluate(task, load_model(weights, device=device), count, iters, seed=seed, progress=progress)
+    results = evaluate(task, load(str(weights), None, device), count, iters, seed=seed, progress=progress)
     for line in describe(results, task, iters):
         print(line)
     _write(weights.with_name(EVALUATION), {"iters": iters, "seed": seed, **results})
@@ -118,8 +132,13 @@ def _measure(
     task: KnownTask, path: Path, out: Path, device: torch.device, chosen: dict[str, Any], progress: bool
 ) -> None:
     """Measure a stored model as `ipr-fast evaluate` does."""
-    model = load_model(path, device=device, dtype=torch.float32)
-    results = run_experiment(task, model, path.stem, ExperimentSettings(**chosen), progress=progress)
+    model = load(str(path), "float32", device)
+    if isinstance(model, TokenDenoiser):
+        assert isinstance(task, TokenSudoku), "the trainer made the model for the task"
+        settings = TokenExperimentSettings(**{name: value for name, value in chosen.items() if name != "iters"})
+        results = run_token_experiment(task, model, path.stem, settings, progress=progress)
+    else:
+        results = run_experiment(task, model, path.stem, ExperimentSettings(**chosen), progress=progress)
     print(report(results))
     _write(out, results)
 

@@ -10,11 +10,9 @@ from typing import Annotated, Any
 from ipr_fast import checks
 from ipr_fast.cli.common import MODEL, RUN, SEED, one_of, option
 from ipr_fast.models.files.checkpoints import StoredModel
-from ipr_fast.models.patch_transformer import PatchTransformer
-from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.tasks.catalog import TASKS, KnownTask, make_task
 from ipr_fast.training.checkpoint import read_checkpoint
-from ipr_fast.training.configs import config_of
+from ipr_fast.training.configs import TrainedConfig, TrainedModel, config_of
 from ipr_fast.training.optimizers import OPTIMIZERS
 from ipr_fast.training.recipe import NETWORK_SIZES, Recipe
 from ipr_fast.training.trainer import DTYPES, END, MAY_CHANGE, TrainSettings
@@ -96,7 +94,7 @@ class Plan:
 
     task: KnownTask
     settings: TrainSettings
-    config: PatchTransformerConfig
+    config: TrainedConfig
 
 
 def plan_new(
@@ -114,7 +112,7 @@ def plan_new(
         chosen = {"steps": None, "minutes": recipe.minutes, **recipe.options(device_type)}
     chosen |= _end(options) | options
     sizes = {name: chosen.pop(name) for name in NETWORK_SIZES if name in chosen}
-    base = start.config if isinstance(start, PatchTransformer) else config_of(task)
+    base = start.config if isinstance(start, TrainedModel) else config_of(task)
     return Plan(task, TrainSettings(**chosen), dataclasses.replace(base, **sizes))
 
 
@@ -132,7 +130,7 @@ def plan_resumed(
     checks.same_settings(checkpoint, found, {"task": task.name, **fixed})
     settings = {**state["settings"], **_end(options), **options}
     try:
-        config = PatchTransformerConfig(**state["config"])
+        config = type(config_of(task))(**state["config"])
         return Plan(task, TrainSettings(**{k: v for k, v in settings.items() if k not in NETWORK_SIZES}), config)
     except TypeError as error:
         raise ValueError(f"{checkpoint}: not a checkpoint of this version ({error})") from error

@@ -51,7 +51,7 @@ class TokenLanes(Lanes):
     def _set_schedule(self, schedule: TokenSchedule) -> bool:
         """Tabulate the schedule, which is constant: it is one of the settings."""
         self.tables = schedule.tables(self.model.length).to(self.device)
-        return False
+        return self.precomputed.has_table and self.precomputed.set_levels(torch.tensor([0.0, 1.0], device="cpu"))
 
     def _allocate_slots(self, num_slots: int) -> TokenSlots:
         return TokenSlots.allocate(self.num_lanes, num_slots, self.device)

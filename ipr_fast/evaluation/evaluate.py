@@ -12,12 +12,16 @@ from torch import Tensor
 from ipr_fast.evaluation import intervals
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
+from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.tasks.base import Judge, Report, Task
-from ipr_fast.tasks.catalog import KnownTask
+from ipr_fast.tasks.catalog import KnownTask, task_of, task_of_tokens
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import DigitSudoku, draw_boards, random_clues
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Trajectory:
 
 
 def follow(
-    model: Denoiser,
+    model: Denoiser | TokenDenoiser,
     judge: Judge,
     count: int,
     iters: int,
@@ -47,53 +51,66 @@ def follow(
     seed: int = 0,
     known: Tensor | None = None,
     known_values: Tensor | None = None,
+    start: Tensor | None = None,
+    schedule: TokenSchedule | Schedule | None = None,
     progress: bool = False,
-    watch: Callable[[Tensor], None] = lambda images: None,
+    watch: Callable[[Tensor], None] = lambda samples: None,
 ) -> Trajectory:
     """Generate samples, refine them with `random_patches(ratio)`, and return the judge's report of every iteration.
 
-    count: B. known (B, N) bool and known_values (B, C, H, W): clues, on any device.
-    watch: called with the samples (B, C, H, W), on the model's device, after the first pass and after each iteration.
+    count: B. start (B, ...): samples to refine, in place of generated ones. schedule: of both, if not the model's own.
+    known (B, N) bool and known_values (B, ...): clues, on any device.
+    watch: called with the samples (B, ...), on the model's device, after the first pass and after each iteration.
     """
     device = contract.device_of(model) or torch.device("cpu")
     known, known_values = (None if each is None else each.to(device) for each in (known, known_values))
     reports: list[Report] = []
 
-    def judge_iteration(_: int, images: Tensor) -> None:
-        watch(images)
-        reports.append(judge(images))
+    def judge_iteration(_: int, samples: Tensor) -> None:
+        watch(samples)
+        reports.append(judge(samples))
 
-    x = generate_batch(count, model=model, known=known, known_values=known_values, seed=seed, progress=progress)
+    common: dict[str, Any] = {
+        "model": model,
+        "known": known,
+        "seed": seed,
+        "schedule": schedule,
+        "progress": progress,
+    }
+    x = generate_batch(count, known_values=known_values, **common) if start is None else start.to(device)
     judge_iteration(0, x)
-    refine_batch(
-        x,
-        random_patches(ratio),
-        iters,
-        model=model,
-        known=known,
-        seed=seed,
-        callback=judge_iteration,
-        progress=progress,
-    )
+    refine_batch(x, random_patches(ratio), iters, callback=judge_iteration, **common)
     return Trajectory(reports)
 
 
+def task_for(model: Denoiser | TokenDenoiser, mnist: str | None = None) -> KnownTask:
+    """Make the task whose samples a model makes. mnist: as for `make_task`. Raises ValueError if there is none."""
+    if isinstance(model, TokenDenoiser):
+        if mnist is not None:
+            raise ValueError("mnist: a model of tokens has no digit images")
+        return task_of_tokens(model.vocabulary, model.length)
+    return task_of(model.grid, mnist)
+
+
 def draw_clues(task: KnownTask, boards: int, clues: tuple[int, int], seed: int) -> tuple[Tensor, Tensor] | None:
-    """Draw clues (known (B, N), known_values (B, 1, H, W)) from random valid boards in held-out digit images.
+    """Draw clues (known (B, N), known_values (B, ...)) from random valid boards, of images in held-out digits.
 
     clues: each board's number of clues is uniform in clues[0]..clues[1]. Returns None for (0, 0); raises ValueError for
     clues of a task without clues.
     """
     if clues == (0, 0):
         return None
-    if not isinstance(task, DigitSudoku):
+    if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"clues: {task.name} has none, got {clues[0]} to {clues[1]}")
     generator = torch.Generator("cpu").manual_seed(seed)
-    values = draw_boards(random_grids(boards, task.side, generator), task.test, generator)
+    grids = random_grids(boards, task.side, generator)
+    values = grids.flatten(1) if isinstance(task, TokenSudoku) else draw_boards(grids, task.test, generator)
     return random_clues(boards, task.side, *clues, generator), values
 
 
-def evaluate(task: Task, model: Denoiser, count: int, iters: int, *, seed: int = 0, progress: bool = False) -> dict:
+def evaluate(
+    task: Task, model: Denoiser | TokenDenoiser, count: int, iters: int, *, seed: int = 0, progress: bool = False
+) -> dict:
     """Generate and refine `count` samples of a model of the task; return the counts and intervals of `summarise`."""
     return summarise(follow(model, task.judge(), count, iters, seed=seed, progress=progress), task)
 
@@ -117,13 +134,13 @@ def summarise(trajectory: Trajectory, task: Task) -> dict[str, Any]:
     }
 
 
-def describe(results: dict[str, Any], task: Task, iters: int) -> list[str]:
-    """Format the results of `summarise` as lines for a person."""
+def describe(results: dict[str, Any], task: Task, iters: int, start: str = "after one pass") -> list[str]:
+    """Format the results of `summarise` as lines for a person. start: what the samples were before refinement."""
     n, word = results[f"{task.noun}s"], task.adjective
     before, after = results[f"{word}_before"], results[f"{word}_after"]
     means = {name: values for name, values in results.items() if name.startswith("mean_")}
     return [
-        f"  {'after one pass':22}{before:5d} of {n} {word}   {results['share_before'].percent()}",
+        f"  {start:22}{before:5d} of {n} {word}   {results['share_before'].percent()}",
         f"  {'after ' + many(iters, 'iteration'):22}{after:5d} of {n} {word}   {results['share_after'].percent()}",
         f"  {'gain':22} {results['gain'].points()}   (paired; intervals are 95 %)",
         f"  {many(results['fixed'], task.noun)} fixed, {results['broken']} broken",

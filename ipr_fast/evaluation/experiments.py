@@ -200,19 +200,19 @@ def run_experiment(
         rows += experiment.clue_arms()
     generate, refine = experiment.generate_schedule, experiment.refine_schedule
     return {
-        "model": name,
-        "samples": settings.count,
-        "noun": task.noun,
-        "adjective": task.adjective,
-        "clues": settings.clues,
-        "seed": settings.seed,
-        "judge": experiment.judge.note,
+        **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),
         "generate_schedule": [generate.steps_per_patch, generate.overlap],
         "refine_schedule": [refine.steps_per_patch, refine.overlap],
         "arms": rows,
         "good_by_iteration": good_by_iteration,
         "environment": environment.describe(experiment.one_pass.device),
     }
+
+
+def described(task: KnownTask, name: str, count: int, clues: tuple[int, int], seed: int, note: str) -> dict:
+    """Return what a record tells of an experiment's samples. name: of the model; note: the judge's."""
+    words = {"noun": task.noun, "adjective": task.adjective, "judge": note}
+    return {"model": name, "samples": count, "clues": clues, "seed": seed, **words}
 
 
 def compare(before: Report, after: Report) -> dict:

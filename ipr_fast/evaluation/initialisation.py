@@ -79,6 +79,7 @@ def compare_initialisations(
             trainer.train_step()
             seen_now = seen + SETTINGS.batch_size
             if seen // every != seen_now // every or seen_now >= boards:
+                assert isinstance(trainer.ema, PatchTransformer)
                 shares = [probe.accuracy(trainer.ema, missing) for missing in MISSING]
                 rows.append([seen_now, *shares])
                 say(f"{name}: {seen_now:,} boards seen, {', '.join(f'{share:.1%}' for share in shares)} filled right")

@@ -16,6 +16,7 @@ from ipr_fast.outputs import replacing
 from ipr_fast.tasks.grids import box_side
 
 MATPLOTLIB = ("matplotlib", "plots", "pictures")
+WRONG_PAPER, CLUE_PAPER = (1.0, 0.72, 0.72), (0.80, 0.88, 1.0)
 PAPER, INK, RED, GREEN, GREY = "#ffffff", "#1b1f24", "#d1242f", "#1a7f37", "#6e7781"
 
 
@@ -26,23 +27,70 @@ def plot_boards(
     known: Tensor | None,
     iterations: Sequence[int],
     chosen: Sequence[int],
+    first: str = "one pass",
 ) -> None:
     """Draw a row for each board of `chosen`, a column for each of `iterations`; violating cells red, clues blue.
 
-    images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool.
+    images (R + 1, B, 1, H, W) and violating (R + 1, B, n, n) bool, for iterations 0..R; known (B, n * n) bool. first:
+    the title of iteration 0.
     """
+    side = violating.shape[-1]
+
+    def draw(axis: Any, iteration: int, board: int, wrong: Tensor, clues: Tensor) -> None:
+        picture = _tinted(images[iteration, board, 0], wrong, clues).numpy()
+        axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
+
+    _draw_boards(path, draw, violating, known, iterations, chosen, first)
+
+
+def plot_grids(
+    path: str | Path,
+    tokens: Tensor,
+    violating: Tensor,
+    known: Tensor | None,
+    iterations: Sequence[int],
+    chosen: Sequence[int],
+    first: str = "one pass",
+) -> None:
+    """Draw boards of tokens (R + 1, B, n * n) as `plot_boards` does; a token is the digit of a cell, 0 an empty one."""
+    side = violating.shape[-1]
+    grids = tokens.unflatten(-1, (side, side))
+
+    def draw(axis: Any, iteration: int, board: int, wrong: Tensor, clues: Tensor) -> None:
+        paper = torch.ones(side, side, 3, device="cpu")
+        paper[wrong] = torch.tensor(WRONG_PAPER, device="cpu")
+        paper[clues] = torch.tensor(CLUE_PAPER, device="cpu")
+        axis.imshow(paper.numpy(), interpolation="nearest", extent=(0, side, side, 0))
+        for row in range(side):
+            for column in range(side):
+                digit, ink = int(grids[iteration, board, row, column]), RED if wrong[row, column] else INK
+                text = {"ha": "center", "va": "center_baseline", "fontsize": 54 / side, "color": ink}
+                axis.text(column + 0.5, row + 0.54, str(digit or ""), **text)
+
+    _draw_boards(path, draw, violating, known, iterations, chosen, first)
+
+
+def _draw_boards(
+    path: str | Path,
+    draw: Callable[[Any, int, int, Tensor, Tensor], None],
+    violating: Tensor,
+    known: Tensor | None,
+    iterations: Sequence[int],
+    chosen: Sequence[int],
+    first: str,
+) -> None:
+    """Write a picture of boards by `draw(axis, iteration, board, violating cells, clues)`."""
     side = violating.shape[-1]
     no_clues = torch.zeros(side, side, dtype=torch.bool, device="cpu")
 
-    def draw(axis: Any, iteration: int, board: int) -> None:
-        clues = no_clues if known is None else known[board].reshape(side, side)
+    def draw_board(axis: Any, iteration: int, board: int) -> None:
         wrong = violating[iteration, board]
-        picture = _tinted(images[iteration, board, 0], wrong, clues).numpy()
-        axis.imshow(picture, interpolation="nearest", extent=(0, side, side, 0))
+        draw(axis, iteration, board, wrong, no_clues if known is None else known[board].reshape(side, side))
         _draw_grid(axis, side, GREEN if not wrong.any() else INK)
 
     clue = "" if known is None else ", blue: a clue"
-    _draw_table(path, draw, iterations, chosen, f"red: breaks a rule, green frame: valid{clue}", (1.35, 1.35))
+    legend = f"red: breaks a rule, green frame: valid{clue}"
+    _draw_table(path, draw_board, iterations, chosen, legend, (1.35, 1.35), first)
 
 
 def plot_images(
@@ -76,6 +124,7 @@ def _draw_table(
     chosen: Sequence[int],
     legend: str,
     cell: tuple[float, float],
+    first: str = "one pass",
 ) -> None:
     """Write a picture of `draw(axis, iteration, sample)`, samples in rows; cell: width and height in inches."""
     size = max(cell[0] * len(iterations), 3.6) + 0.3, cell[1] * len(chosen) + 0.7
@@ -86,13 +135,16 @@ def _draw_table(
         for axis, iteration in zip(row, iterations, strict=True):
             draw(axis, iteration, sample)
     for axis, iteration in zip(axes[0], iterations, strict=True):
-        axis.set_title("one pass" if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
+        axis.set_title(first if iteration == 0 else f"after {iteration}", fontsize=9, color=INK)
     figure.suptitle(f"Iterations of refinement\n{legend}", fontsize=9, color=INK)
     save_figure(figure, path)
 
 
-def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str) -> None:
-    """Draw the share of good samples, called `noun`, and its 95 % interval over the iterations; good (R + 1, B)."""
+def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str, first: str = "one pass") -> None:
+    """Draw the share of good samples, called `noun`, and its 95 % interval over the iterations; good (R + 1, B).
+
+    first: what the samples were before the iterations.
+    """
     pyplot = load_pyplot()
     shares = [intervals.share(v) for v in good]
     value, low, high = ([100 * s[i] for s in shares] for i in range(3))
@@ -101,7 +153,7 @@ def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str) -> None:
     axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0, label="95 % interval")
     reached = f"refined: {value[-1]:.1f} % after {steps[-1]}"
     axis.plot(steps, value, color=GREEN, marker="o", markersize=3.5, label=reached)
-    axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"one pass: {value[0]:.1f} %")
+    axis.axhline(value[0], color=GREY, linestyle="--", linewidth=1, label=f"{first}: {value[0]:.1f} %")
     axis.set(xlabel="iteration", ylabel=f"{noun} (%)", xlim=(0, max(1, steps[-1]) * 1.04))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(max(-2, min(low) - 5), min(102, max(high) + 5))
@@ -143,10 +195,8 @@ def _tinted(image: Tensor, wrong: Tensor, clues: Tensor) -> Tensor:
     image = cells.permute(0, 2, 1, 3).reshape(side * cell, side * cell)
     ink = ((image.clamp(-1, 1) + 1) / 2)[..., None]
     is_wrong, is_clue = (m.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[..., None] for m in (wrong, clues))
-    paper = torch.where(is_wrong, image.new_tensor([1.0, 0.72, 0.72]), 1.0)
-    paper = torch.where(
-        is_clue, image.new_tensor([0.80, 0.88, 1.0]), paper
-    )  # a clue that breaks a rule has red ink alone
+    paper = torch.where(is_wrong, image.new_tensor(WRONG_PAPER), 1.0)
+    paper = torch.where(is_clue, image.new_tensor(CLUE_PAPER), paper)  # a clue that breaks a rule has red ink alone
     colour = torch.where(is_wrong, image.new_tensor([0.66, 0.05, 0.10]), image.new_tensor([0.10, 0.12, 0.14]))
     return paper * (1 - ink) + colour * ink
 

@@ -13,18 +13,20 @@ from ipr_fast.evaluation import environment, intervals
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.catalog import KnownTask
-from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, read_boards
+from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 PAIRS = (0, 1, 3, 5)
 
 
 def measure_repair(
     task: KnownTask,
-    model: Denoiser,
+    model: Denoiser | TokenDenoiser,
     name: str,
     count: int,
     iters: int = 50,
@@ -37,20 +39,18 @@ def measure_repair(
 
     name: of the model, for the record. Raises ValueError for a task without boards, and for more pairs than fit.
     """
-    if not isinstance(task, DigitSudoku):
+    if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"model: repair is measured on boards of digits, got a model of {task.name}")
-    most = task.grid.num_patches // 2
+    cells = task.side**2
+    most = cells // 2
     if not all(0 <= k <= most for k in pairs):
         raise ValueError(f"pairs must be in 0..{most}, half the cells of a board, got {pairs}")
     device = contract.device_of(model) or torch.device("cpu")
-    cells = task.grid.num_patches
-    clues = draw_clues(task, count, (cells, cells), seed)
-    assert clues is not None
-    boards, judge = clues[1].to(device), task.judge()
-    intact = read_boards(boards, judge.reader, task.side)
+    boards, judge = valid_boards(task, count, seed).to(device), task.judge()
+    intact = judge.read(boards)
     arms = []
     for k in pairs:
-        corrupted = swap_patches(boards, k, task.grid.patch_size, seed=seed)
+        corrupted = swap_cells(task, boards, k, seed)
         reports: list[BoardReport] = [judge(corrupted)]
 
         def judge_iteration(_: int, x: Tensor, reports: list[BoardReport] = reports) -> None:
@@ -59,7 +59,7 @@ def measure_repair(
         refined = refine_batch(
             corrupted, random_patches(), iters, model=model, seed=seed, callback=judge_iteration, progress=progress
         )
-        as_before = (read_boards(refined, judge.reader, task.side) == intact).flatten(1)
+        as_before = (judge.read(refined) == intact).flatten(1)
         arms.append({"pairs": k, "as_before": intervals.share(as_before.all(1)), **_by_iteration(reports)})
     return {
         "model": name,
@@ -71,6 +71,18 @@ def measure_repair(
         "repair": arms,
         "environment": environment.describe(device),
     }
+
+
+def valid_boards(task: DigitSudoku | TokenSudoku, count: int, seed: int) -> Tensor:
+    """Draw valid boards (B, ...), of images in held-out digits."""
+    clues = draw_clues(task, count, (task.side**2, task.side**2), seed)
+    assert clues is not None
+    return clues[1]
+
+
+def swap_cells(task: DigitSudoku | TokenSudoku, boards: Tensor, pairs: int, seed: int) -> Tensor:
+    """Swap random pairs of cells of each board (B, ...)."""
+    return swap_patches(boards, pairs, task.grid.patch_size if isinstance(task, DigitSudoku) else 1, seed=seed)
 
 
 def _by_iteration(reports: list[BoardReport]) -> dict:

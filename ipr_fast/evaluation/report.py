@@ -14,6 +14,8 @@ def report(results: dict) -> str:
         return experiment_table(results)
     if "repair" in results:
         return repair_table(results)
+    if "budgets" in results:
+        return token_table(results)
     return diversity_sentence(results) if "boards" in results else initialisation_table(results)
 
 
@@ -30,9 +32,7 @@ def experiment_table(results: dict) -> str:
         change = f"{row['fixed']} / {row['broken']}" if row["fixed"] or row["broken"] else ""
         cells = [row["name"], calls, evaluations, share.percent(), gain.points() if change else "", change]
         lines.append(_row([*cells, *(Estimate(*row["means"][name]).plain() for name in means)]))
-    clues, judge = results["clues"], results["judge"]
-    with_clues = f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
-    judged = f" {judge[0].upper()}{judge[1:]}." if judge else ""
+    with_clues, judged = _with_clues(results["clues"]), _judged(results["judge"])
     later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
     again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
     lines += [
@@ -75,11 +75,10 @@ def repair_table(results: dict) -> str:
         change = f"{violations[0]:.2f} to {violations[-1]:.2f}"
         cells = [str(arm["pairs"]), *shares, Estimate(*arm["valid"]).percent()]
         lines.append(_row([*cells, change, Estimate(*arm["as_before"]).percent()]))
-    judge = results["judge"]
     lines += [
         "",
-        f"Valid boards of {count:,}, all cells free, alpha 0.25, seed {results['seed']}, intervals 95 %. "
-        f"{judge[0].upper()}{judge[1:]}. {measured_at(results['environment'])}",
+        f"Valid boards of {count:,}, all cells free, alpha 0.25, seed {results['seed']}, intervals 95 %."
+        f"{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 
@@ -99,6 +98,30 @@ def initialisation_table(results: dict) -> str:
         f"{sizes['num_heads']} heads; one run each, seed {results['seed']}. {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
+
+
+def token_table(results: dict) -> str:
+    """Format the rows of `tokens.run_token_experiment`: shares of valid boards by the calls of a board."""
+    budgets, good = results["budgets"], results["adjective"]
+    lines = [_row([f"{good} {results['noun']}s", *(f"{calls} calls" for calls in budgets)])]
+    lines.append(_row(["---", *["---:"] * len(budgets)]))
+    for row in results["rows"]:
+        cells = {cell["budget"]: Estimate(*cell["share"]).percent() for cell in row["cells"]}
+        lines.append(_row([row["name"], *(cells.get(calls, "") for calls in budgets)]))
+    lines += [
+        "",
+        f"{results['samples']:,} {results['noun']}s{_with_clues(results['clues'])}, seed {results['seed']}, intervals "
+        f"95 %.{_judged(results['judge'])} {measured_at(results['environment'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _with_clues(clues: list[int]) -> str:
+    return f", {clues[0]} to {clues[1]} clues" if clues[1] else ""
+
+
+def _judged(note: str) -> str:
+    return f" {note[0].upper()}{note[1:]}." if note else ""
 
 
 def _row(cells: list[str]) -> str:

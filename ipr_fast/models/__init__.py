@@ -6,6 +6,8 @@ from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
 from ipr_fast.models.srm_unet_config import PRESETS, SRMUNetConfig
+from ipr_fast.models.token_transformer import TokenTransformer
+from ipr_fast.models.token_transformer_config import TokenTransformerConfig
 from ipr_fast.sampling.prediction import Prediction
 
 __all__ = [
@@ -17,4 +19,6 @@ __all__ = [
     "Prediction",
     "SRMUNet",
     "SRMUNetConfig",
+    "TokenTransformer",
+    "TokenTransformerConfig",
 ]

@@ -1,4 +1,4 @@
-"""The fields that every model's configuration has, and checks of fields; each raises a ValueError that names the field.
+"""The fields that models' configurations share, and checks of fields; each raises a ValueError that names the field.
 
 A configuration may come from a file. The upper bounds are far above any useful network: they stop a damaged file from
 taking hours or all memory before its weights are checked.
@@ -46,9 +46,41 @@ class ModelConfig:
         """The division of a sample into patches."""
         return PatchGrid(self.channels, self.image_size, self.image_size, self.patch_size)
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.grid.sample_shape
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, as JSON can store them."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class LayersConfig:
+    """The layers of a PartialTransformer.
+
+    width, depth: numbers of a token, and layers. num_heads divides width; mlp_ratio: hidden width of the MLP / width.
+    box_size: if > 0, tokens also get an embedding of their box of box_size x box_size tokens (Sudoku).
+    """
+
+    width: int = 96
+    depth: int = 5
+    num_heads: int = 6
+    mlp_ratio: int = 4
+    box_size: int = 0
+
+    def check_layers(self, *sides: int) -> None:
+        """Check the fields; `sides`: the rows and the columns of tokens."""
+        for name in ("width", "num_heads", "mlp_ratio"):
+            positive_int(name, getattr(self, name))
+        positive_int("depth", self.depth, MAX_LAYERS)
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads must divide width, got {self.num_heads} and {self.width}")
+        size = self.box_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size and any(s % size for s in sides)):
+            across = " x ".join(map(str, sides))
+            raise ValueError(f"box_size must be 0 or divide the sides of {across} tokens, got {size!r}")
 
 
 def positive_int(name: str, value: object, high: int = MAX_SIZE) -> int:

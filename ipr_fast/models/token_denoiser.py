@@ -31,6 +31,8 @@ class TokenDenoiser(Protocol):
     - `generate_schedule` and `refine_schedule` (`ipr_fast.TokenSchedule`): the defaults of the calls.
     - `prepare(tokens, active, out=None)` and a keyword argument `context` of calls: as for `ContextDenoiser`, with the
       active positions masked.
+    - `tabulate(levels, out=None)` and a keyword argument `table` of calls: as for `TableDenoiser`, at the levels of a
+      position, 0 where a token is visible and 1 where it is masked.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""The parts of a PatchTransformer: its layers, the embedding of positions, and the modulation of tokens by level.
+"""The parts of a PartialTransformer: its layers, the embedding of positions, and the modulation of tokens by level.
 
 Modulation is adaLN: a scale and a shift after each LayerNorm and a gate on each residual (Peebles & Xie 2023), from one
 projection that all layers share plus a learned table for each layer (Chen et al. 2024).
@@ -19,7 +19,6 @@ from ipr_fast.kernels.partial_attention import partial_attention
 from ipr_fast.kernels.residual_norm import embedded_norm, gated_norm
 from ipr_fast.kernels.scaled_attention import scaled_attention
 from ipr_fast.models.packed import PackedWeights, linear
-from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.trace import span
 
 EPS = 1e-6  # of every LayerNorm
@@ -111,19 +110,24 @@ class Layer(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embeddings of a patch's row, column and, where there are boxes, its box."""
+    """Learned embeddings of a token's row, column and, where there are boxes, its box.
 
-    def __init__(self, grid: PatchGrid, width: int, box_size: int) -> None:
+    shape: rows and columns. Tokens are numbered row by row.
+    """
+
+    def __init__(self, shape: tuple[int, int], width: int, box_size: int) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.randn(grid.grid_h, width) * 0.5)
-        self.columns = nn.Parameter(torch.randn(grid.grid_w, width) * 0.5)
+        rows, columns = shape
+        self.count = rows * columns
+        self.rows = nn.Parameter(torch.randn(rows, width) * 0.5)
+        self.columns = nn.Parameter(torch.randn(columns, width) * 0.5)
         self.box_size = box_size
         self.boxes: nn.Parameter | None = None
         if box_size:
-            self.boxes = nn.Parameter(torch.randn(grid.num_patches // box_size**2, width) * 0.5)
+            self.boxes = nn.Parameter(torch.randn(self.count // box_size**2, width) * 0.5)
 
     def forward(self, position: Tensor) -> Tensor:
-        """Return the embeddings (..., width) of patch ids (...)."""
+        """Return the embeddings (..., width) of positions (...)."""
         table = self.rows[:, None] + self.columns
         if self.boxes is not None:
             size = self.box_size

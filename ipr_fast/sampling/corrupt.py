@@ -9,6 +9,7 @@ from ipr_fast import checks
 from ipr_fast.kernels.philox import STREAM_SWAP, patch_keys
 from ipr_fast.sampling import arguments
 from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.tokens import TokenPositions
 
 
 def swap_patches(
@@ -22,20 +23,28 @@ def swap_patches(
 ) -> Tensor:
     """Swap `pairs` random pairs of patches in each sample: the K-corrupted start of Kang et al. 2026.
 
-    x: float images (B, C, H, W); not written to.
+    x: float images (B, C, H, W), or int64 tokens (B, N), whose patches are single tokens; not written to.
     pairs: K >= 0; the 2 K patches of a sample all differ.
-    patch_size: that of the model which is to repair the samples.
+    patch_size: that of the model which is to repair the samples; 1 for tokens.
     known: bool (B, N) or (B, grid_h, grid_w), patches that stay in place.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A sample's pairs depend on seed and
         chain id alone.
 
-    Returns images of the shape, dtype and device of x. Raises ValueError for bad input, including samples with fewer
+    Returns samples of the shape, dtype and device of x. Raises ValueError for bad input, including samples with fewer
     than 2 K free patches.
     """
-    x = checks.images("x", x).detach()
-    checks.extremes("x", x)
-    channels, height, width = x.shape[1:]
-    grid = PatchGrid(channels, height, width, checks.integer("patch_size", patch_size, 1))
+    size = checks.integer("patch_size", patch_size, 1)
+    is_tokens = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2
+    if is_tokens and size != 1:
+        raise ValueError(f"patch_size must be 1 for tokens, got {size}")
+    grid: TokenPositions | PatchGrid
+    if is_tokens:
+        grid = TokenPositions(x.shape[1])
+    else:
+        checks.extremes("x", checks.images("x", x))
+        channels, height, width = x.shape[1:]
+        grid = PatchGrid(channels, height, width, size)
+    x = x.detach()
     free = arguments.free_patches(known, len(x), grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
     seed = checks.integer("seed", seed, 0, 2**64 - 1)
@@ -48,7 +57,7 @@ def swap_patches(
     keys = patch_keys(seed, STREAM_SWAP, 0, ids, grid.num_patches)
     moved = keys.masked_fill(~free, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)[:, :num_moved]
     partners = moved.unflatten(1, (-1, 2)).flip(2).flatten(1) if num_moved else moved
-    patches = grid.to_patches(x).clone()
+    patches = (grid.to_patches(x) if isinstance(grid, PatchGrid) else x).clone()
     chain = torch.arange(len(x), device=x.device)[:, None]
     patches[chain, moved] = patches[chain, partners]
-    return grid.to_images(patches)
+    return grid.to_images(patches) if isinstance(grid, PatchGrid) else patches

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ipr_fast.sampling.tokens import Vocabulary
+
 
 class Report(Protocol):
     """A judge's verdict on B samples: a NamedTuple of tensors with B rows each."""
@@ -32,8 +34,8 @@ class Judge(Protocol):
         """One line on the judge's own errors, printed beside its counts; empty if it makes none."""
         ...
 
-    def __call__(self, images: Tensor) -> Report:
-        """Judge samples (B, C, H, W), on their device."""
+    def __call__(self, samples: Tensor, /) -> Report:
+        """Judge samples (B, ...), on their device."""
         ...
 
 
@@ -50,12 +52,23 @@ class Task(Protocol):
     adjective: str
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Draw samples (B, C, H, W) float32 in [-1, 1], on the generator's device, from its random numbers only."""
+        """Draw samples on the generator's device, from its random numbers only.
+
+        Images (B, C, H, W) float32 in [-1, 1]; of a `TokenTask` tokens (B, N) int64.
+        """
         ...
 
     def judge(self) -> Judge:
         """Return the judge of this task's samples."""
         ...
+
+
+@runtime_checkable
+class TokenTask(Protocol):
+    """What a task of discrete tokens has in addition: samples hold `length` tokens of `vocabulary`, never its mask."""
+
+    vocabulary: Vocabulary
+    length: int
 
 
 @runtime_checkable

@@ -1,15 +1,19 @@
-"""The package's tasks by name, and by the patch grid of a model."""
+"""The package's tasks by name, and by the samples of a model."""
 
 from __future__ import annotations
 
 from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES
 from ipr_fast.tasks.sudoku import DigitSudoku
+from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 DIGIT_SUDOKU = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
-TASKS = (*DIGIT_SUDOKU, EvenPixels.name)
-KnownTask = DigitSudoku | EvenPixels
+TOKEN_SUDOKU = {f"token-sudoku-{side}x{side}": side for side in SIDES}
+TASKS = (*DIGIT_SUDOKU, EvenPixels.name, *TOKEN_SUDOKU)
+ImageTask = DigitSudoku | EvenPixels
+KnownTask = ImageTask | TokenSudoku
 
 
 def make_task(name: str, mnist: str | None = None) -> KnownTask:
@@ -19,27 +23,41 @@ def make_task(name: str, mnist: str | None = None) -> KnownTask:
     """
     if name in DIGIT_SUDOKU:
         return DigitSudoku(DIGIT_SUDOKU[name], mnist)
-    if name != EvenPixels.name:
+    if name not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {name!r}")
     if mnist is not None:
-        raise ValueError(f"mnist: {name} has no digits")
-    return EvenPixels()
+        raise ValueError(f"mnist: {name} has no digit images")
+    return TokenSudoku(TOKEN_SUDOKU[name]) if name in TOKEN_SUDOKU else EvenPixels()
 
 
-def task_of(grid: PatchGrid, mnist: str | None = None) -> KnownTask:
+def task_of(grid: PatchGrid, mnist: str | None = None) -> ImageTask:
     """Make the task whose samples have a model's grid. Raises ValueError if there is none."""
     channels, side = grid.channels, grid.grid_h
+    task: ImageTask
     if channels == 1 and side == grid.grid_w and side in SIDES:
-        name = f"digit-sudoku-{side}x{side}"
+        task = DigitSudoku(side, mnist)
+    elif channels == 3 and mnist is None:
+        task = EvenPixels()
     elif channels == 3:
-        name = EvenPixels.name
+        raise ValueError(f"mnist: {EvenPixels.name} has no digit images")
     else:
         raise ValueError(f"model: no task has samples {grid.sample_shape}; the tasks are {', '.join(TASKS)}")
-    task = make_task(name, mnist)
     if task.grid != grid:
-        hint = " (digits of 28x28 pixels: see --mnist)" if name in DIGIT_SUDOKU and grid.patch_size == 28 else ""
+        is_digits = isinstance(task, DigitSudoku)
+        hint = " (digits of 28x28 pixels: see --mnist)" if is_digits and grid.patch_size == 28 else ""
         raise ValueError(
-            f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but {name} has "
+            f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but {task.name} has "
             f"{task.grid.sample_shape} of {task.grid.num_patches}{hint}"
         )
     return task
+
+
+def task_of_tokens(vocabulary: Vocabulary, length: int) -> TokenSudoku:
+    """Make the task whose samples hold so many tokens of a model's vocabulary. Raises ValueError if there is none."""
+    for task in map(TokenSudoku, SIDES):
+        if (task.vocabulary, task.length) == (vocabulary, length):
+            return task
+    raise ValueError(
+        f"model: no task has samples of {length} tokens of {vocabulary}; the tasks of tokens are "
+        f"{', '.join(TOKEN_SUDOKU)}"
+    )

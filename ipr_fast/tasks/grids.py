@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SIDES = (4, 9)
+BASE_GRIDS = 4096  # grids of side 9 to search for, in a few seconds; each has 1.2e12 symmetries
 
 
 def box_side(side: int) -> int:
@@ -42,6 +43,28 @@ def all_grids(side: int) -> Tensor:
     if side != 4:
         raise ValueError(f"only the grids of side 4 can be listed, got side {side!r}")
     return torch.tensor(list(_search(4, None)), dtype=torch.int64, device="cpu").reshape(-1, 4, 4)
+
+
+class GridSource:
+    """Grids to train on: for side 4 all 288, for side 9 some that a search finds once, under random symmetries."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self._base: dict[torch.device, Tensor] = {}
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw valid grids (count, side, side) on the generator's device."""
+        base = self._on(generator.device)
+        grids = base[torch.randint(len(base), (count,), generator=generator, device=generator.device)]
+        return grids if self.side == 4 else transformed(grids, generator)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """Return the base grids on a device, made on first use."""
+        if device not in self._base:
+            seeded = torch.Generator("cpu").manual_seed(0)
+            base = all_grids(4) if self.side == 4 else random_grids(BASE_GRIDS, self.side, seeded)
+            self._base[device] = base.to(device)
+        return self._base[device]
 
 
 def transformed(grids: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
-from ipr_fast.tasks.grids import all_grids, box_side, random_grids, transformed
-
-BASE_GRIDS = 4096  # grids of side 9 to search for, in a few seconds; each has 1.2e12 symmetries
+from ipr_fast.tasks.grids import GridSource, box_side
 
 
 class BoardReport(NamedTuple):
@@ -109,9 +107,13 @@ class BoardJudge:
         reader = DigitReader(train)
         return cls(side, reader, reader.accuracy(test))
 
+    def read(self, images: Tensor) -> Tensor:
+        """Read the digits 0..9 of boards (B, 1, H, W): (B, n, n)."""
+        return read_boards(images, self.reader, self.side)
+
     def __call__(self, images: Tensor) -> BoardReport:
         """Judge boards (B, 1, H, W)."""
-        return check_grids(read_boards(images, self.reader, self.side))
+        return check_grids(self.read(images))
 
     @property
     def note(self) -> str:
@@ -135,7 +137,8 @@ class DigitSudoku:
         self.train, self.test = load_digits("train", mnist), load_digits("test", mnist)
         self.grid = board_grid(side, self.train.size)
         self.name = f"digit-sudoku-{side}x{side}" + ("" if mnist is None else "-mnist")
-        self._sources: dict[torch.device, tuple[Tensor, Digits]] = {}
+        self._grids = GridSource(side)
+        self._digits: dict[torch.device, Digits] = {}
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw random valid boards (B, 1, H, W) in training digits, on the generator's device."""
@@ -143,21 +146,17 @@ class DigitSudoku:
 
     def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the boards of `sample`, and the digit of each cell less one, (B, N) int64."""
-        base, digits = self._source(generator.device)
-        grids = base[torch.randint(len(base), (batch_size,), generator=generator, device=generator.device)]
+        grids, digits = self._grids.draw(batch_size, generator), self._digits_on(generator.device)
         if self.side == 4:
             return draw_boards(grids, digits, generator), grids.flatten(1) - 1
-        grids = transformed(grids, generator)
         return assemble(jittered(digits.draw(grids, generator), generator)), grids.flatten(1) - 1
 
     def judge(self) -> BoardJudge:
         """Return a judge of boards whose reader has seen the training digits only."""
         return BoardJudge.from_digits(self.side, self.train, self.test)
 
-    def _source(self, device: torch.device) -> tuple[Tensor, Digits]:
-        """Return the base grids and the training digits on a device, made on first use."""
-        if device not in self._sources:
-            seeded = torch.Generator("cpu").manual_seed(0)
-            base = all_grids(4) if self.side == 4 else random_grids(BASE_GRIDS, self.side, seeded)
-            self._sources[device] = base.to(device), self.train.to(device)
-        return self._sources[device]
+    def _digits_on(self, device: torch.device) -> Digits:
+        """Return the training digits on a device, moved on first use."""
+        if device not in self._digits:
+            self._digits[device] = self.train.to(device)
+        return self._digits[device]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 
 from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.token_transformer import TokenTransformer
 
 
 @torch.no_grad()
-def bias_heads_to_lines(model: PatchTransformer) -> None:
+def bias_heads_to_lines(model: PatchTransformer | TokenTransformer) -> None:
     """Bias the heads of each layer toward rows, columns and boxes in turn.
 
     The embeddings of all rows, columns and boxes become orthogonal, with their usual norm, and a head's first channels

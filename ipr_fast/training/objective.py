@@ -1,4 +1,4 @@
-"""The training objective: roles, levels and noise of a batch, and its losses.
+"""The training objective of patches: roles, levels and noise of a batch, and its losses.
 
 Everything is drawn on the generator's device, with no host synchronisation.
 """
@@ -42,7 +42,7 @@ def draw(shape: torch.Size, generator: torch.Generator, few_active: float = 0.0)
     is_active = sample_roles(batch, num_patches, generator, few_active)
     levels = sample_levels(is_active, generator)
     noise = torch.randn(shape, generator=generator, device=generator.device)
-    return Draw(is_active, levels, noise, _uniform(batch, num_patches, generator))
+    return Draw(is_active, levels, noise, uniform(batch, num_patches, generator))
 
 
 def sample_roles(batch: int, num_patches: int, generator: torch.Generator, few_active: float = 0.0) -> Tensor:
@@ -52,10 +52,10 @@ def sample_roles(batch: int, num_patches: int, generator: torch.Generator, few_a
     """
     count = torch.randint(1, num_patches + 1, (batch, 1), generator=generator, device=generator.device)
     if few_active:
-        few = (num_patches ** _uniform(batch, 1, generator)).long()
-        count = torch.where(_uniform(batch, 1, generator) < few_active, few, count)
-    count = torch.where(_uniform(batch, 1, generator) < 1 / 3, num_patches, count)
-    return _uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
+        few = (num_patches ** uniform(batch, 1, generator)).long()
+        count = torch.where(uniform(batch, 1, generator) < few_active, few, count)
+    count = torch.where(uniform(batch, 1, generator) < 1 / 3, num_patches, count)
+    return uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
 
 
 def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,7 +67,7 @@ def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     """
     batch, num_patches = is_active.shape
     levels = torch.where(
-        _uniform(batch, 1, generator) < 0.5,
+        uniform(batch, 1, generator) < 0.5,
         _staircase_levels(is_active, generator),
         _scattered_levels(batch, num_patches, generator),
     )
@@ -77,22 +77,23 @@ def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
 def _staircase_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     batch, num_patches = is_active.shape
     count = is_active.sum(1, keepdim=True)
-    stagger = _uniform(batch, 1, generator)  # 1 - overlap
-    stagger = torch.where(_uniform(batch, 1, generator) < 0.25, 1.0, stagger)
-    keys = _uniform(batch, num_patches, generator) + 2.0 * ~is_active  # active patches first
+    stagger = uniform(batch, 1, generator)  # 1 - overlap
+    stagger = torch.where(uniform(batch, 1, generator) < 0.25, 1.0, stagger)
+    keys = uniform(batch, num_patches, generator) + 2.0 * ~is_active  # active patches first
     rank = keys.argsort(1).argsort(1)
-    progress = _uniform(batch, 1, generator) * ((count - 1) * stagger + 1)
+    progress = uniform(batch, 1, generator) * ((count - 1) * stagger + 1)
     return (1 - (progress - rank * stagger)).clamp(0, 1)
 
 
 def _scattered_levels(batch: int, num_patches: int, generator: torch.Generator) -> Tensor:
-    centre = _uniform(batch, 1, generator).clamp(1e-3, 1 - 1e-3).logit()
-    spread = torch.exp(math.log(0.2) + _uniform(batch, 1, generator) * math.log(8.0 / 0.2))
+    centre = uniform(batch, 1, generator).clamp(1e-3, 1 - 1e-3).logit()
+    spread = torch.exp(math.log(0.2) + uniform(batch, 1, generator) * math.log(8.0 / 0.2))
     normal = torch.randn(batch, num_patches, generator=generator, device=generator.device)
     return (1.1 * (centre + spread * normal).sigmoid() - 0.05).clamp(0, 1)  # stretched to reach both ends
 
 
-def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
+def uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw uniform numbers (batch, count) in [0, 1)."""
     return torch.rand(batch, count, generator=generator, device=generator.device)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.partial_transformer import PartialTransformer
 
 OPTIMIZERS = ("adamw", "muon")
 ADAM_BETAS = (0.9, 0.99)
@@ -15,7 +15,7 @@ MUON_MOMENTUM = 0.95
 
 
 def make_optimizers(
-    name: str, model: PatchTransformer, head: nn.Module | None, *, rate: float, weight_decay: float
+    name: str, model: PartialTransformer, head: nn.Module | None, *, rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a model and its symbol head: AdamW, or Muon for the layers' matrices before it.
 

@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.models.files.checkpoints import save_model
-from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.outputs import alone_in, prepare_folder, replacing
 from ipr_fast.tasks.base import Task
-from ipr_fast.training.objective import Losses
+from ipr_fast.training.configs import TrainedConfig
 from ipr_fast.training.throughput import product_rate, training_flops
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
@@ -37,7 +36,7 @@ def train(
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    config: PatchTransformerConfig | None = None,
+    config: TrainedConfig | None = None,
     init: nn.Module | None = None,
     progress: bool = True,
 ) -> Path:
@@ -45,7 +44,7 @@ def train(
 
     Writes checkpoint.pt every `save_every` steps and once a minute, log.jsonl, and model.safetensors at the end.
     resume: continue from the checkpoint in `out`, if there is one. config: of the network (default: the task's).
-    init: a PatchTransformer of this configuration whose weights the run starts from, unless it resumes.
+    init: a model of this configuration whose weights the run starts from, unless it resumes.
 
     Raises ValueError for an `init` that does not fit, if `out` holds a checkpoint and `resume` is false, if it holds
     weights without a checkpoint, and if another process trains there. After a Ctrl-C it saves the last finished step,
@@ -115,7 +114,7 @@ def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
         trainer.seconds = time.monotonic() - begun
         bar.update()
         if trainer.step % LOG_EVERY[0] == 0 or trainer.seconds - logged > LOG_EVERY[1] or trainer.is_done:
-            means = dict(zip(Losses._fields, torch.stack(recent).mean(0).tolist(), strict=True))  # synchronises
+            means = dict(zip(losses._fields, torch.stack(recent).mean(0).tolist(), strict=True))  # synchronises
             if not math.isfinite(sum(means.values())):
                 raise FloatingPointError(f"the loss is not finite at step {trainer.step}")
             logged = trainer.seconds = time.monotonic() - begun
@@ -135,8 +134,7 @@ class Speed:
 
     def __init__(self, trainer: Trainer) -> None:
         self._batch = trainer.settings.batch_size
-        grid = trainer.model.grid
-        self._flops = training_flops(trainer.model, (grid.num_patches, grid.patch_numel))
+        self._flops = training_flops(trainer.model)
         dtype = torch.bfloat16 if trainer.settings.dtype == "bfloat16" else torch.float32
         self._peak = product_rate(trainer.device, dtype)
         self._last = time.monotonic()
@@ -169,9 +167,10 @@ class _Bar:
         self._bar.update(min(self._now(), self._total) - self._bar.n)
 
     def show(self, entry: dict) -> None:
+        names = self._trainer.objective.losses_type._fields
+        losses = ", ".join(f"{name.replace('_', '-')} {entry[name]:.4f}" for name in names if entry[name])
         self._bar.set_postfix_str(
-            f"step {entry['step']}, velocity {entry['velocity']:.4f}, log-variance {entry['log_variance']:.3f}, "
-            f"mix {entry['mix']:.3f}, {entry['samples_per_second']:,.0f} samples/s, "
+            f"step {entry['step']}, {losses}, {entry['samples_per_second']:,.0f} samples/s, "
             f"{entry['share_of_peak']:.0%} of peak"
         )
 

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.base import Task
 
 ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
 
 
-def check_form(task: Task, shape: tuple[int, ...], device: torch.device, samples: object) -> None:
-    """Raise ValueError unless samples are a float32 tensor of this shape (B, C, H, W) on the device."""
-    wanted = _form(torch.float32, shape, device)
+def check_form(
+    task: Task, shape: tuple[int, ...], device: torch.device, samples: object, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise ValueError unless samples are a tensor of this shape (B, ...) and dtype on the device."""
+    wanted = _form(dtype, shape, device)
     came = type(samples).__name__
     if isinstance(samples, Tensor):
         came = _form(samples.dtype, tuple(samples.shape), samples.device)
@@ -22,7 +25,8 @@ def check_form(task: Task, shape: tuple[int, ...], device: torch.device, samples
 
 
 def _form(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
-    return f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape} on {device}"
+    name = str(dtype).removeprefix("torch.")
+    return f"{'an' if name.startswith('i') else 'a'} {name} tensor of shape {shape} on {device}"
 
 
 def check_values(task: Task, samples: Tensor) -> None:
@@ -32,3 +36,14 @@ def check_values(task: Task, samples: Tensor) -> None:
     if bad or max(-low, high) > 1 + ROUNDING:
         came = f"NaN or inf in {bad} of {len(samples)} samples" if bad else f"values from {low:g} to {high:g}"
         raise ValueError(f"task {task.name}: sample() must return finite values in [-1, 1], got {came}")
+
+
+def check_tokens(task: Task, tokens: Tensor, vocabulary: Vocabulary) -> None:
+    """Raise ValueError unless all tokens are in the vocabulary and none is the mask; synchronises with the device."""
+    low, high, masked = tokens.min().item(), tokens.max().item(), int((tokens == vocabulary.mask_id).sum())
+    if low < 0 or high >= vocabulary.size or masked:
+        came = f"{masked} masks" if masked else f"{low} to {high}"
+        raise ValueError(
+            f"task {task.name}: sample() must return tokens in 0..{vocabulary.size - 1}, none of them the mask "
+            f"{vocabulary.mask_id}, got {came}"
+        )

@@ -10,21 +10,28 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipr_fast.models.patch_transformer import PatchTransformer
+from ipr_fast.models.token_transformer import TokenTransformer
+from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.tokens import TokenPrediction
 
 SIDE = {"cuda": 8192, "cpu": 768}  # of the timed square matrices
 ROUNDS = 5
 
 
-def training_flops(model: PatchTransformer, patches: tuple[int, int]) -> int:
-    """Count the FLOPs of a forward and backward pass of a PatchTransformer for one sample of patches (N, P).
+def training_flops(model: PatchTransformer | TokenTransformer) -> int:
+    """Count the FLOPs of a forward and backward pass of a model for one sample.
 
     Matrix products and attention only, on meta tensors; a multiply-add is two operations.
     """
     empty = copy.deepcopy(model).to("meta").train()
-    x = torch.empty(1, *patches, device="meta")
-    levels, is_active = x[..., 0], torch.empty(1, patches[0], dtype=torch.bool, device="meta")
+    prediction: Prediction | TokenPrediction
     with FlopCounterMode(display=False) as counter:
-        prediction = empty.predict(x, levels, is_active)
+        if isinstance(empty, TokenTransformer):
+            tokens = torch.empty(1, empty.length, dtype=torch.int64, device="meta")
+            prediction = empty.predict(tokens, tokens > 0)
+        else:
+            x = torch.empty(1, empty.grid.num_patches, empty.grid.patch_numel, device="meta")
+            prediction = empty.predict(x, x[..., 0], x[..., 0] > 0)
         torch.stack([field.sum() for field in prediction if field is not None]).sum().backward()
     return counter.get_total_flops()
 

@@ -19,22 +19,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ipr_fast import checks
 from ipr_fast.errors import first_line
-from ipr_fast.models.patch_transformer import PatchTransformer
-from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
+from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.outputs import replacing
-from ipr_fast.sampling.prediction import Prediction
-from ipr_fast.tasks.base import SymbolTask, Task
+from ipr_fast.tasks.base import Task
 from ipr_fast.training.checkpoint import read_checkpoint
-from ipr_fast.training.configs import config_of, initialise
-from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
+from ipr_fast.training.configs import TrainedConfig, TrainedModel, config_of, initialise, make_network
 from ipr_fast.training.optimizers import OPTIMIZERS, make_optimizers
-from ipr_fast.training.samples import check_form, check_values
+from ipr_fast.training.patch_objective import PatchObjective
+from ipr_fast.training.token_objective import TokenObjective
 
 DTYPES = ("float32", "tf32", "bfloat16")
 LONGEST_WARMUP = 0.05  # share of the run
@@ -133,19 +132,17 @@ class Trainer:
         settings: TrainSettings,
         device: torch.device | str = "cpu",
         *,
-        config: PatchTransformerConfig | None = None,
+        config: TrainedConfig | None = None,
         init: nn.Module | None = None,
     ) -> None:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
         with torch.random.fork_rng(), torch.device("cpu"):  # the same weights whatever torch's default device is
             torch.manual_seed(settings.seed)
-            model = PatchTransformer(config_of(task) if config is None else config)
+            model = make_network(config_of(task) if config is None else config)
             initialise(task, model, init)
-            head = None
-            if isinstance(task, SymbolTask) and settings.symbol_weight:
-                head = nn.Linear(model.config.width, task.num_symbols)
+            self.objective = make_objective(task, model, settings)
         self.model = model.to(self.device).train()
-        self.symbol_head = None if head is None else head.to(self.device)
+        self.symbol_head = None if self.objective.head is None else self.objective.head.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizers = make_optimizers(
             settings.optimizer,
@@ -155,20 +152,17 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.step, self.seconds = 0, 0.0
-        self._has_seen_values = False
         self._losses = torch.compile(self._compute_losses) if settings.compile else self._compute_losses
         self._generator = torch.Generator(self.device)
 
-    def train_step(self) -> Losses:
-        """Draw a batch, step the optimiser, update the moving average; return the batch's losses."""
+    def train_step(self) -> Any:
+        """Draw a batch, step the optimiser, update the moving average; return the batch's losses, a NamedTuple."""
         self._generator.manual_seed(self._seed())
-        samples, symbols = self._sample()
-        clean = self.model.grid.to_patches(samples)
-        losses = self._losses(clean, draw(clean.shape, self._generator, self.settings.few_active), symbols)
+        losses = self._losses(self.objective.draw(self.settings.batch_size, self._generator))
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses.total(self.settings.symbol_weight, self.settings.mean_weight).backward()
+        self.objective.total(losses).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip_norm)
         for group in groups:
             group["lr"] = self.settings.rate(self.step, self.seconds)
@@ -178,19 +172,6 @@ class Trainer:
             self.step += 1
             self._update_ema()
         return losses
-
-    def _sample(self) -> tuple[Tensor, Tensor | None]:
-        """Draw a batch and its symbols; check its shape and dtype in every step, its values in the first step only."""
-        batch, symbols = self.settings.batch_size, None
-        if self.symbol_head is not None and isinstance(self.task, SymbolTask):
-            samples, symbols = self.task.sample_with_symbols(batch, self._generator)
-        else:
-            samples = self.task.sample(batch, self._generator)
-        check_form(self.task, (batch, *self.model.grid.sample_shape), self.device, samples)
-        if not self._has_seen_values:
-            check_values(self.task, samples)
-            self._has_seen_values = True
-        return samples, symbols
 
     @property
     def is_done(self) -> bool:
@@ -257,14 +238,9 @@ class Trainer:
     def _is_finite(self) -> bool:
         return all(torch.isfinite(weight).all() for weight in (*self.model.parameters(), *self.ema.parameters()))
 
-    def _compute_losses(self, clean: Tensor, drawn: Draw, symbols: Tensor | None) -> Losses:
+    def _compute_losses(self, batch: Any) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return compute_losses(self._predict, clean, drawn, symbols, channels=self.model.grid.channels)
-
-    def _predict(self, patches: Tensor, levels: Tensor, is_active: Tensor) -> tuple[Prediction, Tensor | None]:
-        features = self.model.encode(patches, levels, is_active)
-        prediction = self.model.read_out(features, patches, levels)
-        return prediction, None if self.symbol_head is None else self.symbol_head(features)
+            return self.objective.losses(batch)
 
     def _seed(self) -> int:
         digest = hashlib.sha256(f"{self.settings.seed}:{self.step}".encode()).digest()
@@ -274,6 +250,13 @@ class Trainer:
     def _update_ema(self) -> None:
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+def make_objective(task: Task, model: TrainedModel, settings: TrainSettings) -> PatchObjective | TokenObjective:
+    """Make the objective of a model, and its head, on the CPU."""
+    if isinstance(model, TokenTransformer):
+        return TokenObjective(task, model, settings.few_active)
+    return PatchObjective(task, model, settings.symbol_weight, settings.mean_weight, settings.few_active)
 
 
 @contextmanager

@@ -221,7 +221,7 @@ FAILURES = [
     (["refine", "gray.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
     (
         ["refine", "rgb.npy", "--out", "b.npy"],
-        "--model must be given: none is bundled for samples (C, H, W) = (3, 8, 8)",
+        "--model must be given: none is bundled for samples of shape (3, 8, 8)",
     ),
     (["refine", "nan.npy", "--out", "b.npy"], "the input must be finite"),
     (["refine", "gray.npy", "--out", "b.npy", "--ratio", "0"], "ratio must be a number in (0, 1]"),
@@ -246,7 +246,10 @@ FAILURES = [
     (["train", "--out", "t", "--learning-rate", "-1"], "learning_rate must be a finite number"),
     (["train", "--out", "t", "--learning-rate", "inf"], "learning_rate must be a finite number"),
     (["train", "--out", "t", "--mnist", "absent"], "no MNIST file"),
-    (["train", "--out", "t", "--mnist", "absent", "--task", "even-pixels"], "mnist: even-pixels has no digits"),
+    (
+        ["train", "--out", "t", "--mnist", "absent", "--task", "even-pixels"],
+        "mnist: even-pixels has no digit images",
+    ),
     (["train", "--out", "t", "--minutes", "0"], "minutes must be positive"),
     (["train", "--out", "t", "--minutes", "nan"], "minutes must be a finite number"),
     (["train", "--out", "t", "--width", "50"], "num_heads must divide width"),

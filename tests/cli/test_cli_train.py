@@ -174,7 +174,7 @@ def test_a_resumed_run_may_end_elsewhere(begin, unfinished):
         (["--task", "digit-sudoku-4x4"], "task even-pixels (now digit-sudoku-4x4)"),
         (["--recipe", "digit-sudoku-9x9"], "task even-pixels (now digit-sudoku-9x9)"),
         (["--seed", 1, "--width", 96], "width 48 (now 96), seed 5 (now 1)"),
-        (["--mnist", "absent"], "mnist: even-pixels has no digits"),
+        (["--mnist", "absent"], "mnist: even-pixels has no digit images"),
     ],
 )
 def test_another_run_is_not_resumed(begin, unfinished, capsys, options, said):

@@ -7,7 +7,7 @@ from small_models import TINY, randomise
 
 from ipr_fast import ActivePatches, Prediction, Schedule
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
-from ipr_fast.models.patch_transformer import _context_bias
+from ipr_fast.models.partial_transformer import context_bias
 
 READ_OUTS = {"linear": TINY, "pixels": replace(TINY, pixel_width=5)}
 
@@ -101,7 +101,7 @@ def test_a_mask_of_the_context_needs_no_alignment(num_patches, width, generator)
     """On a GPU, torch's attention copies a mask whose rows are not multiples of 16 numbers, in each layer."""
     mask = torch.rand(10, num_patches, generator=generator) < 0.5
     mask[0], mask[1] = False, True
-    bias = _context_bias(ActivePatches.from_mask(mask, num_patches), num_patches, torch.float32)
+    bias = context_bias(ActivePatches.from_mask(mask, num_patches), num_patches, torch.float32)
     mask[1] = False  # without context, tokens attend to each other
     assert torch.equal(bias[:, 0, 0], torch.zeros(10, num_patches).masked_fill(mask, -torch.inf))
     assert bias.stride()[::3] == (width, 1)

@@ -9,6 +9,8 @@ from ipr_fast.tasks.catalog import TASKS, make_task, task_of
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku
 
+IMAGE_TASKS = ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels")
+
 
 @pytest.fixture
 def mnist(tmp_path):
@@ -22,10 +24,10 @@ def mnist(tmp_path):
 
 
 def test_the_names_of_the_tasks():
-    assert TASKS == ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels")
+    assert (*IMAGE_TASKS, "token-sudoku-4x4", "token-sudoku-9x9") == TASKS
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", IMAGE_TASKS)
 def test_a_task_is_made_by_name_and_found_again_by_its_samples(name):
     task = make_task(name)
     assert task.name == name
@@ -43,6 +45,8 @@ def test_tasks_are_what_their_names_say():
         ("board", "valid"),
         ("board", "valid"),
         ("image", "balanced"),
+        ("board", "valid"),
+        ("board", "valid"),
     ]
 
 
@@ -56,15 +60,15 @@ def test_boards_of_mnists_digits_are_another_task(mnist, side):
 
 @pytest.mark.parametrize("name", ["digit-sudoku-16x16", "Even-Pixels", "", None])
 def test_other_names_are_refused(name):
-    said = f"task must be one of ('digit-sudoku-4x4', 'digit-sudoku-9x9', 'even-pixels'), got {name!r}"
+    said = f"task must be one of {TASKS}, got {name!r}"
     with pytest.raises(ValueError, match=re.escape(said)):
         make_task(name)
 
 
 def test_even_pixels_take_no_digits(mnist):
-    with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
+    with pytest.raises(ValueError, match="mnist: even-pixels has no digit images"):
         make_task("even-pixels", mnist)
-    with pytest.raises(ValueError, match="mnist: even-pixels has no digits"):
+    with pytest.raises(ValueError, match="mnist: even-pixels has no digit images"):
         task_of(EvenPixels().grid, mnist)
 
 

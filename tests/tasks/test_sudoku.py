@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ipr_fast.tasks import sudoku
+from ipr_fast.tasks import grids
 from ipr_fast.tasks.digits import DigitReader, load_digits
 from ipr_fast.tasks.grids import random_grids
 from ipr_fast.tasks.sudoku import (
@@ -27,7 +27,7 @@ def judge():
 def large():
     """The task of side 9 with 200 base grids; searching for 4,096 takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sudoku, "BASE_GRIDS", 200)
+        patch.setattr(grids, "BASE_GRIDS", 200)
         task = DigitSudoku(9)
         task.sample(1, torch.Generator())
         yield task
@@ -143,12 +143,12 @@ def test_the_task_draws_no_boards(side, large, generator):
 
 def test_large_boards_come_from_more_grids_than_were_found(large, generator):
     """The 200 base grids have 1.2e12 symmetries each."""
-    grids = read_boards(large.sample(400, generator), large.judge().reader, 9)
-    assert len(grids.flatten(1).unique(dim=0)) == 400
+    drawn = read_boards(large.sample(400, generator), large.judge().reader, 9)
+    assert len(drawn.flatten(1).unique(dim=0)) == 400
 
 
 def test_two_tasks_of_side_9_draw_the_same_boards(large, monkeypatch):
-    monkeypatch.setattr(sudoku, "BASE_GRIDS", 200)
+    monkeypatch.setattr(grids, "BASE_GRIDS", 200)
     draw = [task.sample(2, torch.Generator().manual_seed(0)) for task in (large, DigitSudoku(9))]
     assert torch.equal(*draw)
 

@@ -6,26 +6,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, TokenTransformerConfig
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.catalog import TASKS, make_task
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku
-from ipr_fast.training.configs import config_of, initialise
+from ipr_fast.tasks.token_sudoku import TokenSudoku
+from ipr_fast.training.configs import config_of, initialise, make_network
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_tasks_network_has_its_grid(name):
+def test_a_tasks_network_has_its_samples(name):
     task = make_task(name)
     config = config_of(task)
+    if isinstance(task, TokenSudoku):
+        assert (config.vocabulary, config.length) == (task.vocabulary, task.length)
+        return
     assert PatchGrid(config.channels, config.image_size, config.image_size, config.patch_size) == task.grid
 
 
 def test_the_networks_of_the_tasks():
-    small, large, even = (config_of(make_task(name)) for name in TASKS)
+    small, large, even, small_tokens, tokens = (config_of(make_task(name)) for name in TASKS)
     assert small == PatchTransformerConfig(channels=1, image_size=32, patch_size=8, box_size=2)
     size = {"width": 256, "depth": 9, "num_heads": 8}
     assert large == PatchTransformerConfig(channels=1, image_size=72, patch_size=8, box_size=3, **size)
+    board = {"vocabulary_size": 10, "mask_id": 0, "rows": 9, "columns": 9, "box_size": 3}
+    assert tokens == TokenTransformerConfig(width=128, depth=6, num_heads=8, **board)
+    assert small_tokens == TokenTransformerConfig(vocabulary_size=5, mask_id=0, rows=4, columns=4, box_size=2)
     plan = {"generate_schedule": (30, 0.9), "refine_schedule": (30, 0.9)}
     assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, pixel_width=16, **size, **plan)
 
@@ -44,15 +51,15 @@ def test_a_task_of_ones_own_needs_a_network():
 
 
 def test_only_large_boards_models_begin_with_other_heads():
-    for task in (DigitSudoku(4), DigitSudoku(9), EvenPixels()):
+    for task in (DigitSudoku(4), DigitSudoku(9), EvenPixels(), TokenSudoku(4), TokenSudoku(9)):
         torch.manual_seed(0)
-        model = PatchTransformer(config_of(task))
+        model = make_network(config_of(task))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         initialise(task, model)
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         heads = {f"layers.{i}.qkv.weight" for i in range(config_of(task).depth)}
         tables = {"position.rows", "position.columns", "position.boxes"}
-        assert changed == (heads | tables if task.name == "digit-sudoku-9x9" else set())
+        assert changed == (heads | tables if "9x9" in task.name else set())
 
 
 def test_a_task_may_begin_with_weights_of_its_own():

@@ -5,16 +5,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from ipr_fast.models import PatchTransformer
-from ipr_fast.tasks.catalog import make_task
+from ipr_fast.tasks.catalog import TOKEN_SUDOKU, make_task
 from ipr_fast.training import recipe as recipe_module
-from ipr_fast.training.configs import config_of
+from ipr_fast.training.configs import config_of, make_network
 from ipr_fast.training.recipe import LARGEST, NETWORK_SIZES, read_recipe, recipe_names
 from ipr_fast.training.trainer import TrainSettings
 
 
 def test_the_recipes():
-    assert recipe_names() == ["digit-sudoku-9x9", "even-pixels"]
+    assert recipe_names() == ["digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9"]
 
 
 @pytest.mark.parametrize("device_type", ["cuda", "cpu"])
@@ -25,10 +24,10 @@ def test_a_recipe_trains_a_model_that_fits(name, device_type):
     sizes = {name: options.pop(name) for name in NETWORK_SIZES if name in options}
     assert TrainSettings(steps=None, minutes=recipe.minutes, **options).minutes == 25
     with torch.device("meta"):
-        model = PatchTransformer(replace(config_of(make_task(recipe.task)), **sizes))
+        model = make_network(replace(config_of(make_task(recipe.task)), **sizes))
     weights = sum(parameter.numel() for parameter in model.parameters())
     assert weights < LARGEST / 2 - 10_000  # two bytes a weight, and the header
-    assert (weights > 7e6) == (device_type == "cuda")
+    assert (weights > 7e6) == (device_type == "cuda" and name != "token-sudoku-9x9")
 
 
 @pytest.mark.parametrize(
@@ -49,12 +48,14 @@ def test_a_bad_recipe_is_refused(tmp_path, monkeypatch, text, problem):
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match=r"recipe must be one of digit-sudoku-9x9, even-pixels, got '\.\./x'"):
+    with pytest.raises(ValueError, match=r"recipe must be one of digit-sudoku-9x9, .*, got '\.\./x'"):
         read_recipe("../x")
 
 
 def test_the_settings_of_the_experiment_exist():
     from ipr_fast.evaluation.experiments import ExperimentSettings
+    from ipr_fast.evaluation.tokens import TokenExperimentSettings
 
     for name in recipe_names():
-        assert set(read_recipe(name).evaluate) <= {each.name for each in fields(ExperimentSettings)}
+        settings = TokenExperimentSettings if name in TOKEN_SUDOKU else ExperimentSettings
+        assert set(read_recipe(name).evaluate) <= {each.name for each in fields(settings)}

@@ -1,6 +1,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 import pkgutil
 import signal
@@ -13,8 +14,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ipr_fast import TokenSchedule, Vocabulary, generate_batch
 from ipr_fast.engine.capture_check import Watch
-from ipr_fast.models import PatchTransformerConfig
+from ipr_fast.models import PatchTransformerConfig, TokenTransformerConfig
 from ipr_fast.models.files.checkpoints import load_model, model_info
 from ipr_fast.outputs import WRITING, alone_in
 from ipr_fast.tasks.catalog import TASKS, make_task
@@ -44,6 +46,19 @@ class SymbolStripes(Stripes):
     def sample_with_symbols(self, batch_size, generator):
         samples = self.sample(batch_size, generator)
         return samples, (samples[:, 0, 0, :1] > 0).long().expand(-1, 4)
+
+
+class TokenStripes:
+    """A task of tokens that a tiny model learns at once: all of a sample's tokens are 1, or all 2."""
+
+    name, vocabulary, length = "token-stripes", Vocabulary(3, 0), 6
+    config = TokenTransformerConfig(vocabulary_size=3, mask_id=0, columns=6, width=16, depth=1, num_heads=1)
+
+    def initialise(self, model):
+        pass
+
+    def sample(self, batch_size, generator):
+        return torch.randint(1, 3, (batch_size, 1), generator=generator).expand(-1, 6)
 
 
 class PixelStripes(Stripes):
@@ -120,7 +135,8 @@ def test_muon_needs_a_torch_that_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "optimizer"), [(SymbolStripes(), "adamw"), (SymbolStripes(), "muon"), (PixelStripes(), "muon")]
+    ("task", "optimizer"),
+    [(SymbolStripes(), "adamw"), (SymbolStripes(), "muon"), (PixelStripes(), "muon"), (TokenStripes(), "muon")],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path, task, optimizer):
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
@@ -139,6 +155,32 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path, task, optimizer
     assert second.step == whole.step == 20
     assert same_weights(whole.model, second.model)
     assert same_weights(whole.ema, second.ema)
+
+
+def test_a_model_of_tokens_learns_its_task(tmp_path):
+    path = train(TokenStripes(), replace(QUICK, steps=300, batch_size=64, warmup=20), tmp_path, progress=False)
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    # Where all is masked, no position of a sample is known: an eighth of a batch's masked positions, ln 2 each.
+    assert entries[0]["cross_entropy"] > entries[-1]["cross_entropy"] > 0.1 * math.log(2)
+    x = generate_batch(20, model=load_model(path), schedule=TokenSchedule(order="random"))
+    assert (x == x[:, :1]).all()
+    assert x.unique().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x: x.float(), r"an int64 tensor of shape \(16, 6\) on cpu, got a float32"),
+        (lambda x: x[:, :5], r"got an int64 tensor of shape \(16, 5\)"),
+        (lambda x: x + 1, r"tokens in 0\.\.2, none of them the mask 0, got 2 to 3|got 3 to 3|got 2 to 2"),
+        (lambda x: x * 0, "none of them the mask 0, got 96 masks"),
+    ],
+)
+def test_samples_that_are_no_tokens_of_the_model_are_refused(monkeypatch, change, problem):
+    sample = TokenStripes.sample
+    monkeypatch.setattr(TokenStripes, "sample", lambda self, *arguments: change(sample(self, *arguments)))
+    with pytest.raises(ValueError, match=f"^task token-stripes: sample.. must return .*{problem}"):
+        Trainer(TokenStripes(), QUICK).train_step()
 
 
 def test_seeds_decide(tmp_path):
@@ -373,7 +415,7 @@ def interrupt(monkeypatch, target, call):
 @pytest.mark.parametrize(
     ("target", "call", "steps"),
     [
-        ("ipr_fast.training.trainer.draw", 7, 6),
+        ("ipr_fast.training.patch_objective.draw", 7, 6),
         ("torch.Tensor.backward", 8, 6),  # the first one counts operations
         ("torch.optim.AdamW.step", 7, 7),
         ("torch._foreach_lerp_", 7, 7),
@@ -396,7 +438,7 @@ def test_an_interrupted_run_is_saved_after_a_whole_step_and_can_go_on(tmp_path, 
 
 
 def test_a_second_interrupt_does_not_wait_for_the_checkpoint(tmp_path, monkeypatch):
-    interrupt(monkeypatch, "ipr_fast.training.trainer.draw", 4)
+    interrupt(monkeypatch, "ipr_fast.training.patch_objective.draw", 4)
     interrupt(monkeypatch, "torch.save", 2)
     with pytest.raises(KeyboardInterrupt):
         train(Stripes(), replace(QUICK, save_every=2), tmp_path, progress=False)
@@ -537,7 +579,7 @@ def test_samples_of_another_form_are_refused_in_every_step(sample, came):
     begun.train_step()
     wanted = r"task stripes: sample\(\) must return a float32 tensor of shape \(16, 1, 8, 8\) on cpu, got "
     for refused in (begun, Trainer(Stripes(), QUICK)):
-        refused.task = with_samples(sample)
+        refused.objective.task = with_samples(sample)
         with pytest.raises(ValueError, match=f"^{wanted}{came}$"):
             refused.train_step()
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import TINY
+from small_models import TINY, TINY_TOKENS
 
-from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, TokenTransformer
 from ipr_fast.training import throughput
 from ipr_fast.training.throughput import product_rate, training_flops
 
@@ -31,7 +31,15 @@ def by_hand(config, patches):
 def test_operations_of_training_equal_a_count_by_hand(config):
     model = PatchTransformer(config)
     patches = (model.grid.num_patches, model.grid.patch_numel)
-    assert training_flops(model, patches) == by_hand(config, patches)
+    assert training_flops(model) == by_hand(config, patches)
+
+
+def test_operations_of_training_on_tokens_equal_a_count_by_hand():
+    """Embeddings multiply nothing; every product has the gradients of both factors, but for the conditions' own."""
+    n, width, size = TINY_TOKENS.length, TINY_TOKENS.width, TINY_TOKENS.vocabulary_size
+    layer = width * width * (3 + 1 + 2 * TINY_TOKENS.mlp_ratio) + 2 * n * width
+    products = 6 * width * width + 2 * width * width + size * width + TINY_TOKENS.depth * layer
+    assert training_flops(TokenTransformer(TINY_TOKENS)) == 2 * n * 3 * products
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -39,7 +47,7 @@ def test_counting_leaves_the_model_alone(training):
     model = PatchTransformer(TINY).train(training)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     pointers = [parameter.data_ptr() for parameter in model.parameters()]
-    training_flops(model, (16, 16))
+    training_flops(model)
     assert model.training is training
     assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -26,27 +26,39 @@ from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
 from ipr_fast.models.srm_unet_config import SRMUNetConfig
+from ipr_fast.models.token_transformer import TokenTransformer
+from ipr_fast.models.token_transformer_config import TokenTransformerConfig
 from ipr_fast.outputs import replacing
 
-StoredModel = PatchTransformer | SRMUNet  # the Denoisers that files hold
-StoredConfig = PatchTransformerConfig | SRMUNetConfig
+StoredModel = PatchTransformer | SRMUNet | TokenTransformer  # the models that files hold
+StoredConfig = PatchTransformerConfig | SRMUNetConfig | TokenTransformerConfig
 
-ARCHITECTURES: dict[str, type[StoredConfig]] = {"PatchTransformer": PatchTransformerConfig, "SRMUNet": SRMUNetConfig}
+ARCHITECTURES: dict[str, type[StoredConfig]] = {
+    "PatchTransformer": PatchTransformerConfig,
+    "SRMUNet": SRMUNetConfig,
+    "TokenTransformer": TokenTransformerConfig,
+}
 
 
 def _build(config: StoredConfig) -> StoredModel:
-    return PatchTransformer(config) if isinstance(config, PatchTransformerConfig) else SRMUNet(config)
+    """Make the model of a configuration, with new weights."""
+    if isinstance(config, PatchTransformerConfig):
+        return PatchTransformer(config)
+    return TokenTransformer(config) if isinstance(config, TokenTransformerConfig) else SRMUNet(config)
 
 
 def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
-    """Return the name of the bundled model for samples (C, H, W). Raises NoSuchModel, listing all, if there is none."""
+    """Return the name of the bundled model for samples (C, H, W) or of N tokens, (N,).
+
+    Raises NoSuchModel, listing all, if there is none.
+    """
     shapes = {name: model_info(name)["sample_shape"] for name in bundled_models()}
     for name, shape in shapes.items():
         if shape == tuple(sample_shape):
             return name
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     shape = tuple(sample_shape)
-    raise NoSuchModel("model", f"must be given: none is bundled for samples (C, H, W) = {shape}; bundled: {listed}")
+    raise NoSuchModel("model", f"must be given: none is bundled for samples of shape {shape}; bundled: {listed}")
 
 
 def model_info(source: str | os.PathLike) -> dict[str, Any]:
@@ -64,7 +76,7 @@ def model_info(source: str | os.PathLike) -> dict[str, Any]:
         architecture, tensors, shape = SRMUNet.__name__, published.tensors, None
     else:
         tensors, metadata = weights
-        architecture, shape = metadata["architecture"], _stored_config(path, metadata).grid.sample_shape
+        architecture, shape = metadata["architecture"], _stored_config(path, metadata).sample_shape
     return {
         "path": str(path),
         "architecture": architecture,
@@ -82,15 +94,15 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> StoredModel:
-    """Load a Denoiser for inference: in eval mode, its parameters without gradients.
+    """Load a Denoiser or TokenDenoiser for inference: in eval mode, its parameters without gradients.
 
     source: the name of a bundled model; a .safetensors file that `save_model` wrote; a checkpoint of the published
         Spatial Reasoning Models (.ckpt of Lightning, .pt of spatialreasoners); or a Hugging Face hub id `owner/name`
         (its model.safetensors) or `owner/name/file`, optionally with `@revision`. Of a checkpoint the moving average is
         loaded, if it has one, else the plain weights. No code in a file is ever run.
-    config: the model's configuration, where the file has none: an SRMUNetConfig or PatchTransformerConfig, the name of
-        a preset ("even_pixels", "counting_polygons", "mnist_sudoku"), or a dict of the fields that do not follow from
-        the weights' shapes: image_size, patch_size, num_head_channels and, if not the defaults, the schedules.
+    config: the model's configuration, where the file has none: a config object, the name of a preset ("even_pixels",
+        "counting_polygons", "mnist_sudoku"), or a dict of the fields that do not follow from the weights' shapes:
+        image_size, patch_size, num_head_channels and, if not the defaults, the schedules.
     device, dtype: of the weights. By default the CPU, and float32 for bundled models, which may be stored in half
         precision, else the stored dtype.
 
@@ -157,7 +169,7 @@ def _read(path: Path, config: object | None) -> _Contents:
     has_config = "architecture" in metadata
     if has_config and config is None:
         return _Contents(_stored_config(path, metadata), tensors, str)
-    if isinstance(config, PatchTransformerConfig):
+    if isinstance(config, (PatchTransformerConfig, TokenTransformerConfig)):
         return _Contents(config, tensors, str)
     if has_config and not isinstance(config, SRMUNetConfig):
         known = sorted(config_type.__name__ for config_type in ARCHITECTURES.values())

@@ -63,7 +63,7 @@ def test_dtype_and_explicit_configuration(model, tmp_path):
 def test_bundled_models_load_are_small_and_have_a_card():
     for name in ipr_fast.bundled_models():
         model, info = load_model(name), model_info(name)
-        assert model.grid.sample_shape == info["sample_shape"]
+        assert model.config.sample_shape == info["sample_shape"]
         assert bundled_model_for(info["sample_shape"]) == name
         path = info["path"]
         with open(path, "rb") as file:
