@@ -98,7 +98,7 @@ def test_the_benchmark_in_the_readme_of_bench_runs():
 
 
 def test_ci_runs_the_test_command():
-    command = next(block for block in blocks(text("."), "bash") if block.endswith("-m pytest\n")).strip()
+    command = next(block for block in blocks(text("."), "bash") if "-m pytest" in block).strip()
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
