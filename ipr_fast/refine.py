@@ -16,7 +16,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling import arguments, user_code
-from ipr_fast.sampling.acceptance import Acceptor, Metropolis
+from ipr_fast.sampling.acceptance import Acceptor, Metropolis, check_rule
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
@@ -99,9 +99,7 @@ def refine_batch(
     select = make_selector(mask_fn, space.grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
-    if accept is not None and not isinstance(accept, Metropolis):
-        hint = ", make it with ipr_fast.Metropolis(reward, temperature)" if callable(accept) else ""
-        raise ValueError(f"accept must be an ipr_fast.Metropolis, got {checks.name_of(accept)}{hint}")
+    check_rule(accept)
     if not len(x) or not iters:
         return x.clone()
     iterations = range(first_iteration, first_iteration + iters)

@@ -44,7 +44,9 @@ def third_row(x, iteration):
 
 
 @pytest.mark.parametrize("network", ["transformer", "unet"])
-@pytest.mark.parametrize("mask_fn", [random_patches(0.3), fixed_patches([1, 2, 7]), third_row], ids=["random", "fixed", "function"])
+@pytest.mark.parametrize(
+    "mask_fn", [random_patches(0.3), fixed_patches([1, 2, 7]), third_row], ids=["random", "fixed", "function"]
+)
 def test_replays_equal_eager_runs(there, finished, ragged_known, network, mask_fn):
     model = there if network == "transformer" else small_unet()
     x, known = finished.repeat(3, 1, 1, 1).cuda(), ragged_known.repeat(3, 1).cuda()

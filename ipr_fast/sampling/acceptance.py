@@ -94,6 +94,13 @@ class Metropolis:
             raise ValueError(f"reward {checks.name_of(self.reward)} must not return NaN, got {number}")
 
 
+def check_rule(accept: object) -> None:
+    """Raise ValueError for an `accept` that is neither a rule nor None."""
+    if accept is not None and not isinstance(accept, Metropolis):
+        hint = ", make it with ipr_fast.Metropolis(reward, temperature)" if callable(accept) else ""
+        raise ValueError(f"accept must be an ipr_fast.Metropolis, got {checks.name_of(accept)}{hint}")
+
+
 class Acceptor:
     """The chains of a call: their samples and rewards, and the best ones.
 
@@ -149,5 +156,6 @@ class Acceptor:
         if self._nan.device.type != "cpu":
             self.rule.check_nan(self._nan)
         kept = self.kept if self.best is None else self.best
-        self.rule.last = Acceptance(kept.reward, *self._numbers, self._calls)
+        proposed, accepted = self._numbers
+        self.rule.last = Acceptance(kept.reward, proposed, accepted, self._calls)
         return (values, changed) if self.best is None else (self.best.values, self._best_changed)
