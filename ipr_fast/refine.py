@@ -218,6 +218,7 @@ def _iterate(
                 else:
                     proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
                     acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
+                    user_code.check_eval_mode(call.space.model)
             if not steps:
                 pace.step()
             if callback is not None:

@@ -298,6 +298,21 @@ def test_a_temperature_that_goes_wrong_is_named(problem):
         refine(problem, Metropolis(brightness, cooling))
 
 
+def test_a_reward_that_puts_the_model_into_training_mode_is_found(finished):
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.exact, self.dropout = ExactDenoiser(), torch.nn.Dropout(0.5)
+            self.grid = self.exact.grid
+
+        def forward(self, patches, levels, active=None):
+            return self.exact(self.dropout(patches), levels, active)
+
+    network = Dropping().eval()
+    with pytest.raises(ValueError, match=r"its Dropout .dropout. is in training mode"):
+        refine_batch(draw(2), POLICY, 2, model=network, accept=Metropolis(lambda x: network.train() and brightness(x)))
+
+
 def test_what_is_no_rule_is_refused(problem):
     with pytest.raises(ValueError, match=r"^accept must be an ipr_fast.Metropolis, got brightness, make it with"):
         refine(problem, brightness)
