@@ -32,6 +32,7 @@ except ImportError:  # macOS and Windows
     tl = None
 
 LANES = 1024  # ids that a program reads at once
+MOST_SORTED = 1 << 9  # ids of a row that the twin sorts: 0.6 us a row of 10 ids, with histograms 370; equal near 800
 UNUSED_BITS = {
     torch.float32: 0,
     torch.float16: 13,
@@ -261,10 +262,19 @@ def _threshold(
 
 
 def _smallest_key(key: Tensor, number: Tensor, bound: Tensor) -> Tensor:
-    """Return the smallest key (n, 1) above which the numbers (n, V) sum to less than `bound` (n, 1).
+    """Return the smallest key (n, 1) above which the numbers (n, V) sum to less than `bound` (n, 1), from 1 to all."""
+    return (_by_sort if key.shape[1] <= MOST_SORTED else _by_histograms)(key, number, bound)
 
-    A radix search by histograms: on a CPU a tenth of the time of a sort.
-    """
+
+def _by_sort(key: Tensor, number: Tensor, bound: Tensor) -> Tensor:
+    ordered, ids = key.sort(1, descending=True)
+    number = number.gather(1, ids)
+    before = number.cumsum(1) - number
+    return ordered.gather(1, (before < bound).sum(1, keepdim=True) - 1)
+
+
+def _by_histograms(key: Tensor, number: Tensor, bound: Tensor) -> Tensor:
+    """A radix search: for a large vocabulary a fraction of the time of a sort."""
     found = torch.zeros_like(bound)
     for shift, bits in ((21, 11), (10, 11), (0, 10)):
         bins = 1 << bits  # and one for the keys below those of `found`, and one for those above

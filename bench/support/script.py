@@ -1,4 +1,4 @@
-"""The command line of bench/lanes.py and bench/waves.py: measure, write, print; or print an earlier measurement."""
+"""The command line of lanes.py, tokens.py and waves.py: measure, write, print; or print an earlier measurement."""
 
 from __future__ import annotations
 
