@@ -5,7 +5,6 @@ Every arm has chains 0..B-1, one seed and the same clues, so arms are compared s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ipr_fast.evaluation import environment
 from ipr_fast.evaluation.evaluate import draw_clues
-from ipr_fast.evaluation.experiments import compare, described
+from ipr_fast.evaluation.experiments import Cost, compare, described
 from ipr_fast.models import contract
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
@@ -51,19 +50,22 @@ class TokenExperiment:
         self.values: Tensor | None = None
         if clues is not None:
             self.known, self.values = (each.to(device) for each in clues)
+        self.length, self._passes = task.length, dict[tuple[int, str], Tensor]()
         self.free = [task.length] * settings.count if self.known is None else (~self.known).sum(1).tolist()
 
     def one_pass(self, calls: int, order: str) -> Tensor:
         """Return boards (B, N) of one pass with so many calls."""
-        return generate_batch(
-            self.settings.count,
-            model=self.model,
-            known=self.known,
-            known_values=self.values,
-            schedule=TokenSchedule(calls, order=order),
-            seed=self.settings.seed,
-            progress=self.progress,
-        )
+        if (calls, order) not in self._passes:
+            self._passes[calls, order] = generate_batch(
+                self.settings.count,
+                model=self.model,
+                known=self.known,
+                known_values=self.values,
+                schedule=TokenSchedule(calls, order=order),
+                seed=self.settings.seed,
+                progress=self.progress,
+            )
+        return self._passes[calls, order]
 
     def refined(self, x: Tensor, plan: RefinementPlan, alpha: float, order: str) -> Tensor:
         """Return boards (B, N) after the plan's iterations."""
@@ -78,10 +80,15 @@ class TokenExperiment:
             progress=self.progress,
         )
 
-    def calls(self, most: int, active: Iterable[int]) -> float:
-        """Return the mean calls of regenerations of so many active positions with at most `most` calls each."""
-        each = [min(most, count) for count in active]
-        return sum(each) / len(each)
+    def cost(self, calls: int, alpha: float | None = None, times: int = 1) -> Cost:
+        """Return the mean cost of `times` regenerations of all free positions, or of a share alpha, by `calls` calls.
+
+        `prepare` computes all N positions once; a call computes the active ones.
+        """
+        active = self.free if alpha is None else [num_chosen(alpha, free) for free in self.free]
+        made = [(min(calls, count), count) for count in active]
+        evaluations = [self.length + each * count for each, count in made]
+        return Cost(times * sum(each for each, _ in made) / len(made), times * sum(evaluations) / len(made))
 
 
 @dataclass(frozen=True)
@@ -104,25 +111,23 @@ def run_token_experiment(
 ) -> dict:
     """Measure one pass by each order, and IPR in the order "confidence", at each budget; return rows ready for JSON.
 
-    name: of the model, for the record. A cell has its mean calls, and its paired gain: of a pass over the random order,
+    name: of the model, for the record. A cell has its mean cost, and its paired gain: of a pass over the random order,
     of IPR over one pass by confidence, each at the same budget.
     """
     experiment = TokenExperiment(task, model, settings, progress)
     rows: dict[str, list[dict[str, Any]]] = {}
     for budget in settings.budgets:
         passes = {order: experiment.judge(experiment.one_pass(budget, order)) for order in ORDERS}
-        calls = experiment.calls(budget, experiment.free)
         for order, report in passes.items():
-            cell = {"budget": budget, "calls": calls, **compare(passes["random"], report)}
+            cell = {"budget": budget, **experiment.cost(budget)._asdict(), **compare(passes["random"], report)}
             rows.setdefault(f"one pass, {order}", []).append(cell)
         plan = RefinementPlan.of(budget)
         start = experiment.one_pass(plan.first, "confidence")
         for alpha in ALPHAS:
             report = experiment.judge(experiment.refined(start, plan, alpha, "confidence"))
-            active = [num_chosen(alpha, free) for free in experiment.free]
-            calls = experiment.calls(plan.first, experiment.free)
-            calls += plan.iterations * experiment.calls(plan.calls, active)
-            cell = {"budget": budget, "calls": calls, "plan": vars(plan), **compare(passes["confidence"], report)}
+            costs = experiment.cost(plan.first), experiment.cost(plan.calls, alpha, plan.iterations)
+            cost = {name: sum(each) for name, each in zip(Cost._fields, zip(*costs, strict=True), strict=True)}
+            cell = {"budget": budget, **cost, "plan": vars(plan), **compare(passes["confidence"], report)}
             rows.setdefault(f"confidence and IPR, alpha {alpha:g}", []).append(cell)
     return {
         **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),

@@ -17,6 +17,12 @@ from ipr_fast.models.token_denoiser import TokenDenoiser
 MASK, LENGTH = TINY_TOKENS.mask_id, TINY_TOKENS.length
 LEVELS = torch.tensor([0.0, *[1.0] * 15])  # as the engine passes them
 
+SCHEDULES = {
+    "one at a time": TokenSchedule(),
+    "entropy": TokenSchedule(3, order="entropy", temperature=0.7),
+    "remasking": TokenSchedule(5, "independent", remask="cap"),
+}
+
 
 @pytest.fixture(scope="module")
 def token_model() -> TokenTransformer:
@@ -102,15 +108,7 @@ def test_weights_of_any_precision_run(token_model, generator, dtype, tolerance):
         assert (ours - exact).abs().max() < tolerance
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        TokenSchedule(),
-        TokenSchedule(3, order="entropy", temperature=0.7),
-        TokenSchedule(5, "independent", remask="cap"),
-    ],
-    ids=["one at a time", "entropy", "remasking"],
-)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_the_engine_equals_the_definition(token_model, generator, schedule):
     """In float64, whose roundings do not decide between tokens."""
     model = copy.deepcopy(token_model).double()
@@ -126,6 +124,22 @@ def test_the_engine_equals_the_definition(token_model, generator, schedule):
         assert all(torch.equal(*pair) for pair in zip(found, results[0], strict=True))
     assert torch.equal(results[0][1][known], values[known])
     assert not torch.equal(*results[0])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_captured_steps_equal_the_definition(tape, token_model, schedule):
+    """Captured without a look at data, and replayed for another seed and for other clues."""
+    model, runs = copy.deepcopy(token_model).double(), []
+    for backend in ("auto", "reference"):
+        for seed in (1, 2):
+            known = torch.arange(LENGTH) % 4 == seed
+            common = {"model": model, "schedule": schedule, "seed": seed, "backend": backend}
+            common["known"] = known.expand(7, -1)
+            x = generate_batch(7, known_values=torch.full((7, LENGTH), 3), **common)
+            runs.append(refine_batch(x, random_patches(0.4), 2, **common))
+    assert tape.replayed
+    assert torch.equal(runs[0], runs[2])
+    assert torch.equal(runs[1], runs[3])
 
 
 def test_weights_that_change_between_calls_are_seen(token_model):
