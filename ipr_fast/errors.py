@@ -1,4 +1,4 @@
-"""Import of optional dependencies, with errors that say what to install; the first line of an error."""
+"""Errors of optional dependencies, which say what to install, and of user code; the first line of an error."""
 
 import importlib
 from types import ModuleType
@@ -22,6 +22,10 @@ class BrokenExtra(ExtraError):
         super().__init__(
             f"{purpose} need {package}, which is installed but broken ({type(reason).__name__}: {first_line(reason)})"
         )
+
+
+class UserCodeError(RuntimeError):
+    """A function of the user's raised an exception, which is the cause."""
 
 
 def import_extra(module: str, package: str, extra: str, purpose: str) -> ModuleType:

@@ -78,8 +78,8 @@ def refine_batch(
     Tokens have no `stochasticity`, `temperature` (but for the schedule's) and `noise`.
     Returns samples of the shape, dtype and device of x; patches that were never selected keep their bits.
     Raises ValueError for bad arguments, before any work, and on a GPU if `max_chains` chains do not fit into memory;
-    CaptureError if the model cannot be captured; RuntimeError, with its cause, if mask_fn or callback raises. Warns
-    (NotFiniteWarning, a RuntimeWarning) if the model makes samples NaN or inf, or leaves tokens masked.
+    CaptureError if the model cannot be captured; RuntimeError, with its cause, if mask_fn, callback or reward raises.
+    Warns (NotFiniteWarning, a RuntimeWarning) if the model makes samples NaN or inf, or leaves tokens masked.
     Source: Kang, Yoon, Ahn 2026, "Inference-Time Scaling in Diffusion Models through Iterative Partial Refinement".
     """
     if model is None:

@@ -28,6 +28,7 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.outputs import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.refine import refine_batch
+from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.spaces import space_of
 
@@ -149,7 +150,7 @@ def run_folder(path: Path, settings: dict, plan: ChunkPlan, *, resume: bool) -> 
                 folder.remove()
             if not isinstance(error, KeyboardInterrupt):
                 raise
-            hint = f"{folder.describe()}; kept in {path}, --resume goes on" if has_chunks else "no iteration was done"
+            hint = f"{folder.describe()}; kept in {path}, --resume goes on" if has_chunks else "nothing was saved"
             raise Interrupted(hint) from None
         folder.remove()
 
@@ -159,6 +160,7 @@ class RefineArguments(SamplingArguments):
 
     model: Denoiser | TokenDenoiser
     noise: str
+    accept: Metropolis | None
 
 
 def refine_in_chunks(
@@ -209,20 +211,24 @@ def _refine_chunk(
     device: torch.device,
     arguments: RefineArguments,
 ) -> Snapshot:
-    """Refine a chunk from the iteration that it has reached to the last one, and save it."""
+    """Refine a chunk from the iteration that it has reached to the last one, and save it.
+
+    With `keep_best` it is saved at its end only: an earlier snapshot would not hold the best samples so far.
+    """
     x, first, last = snapshot.samples.to(device), snapshot.iteration + 1, folder.plan.last
-    saver = _Saver(folder, index)
+    rule = arguments["accept"]
+    saver = None if rule is not None and rule.keep_best else _Saver(folder, index)
     try:
         x = refine_batch(x, mask_fn, last + 1 - first, first_iteration=first, callback=saver, **arguments)
         done = Snapshot(last, x.cpu())
         folder.save(index, done)
     except KeyboardInterrupt:
-        if saver.last is not None:
+        if saver is not None and saver.last is not None:
             folder.save(index, saver.last)
         raise
-    except RuntimeError as error:
-        if isinstance(error.__cause__, OSError):  # from a save in the callback
-            raise error.__cause__ from None
+    except RuntimeError:
+        if saver is not None and saver.error is not None:
+            raise saver.error from None
         raise
     return done
 
@@ -232,13 +238,18 @@ class _Saver:
 
     def __init__(self, folder: RunFolder, index: int) -> None:
         self.last: Snapshot | None = None
+        self.error: OSError | None = None  # of a save
         self._folder, self._index = folder, index
         self._saved = time.monotonic()
 
     def __call__(self, iteration: int, x: Tensor) -> None:
         self.last = Snapshot(iteration, x)
         if time.monotonic() - self._saved >= SAVE_EVERY:
-            self._folder.save(self._index, self.last)
+            try:
+                self._folder.save(self._index, self.last)
+            except OSError as error:
+                self.error = error
+                raise
             self._saved = time.monotonic()
 
 

@@ -28,7 +28,8 @@ from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import ORDERS, TokenSchedule
 
 # Panels of `--help`, in the order in which commands declare them.
-FILES, REFINEMENT, SAMPLING, TOKENS = "Input and output", "Refinement", "Sampling", "Sampling of tokens"
+FILES, REFINEMENT, ACCEPTANCE = "Input and output", "Refinement", "Acceptance by a reward"
+SAMPLING, TOKENS = "Sampling", "Sampling of tokens"
 MODEL, RUN = "Model", "Run"
 MODEL_SOURCE = "A bundled model, a .safetensors file or a Hugging Face hub id"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -1,4 +1,4 @@
-"""`--model module:factory`: a model that the user's own code builds."""
+"""Options whose value is `module:name`, of the user's own code: a model's factory, a reward."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.weight_files import SUFFIXES
 from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.sampling.acceptance import Reward
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 FACTORY = re.compile(f"{DOTTED_NAME}:{DOTTED_NAME}")
@@ -32,8 +33,7 @@ def model_from_factory(source: str, device: torch.device, dtype: torch.dtype | N
     eval mode without gradients, as `load_model` does. Raises ValueError when the module cannot be imported or has no
     such name, and when the factory raises or returns no Denoiser.
     """
-    module, _, name = source.partition(":")
-    value = _imported(source, module, name)
+    value = _imported("--model", source)
     if not isinstance(value, type) and _is_model(value):
         model, must = value, "must be"
     elif callable(value):
@@ -67,19 +67,34 @@ def _is_model(value: object) -> bool:
     return hasattr(value, "grid") or contract.is_token_denoiser(value)
 
 
-def _imported(source: str, module: str, name: str) -> object:
-    """The object that a module's code calls `name`."""
+def reward_from(source: str) -> Reward:
+    """Import `module` (also from the working directory); return its function `name`, the reward of `--accept`.
+
+    Raises ValueError when the text is not module:name, the module cannot be imported or has no such function.
+    """
+    if FACTORY.fullmatch(source) is None:
+        raise ValueError(f"--accept must be module:function, got {source!r}")
+    value = _imported("--accept", source)
+    if not callable(value) or isinstance(value, type):
+        got = "a class" if isinstance(value, type) else type(value).__name__
+        raise ValueError(f"--accept {source} must be a function of samples (B, ...), got {got}")
+    return value
+
+
+def _imported(option: str, source: str) -> object:
+    """The object that the code of a module calls `name`; source: module:name, the value of this option."""
+    module, _, name = source.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         value: object = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # code of the user's, which may raise anything
-        raise ValueError(f"--model {source}: cannot import {module} ({_reason(error)})") from error
+        raise ValueError(f"{option} {source}: cannot import {module} ({_reason(error)})") from error
     for part in name.split("."):
         try:
             value = getattr(value, part)
         except AttributeError as error:
-            raise ValueError(f"--model {source}: {module} has no {name}") from error
+            raise ValueError(f"{option} {source}: {module} has no {name}") from error
     return value
 
 

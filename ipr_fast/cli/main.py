@@ -17,7 +17,7 @@ import ipr_fast
 from ipr_fast.cli import convert, demo, evaluate, generate, info, refine, train
 from ipr_fast.cli.common import flatten, printable
 from ipr_fast.engine.capture_check import CaptureError
-from ipr_fast.errors import ExtraError
+from ipr_fast.errors import ExtraError, UserCodeError
 from ipr_fast.models.contract import NotFiniteWarning
 
 # Commands in the groups of the main help. A command's name is that of its module.
@@ -35,6 +35,7 @@ EXPECTED = (
     MemoryError,
     torch.OutOfMemoryError,
     ExtraError,
+    UserCodeError,
     CaptureError,
     Warning,  # that PYTHONWARNINGS makes an error
 )

@@ -10,9 +10,10 @@ from typing import Annotated
 import torch
 import typer
 
-from ipr_fast import files
+from ipr_fast import checks, files
 from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, content_hash, refine_in_chunks, run_folder
 from ipr_fast.cli.common import (
+    ACCEPTANCE,
     FILES,
     REFINEMENT,
     DtypeOption,
@@ -28,9 +29,11 @@ from ipr_fast.cli.common import (
     path_option,
     tell,
 )
+from ipr_fast.cli.factory import reward_from
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.policies import random_patches
 
 CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
@@ -51,6 +54,46 @@ class RefinementOptions:
     ] = "random"
 
 
+@dataclass(frozen=True)
+class AcceptanceOptions:
+    """Whether a chain takes an iteration's sample or keeps its old one."""
+
+    accept: Annotated[
+        str | None,
+        option(
+            ACCEPTANCE,
+            "Accept samples by a reward, called as function(samples) -> (B,), higher is better.",
+            metavar="MODULE:FUNCTION",
+            show_default="take every sample",
+        ),
+    ] = None
+    accept_temperature: Annotated[
+        float | None,
+        option(
+            ACCEPTANCE,
+            "Accept with probability min(1, exp(gain / T)); 0 takes what is as good or better.",
+            metavar="T",
+            show_default="0",
+        ),
+    ] = None
+    keep_best: Annotated[
+        bool, flag(ACCEPTANCE, "Write the best sample of each chain, not its last one.", "--keep-best")
+    ] = False
+
+    def rule(self) -> Metropolis | None:
+        """Return the rule of acceptance. Raises ValueError for bad values, and for options without --accept."""
+        if self.accept is None:
+            for name, given in (
+                ("accept-temperature", self.accept_temperature is not None),
+                ("keep-best", self.keep_best),
+            ):
+                if given:
+                    raise ValueError(f"--{name} needs --accept, the reward")
+            return None
+        reward, temperature = reward_from(self.accept), self.accept_temperature or 0.0
+        return Metropolis(reward, checks.number("--accept-temperature", temperature, 0), keep_best=self.keep_best)
+
+
 def run(
     *,
     input: Annotated[
@@ -69,6 +112,7 @@ def run(
     ] = None,
     resume: Annotated[bool, flag(FILES, "Continue an unfinished run, kept in OUT.partial.", "--resume")] = False,
     refinement: RefinementOptions,
+    acceptance: AcceptanceOptions,
     sampling: SamplingOptions,
     model: Annotated[str | None, model_option(show_default="the bundled model of that sample shape")] = None,
     dtype: DtypeOption = None,
@@ -92,12 +136,14 @@ def run(
         **sampling.arguments(run_options, device, len(images), denoiser),
         "model": denoiser,
         "noise": refinement.noise,
+        "accept": acceptance.rule(),
     }
     settings = {
         "input": content_hash(images),
         "model": _model_hash(denoiser, source),
         "known": None if arguments["known"] is None else content_hash(arguments["known"]),
         **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items()},
+        **{name.replace("_", "-"): value for name, value in dataclasses.asdict(acceptance).items()},
         "stochasticity": sampling.stochasticity,
         "temperature": sampling.temperature,
         "seed": run_options.seed,

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ipr_fast import checks
+from ipr_fast.errors import UserCodeError
 
 
 def call(name: str, iteration: int, function: Callable[..., object], *args: object) -> object:
-    """Call a user's function in an iteration. Raises RuntimeError, with its name, for any exception of its own."""
+    """Call a user's function in an iteration. Raises UserCodeError, with its name, for any exception of its own."""
     try:
         return function(*args)
     except Exception as error:
-        raise RuntimeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
+        raise UserCodeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
 
 
 @contextmanager

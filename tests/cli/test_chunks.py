@@ -238,7 +238,7 @@ def test_an_interrupt_before_the_first_iteration_leaves_nothing(tmp_path, sample
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(chunks, "refine_batch", interrupted)
     assert refine(samples, weights, tmp_path / "out.npy") == 130
-    assert capsys.readouterr().err == "ipr-fast refine: interrupted (no iteration was done)\n"
+    assert capsys.readouterr().err == "ipr-fast refine: interrupted (nothing was saved)\n"
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -12,6 +12,7 @@ from ipr_fast import TokenSchedule, load_model, save_model
 from ipr_fast.cli.main import main
 from ipr_fast.models import TokenTransformer, TokenTransformerConfig
 from ipr_fast.tasks.catalog import make_task
+from ipr_fast.tasks.rewards import minus_violations
 
 BOARDS = TokenTransformerConfig(
     vocabulary_size=5, mask_id=0, rows=4, columns=4, width=16, depth=1, num_heads=1, box_size=2
@@ -67,6 +68,11 @@ def test_generate_and_refine_are_the_library_calls(weights, tmp_path):
     run("refine", refined, "--out", x, *options)
     refined_there = ipr_fast.refine_batch(expected, ipr_fast.random_patches(), 2, schedule=schedule, **given)
     assert np.array_equal(np.load(x), refined_there)
+    run("refine", refined, "--out", x, "--accept", "ipr_fast.tasks.rewards:minus_violations", *options)
+    rule = ipr_fast.Metropolis(minus_violations)
+    accepted = ipr_fast.refine_batch(expected, ipr_fast.random_patches(), 2, schedule=schedule, accept=rule, **given)
+    assert np.array_equal(np.load(x), accepted)
+    assert not torch.equal(accepted, refined_there)
     assert not (tmp_path / "x.npy.partial").exists()
 
 

@@ -1,4 +1,4 @@
-"""`--model module:factory`: models of the user's own code, their errors, and resumed runs."""
+"""`--model module:factory` and `--accept module:function`: the user's own code, its errors, and resumed runs."""
 
 import sys
 
@@ -81,6 +81,14 @@ def returns_the_batchs_statistics():
 
 def takes_an_argument(path):
     return Net()
+
+
+def brightness(x):
+    return x.float().flatten(1).mean(1)
+
+
+def absent_file(x):
+    raise FileNotFoundError("no such file: scores.npy")
 
 
 ready = Net()
@@ -207,3 +215,72 @@ def test_a_run_is_not_resumed_with_other_weights(monkeypatch, capsys):
     capsys.readouterr()
     assert refine("mine:ready", "--resume") == 1
     assert "a run of other settings: model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ([], ipr_fast.Metropolis(lambda x: x.flatten(1).mean(1))),
+        (["--accept-temperature", "0.02"], ipr_fast.Metropolis(lambda x: x.flatten(1).mean(1), 0.02)),
+        (
+            ["--accept-temperature", "0.02", "--keep-best"],
+            ipr_fast.Metropolis(lambda x: x.flatten(1).mean(1), 0.02, keep_best=True),
+        ),
+    ],
+    ids=["greedy", "0.02", "best"],
+)
+def test_samples_are_accepted_by_a_reward(options, rule, monkeypatch, capsys):
+    accept = ["--accept", "mine:brightness", *options]
+    assert refine("mine:make", *accept) == 0
+    x, model, schedule = read_samples("x.npy").images, sys.modules["mine"].make().eval(), ipr_fast.Schedule(2, 0.5)
+    expected = ipr_fast.refine_batch(x, ipr_fast.random_patches(), 3, model=model, schedule=schedule, accept=rule)
+    torch.testing.assert_close(read_samples("out.npy").images, expected, atol=1e-6, rtol=0)
+    assert 0 < int(rule.last.accepted.sum()) < int(rule.last.proposed.sum())
+    plain = ipr_fast.refine_batch(x, ipr_fast.random_patches(), 3, model=model, schedule=schedule)
+    assert not torch.equal(plain, expected)
+
+    real = chunks.refine_batch
+
+    def stopped(x, mask_fn, iters, *, callback=None, **arguments):
+        """The second chunk is interrupted in its second iteration."""
+
+        def stop(iteration, x):
+            if callback is not None:
+                callback(iteration, x)
+            if iteration == 2 and int(arguments["chain_ids"][0]) == 2:
+                raise KeyboardInterrupt
+
+        return real(x, mask_fn, iters, callback=stop, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "refine_batch", stopped)
+        assert refine("mine:make", *accept, out="again.npy") == 130
+    said = capsys.readouterr().err
+    assert ("another up to iteration 2 of 3" in said) == ("--keep-best" not in options)
+    assert refine("mine:make", "--accept", "mine:make", "--resume", out="again.npy") == 1
+    assert "a run of other settings: accept mine:brightness (now mine:make)" in capsys.readouterr().err
+    assert refine("mine:make", *accept, "--resume", out="again.npy") == 0
+    assert np.array_equal(np.load("again.npy"), np.load("out.npy"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--accept", "brightness"], "--accept must be module:function, got 'brightness'"),
+        (["--accept", "absent:f"], "--accept absent:f: cannot import absent (ModuleNotFoundError: "),
+        (["--accept", "mine:absent"], "--accept mine:absent: mine has no absent"),
+        (["--accept", "mine:number"], "--accept mine:number must be a function of samples (B, ...), got int"),
+        (["--accept", "mine:Net"], "--accept mine:Net must be a function of samples (B, ...), got a class"),
+        (["--accept", "mine:raises"], "reward raises raised TypeError in iteration 1: raises() takes 0 positional"),
+        (["--accept", "mine:absent_file"], "reward absent_file raised FileNotFoundError in iteration 1: no such file"),
+        (["--accept", "mine:brightness", "--accept-temperature", "-1"], "--accept-temperature must be a finite number"),
+        (["--accept-temperature", "0"], "--accept-temperature needs --accept, the reward"),
+        (["--keep-best"], "--keep-best needs --accept, the reward"),
+    ],
+)
+def test_what_is_no_reward_is_told_in_one_line(capsys, options, message):
+    assert refine("mine:make", *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ipr-fast refine: error: ")
+    assert message in error
+    assert error.count("\n") == 1
