@@ -12,10 +12,9 @@ from ipr_fast.engine.lanes import Lanes
 from ipr_fast.engine.precomputed import guarded_call
 from ipr_fast.kernels.mask_tokens import mask_tokens
 from ipr_fast.kernels.reveal import reveal
-from ipr_fast.models import contract
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.draw import draw_tokens
-from ipr_fast.sampling.tokens import TokenPrediction, TokenSampling, TokenSchedule, TokenTables
+from ipr_fast.sampling.tokens import TokenPrediction, TokenSampling, TokenSchedule, TokenTables, check_prediction
 from ipr_fast.trace import span
 
 SCORES = {"confidence": "odds", "margin": "gap", "entropy": "entropy"}  # the statistics by which orders compare
@@ -80,7 +79,7 @@ class TokenLanes(Lanes):
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         prediction = self.predict(num_lanes, num_slots)
-        contract.token_prediction(prediction, (num_lanes, num_slots, self.vocabulary.size))
+        check_prediction(prediction, (num_lanes, num_slots, self.vocabulary.size), self.device)
         counters = {"step": state.step, "iteration": state.iteration, "chain_ids": state.chain_ids, "seed": state.seed}
         with span("draw"):
             drawn = draw_tokens(prediction.logits, schedule, self.forbidden, index=slots.index, **counters)

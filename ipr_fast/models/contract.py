@@ -15,7 +15,7 @@ from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, TableDenoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.prediction import Prediction
-from ipr_fast.sampling.tokens import TokenPositions, TokenPrediction, Vocabulary
+from ipr_fast.sampling.tokens import TokenPositions, Vocabulary
 
 
 def denoiser(model: object) -> PatchGrid:
@@ -23,6 +23,9 @@ def denoiser(model: object) -> PatchGrid:
     grid = getattr(model, "grid", None)
     if isinstance(model, type):
         raise ValueError(f"model must be an instance, got the class {model.__name__}")
+    if grid is None and hasattr(model, "vocabulary"):
+        came = type(model.vocabulary).__name__
+        raise ValueError(f"model: the vocabulary of a model of tokens must be an ipr_fast.Vocabulary, got {came}")
     if not callable(model) or not isinstance(grid, PatchGrid):
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
     _check_call(model)
@@ -53,18 +56,6 @@ def token_denoiser(model: object) -> TokenPositions:
         raise ValueError(f"model: {name} must be called as model(tokens, active), got {inspect.signature(function)}")
     user_code.check_eval_mode(model)
     return TokenPositions(length)
-
-
-def token_prediction(value: object, shape: tuple[int, int, int]) -> None:
-    """Check that a model returned a TokenPrediction with logits of shape (B, A, V)."""
-    if not isinstance(value, TokenPrediction):
-        raise ValueError(f"model must return a TokenPrediction, got {type(value).__name__}")
-    for name, field, expected in (("logits", value.logits, shape), ("quality", value.quality, shape[:2])):
-        if field is None and name == "quality":
-            continue
-        if not isinstance(field, Tensor) or tuple(field.shape) != expected or not field.is_floating_point():
-            came = checks.described(field)
-            raise ValueError(f"model must return floating-point {name} of shape {expected}, got {came}")
 
 
 def _check_call(model: Callable[..., object]) -> None:

@@ -16,7 +16,7 @@ from ipr_fast.sampling import user_code
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
-from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
+from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
 TOP_KEY = 1 << 32  # keys are integers below it
@@ -190,4 +190,5 @@ class TokenReferenceEngine(ReferenceEngine):
         inputs = {"tokens": tokens, "active.index": active.index, "active.count": active.count}
         with user_code.model_call(self.model, **inputs):
             prediction: TokenPrediction = self.model(tokens, active)
+        check_prediction(prediction, (*active.index.shape, self.model.vocabulary.size), tokens.device)
         return prediction

@@ -93,6 +93,21 @@ class TokenPrediction(NamedTuple):
     quality: Tensor | None = None
 
 
+def check_prediction(value: object, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Raise ValueError unless a model returned a TokenPrediction with logits of shape (B, A, V) on the device."""
+    if not isinstance(value, TokenPrediction):
+        raise ValueError(f"model must return a TokenPrediction, got {type(value).__name__}")
+    for name, field, expected in (("logits", value.logits, shape), ("quality", value.quality, shape[:2])):
+        if field is None and name == "quality":
+            continue
+        if not isinstance(field, Tensor) or tuple(field.shape) != expected or not field.is_floating_point():
+            came = checks.described(field)
+            raise ValueError(f"model must return floating-point {name} of shape {expected}, got {came}")
+        checks.same_device(f"model: its {name}", field, device)
+    if shape[2] > 1 and value.logits.stride(2) != 1:
+        raise ValueError(f"model must return logits with contiguous rows, got strides {value.logits.stride()}")
+
+
 class TokenTables(NamedTuple):
     """A schedule's numbers for every number of active positions n = 0..N, padded to the largest T.
 

@@ -177,11 +177,63 @@ def test_a_mask_among_known_tokens_is_refused(clues):
         generate_batch(BATCH, model=Lookup(), known=known, known_values=values)
 
 
-def test_models_that_break_the_protocol_are_named(clues):
-    class Wrong(Lookup):
-        def __call__(self, tokens, active):
-            return TokenPrediction(super().__call__(tokens, active).logits[..., :-1])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x: x.float(), r"int64 tokens \(B, 11\) to fit the model, got \(9, 11\) of torch.float32"),
+        (lambda x: x.int(), r"int64 tokens \(B, 11\) to fit the model, got \(9, 11\) of torch.int32"),
+        (lambda x: x[:, :3], r"int64 tokens \(B, 11\) to fit the model, got \(9, 3\) of torch.int64"),
+        (lambda x: x.tolist(), r"int64 tokens \(B, 11\) to fit the model, got list"),
+        (lambda x: x + 10, r"tokens in 0\.\.5, got 10\.\."),
+        (lambda x: x - 10, r"tokens in 0\.\.5, got -10\.\."),
+    ],
+)
+def test_known_tokens_that_do_not_fit_are_refused(change, problem, clues):
+    known, values = clues
+    with pytest.raises(ValueError, match=f"^known_values must (be|have) {problem}"):
+        generate_batch(BATCH, model=Lookup(), known=known, known_values=change(values))
 
+
+def test_the_values_of_unknown_positions_do_not_matter(clues):
+    known, values = clues
+    x = generate_batch(BATCH, model=Lookup(), known=known, known_values=values)
+    values = values.masked_fill(~known, 99)
+    assert torch.equal(generate_batch(BATCH, model=Lookup(), known=known, known_values=values), x)
+
+
+class Returning(Lookup):
+    """Returns what a function makes of the logits."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def __call__(self, tokens, active):
+        return self.make(super().__call__(tokens, active).logits)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda x: TokenPrediction(x[..., :-1]), r"must return floating-point logits of shape \({}, 11, 6\), got "),
+        (lambda x: TokenPrediction(x[:, :1]), r"must return floating-point logits of shape \({}, 11, 6\), got "),
+        (lambda x: TokenPrediction(x.long()), r"must return floating-point logits .* of torch.int64"),
+        (lambda x: TokenPrediction(x.numpy()), r"must return floating-point logits .* got ndarray"),
+        (lambda x: TokenPrediction(x, x), r"must return floating-point quality of shape \({}, 11\), got "),
+        (lambda x: TokenPrediction(x.to("meta")), ": its logits must be on cpu, got meta"),
+        (lambda x: TokenPrediction(x.mT.contiguous().mT), "must return logits with contiguous rows, got strides"),
+        (lambda x: x, "must return a TokenPrediction, got Tensor"),
+        (lambda x: None, "must return a TokenPrediction, got NoneType"),
+    ],
+)
+def test_predictions_that_break_the_protocol_are_named(make, problem, backend):
+    rows = 1 if backend == "reference" else 2
+    with pytest.raises(ValueError, match=f"^model ?{problem.format(rows)}"):
+        generate_batch(2, model=Returning(make), backend=backend)
+
+
+def test_models_that_break_the_protocol_are_named():
     class Writing(Lookup):
         def __call__(self, tokens, active):
             tokens.clamp_(max=3)
@@ -190,10 +242,16 @@ def test_models_that_break_the_protocol_are_named(clues):
     class Short(Lookup):
         length = 0
 
+    class Sized(Lookup):
+        def __init__(self):
+            super().__init__()
+            self.vocabulary = 6
+
     for model, problem in (
-        (Wrong(), r"model must return floating-point logits of shape \(2, 11, 6\), got \(2, 11, 5\)"),
         (Writing(), "writes into its input `tokens`"),
         (Short(), "`length` >= 1, got Short of length 0"),
+        (Sized(), "^model: the vocabulary of a model of tokens must be an ipr_fast.Vocabulary, got int"),
+        (Lookup, "^model must be an instance, got the class Lookup"),
     ):
         with pytest.raises(ValueError, match=problem):
             generate_batch(2, model=model)
