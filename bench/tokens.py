@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 
 SUBJECTS = {
     "10": Subject(Sizes(length=80, size=10, width=128, depth=6, heads=4), steps=4),
-    "50,258": Subject(Sizes(length=32, size=50_258, width=128, depth=6, heads=4), steps=4, most_batched=16),
+    "50,258": Subject(Sizes(length=16, size=50_258, width=128, depth=6, heads=4), steps=2, most_batched=16),
 }
 
 
