@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from support.chains import Step
 from support.counts import Counts, Operation, count
-from support.launches import size_of, tensors_of
+from support.launches import is_packed, size_of, tensors_of
 from support.subjects import num_active
 
 from ipr_fast import Denoiser
@@ -53,13 +53,17 @@ def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
 
 
 def least_bytes(step: Step, tick: Counts) -> int:
-    """Return the bytes, each once, of weights, tables, prepared context, patches read and written, and predictions."""
+    """Return the bytes, each once, of what a tick reads and writes.
+
+    These are weights, tables and context as far as the tick reads them, patches, and predictions.
+    """
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.values.shape
-    weights = [each for each in lanes.model.parameters() if each.untyped_storage()._cdata in tick.given]
     prepared = lanes.precomputed.arguments(chains)
+    given = [*lanes.model.parameters(), *tensors_of(prepared)]
+    kept = [each for each in given if is_packed(each) or each.untyped_storage()._cdata in tick.given]
     read = step.slots if "context" in prepared else patches  # with a context, only active patches
     state = 4 * chains * (read + step.slots) * numel
-    return state + size_of([*weights, *tensors_of(prepared), *tensors_of(lanes.predict(chains, step.slots))])
+    return state + size_of([*kept, *tensors_of(lanes.predict(chains, step.slots))])
 
 
 class Floors(NamedTuple):
