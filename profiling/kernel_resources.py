@@ -34,6 +34,7 @@ from ipr_fast.kernels import (
     accept,
     advance,
     categorical,
+    context_mask,
     denoise,
     group_norm,
     map_sum,
@@ -131,7 +132,11 @@ def launches() -> Iterator[Launch]:
     for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
         for name, sizes in heads.items():
-            yield from record(f"{name}, {kind}", partial_attention, partial(attend, dtype, *sizes))
+            tokens, slots, *of_head = sizes
+            for case, queries in ((f"{name}, {kind}", slots), (f"{name}, {kind}, all", tokens)):
+                call = partial(attend, dtype, tokens, queries, *of_head)
+                yield from record(case, partial_attention, call)
+            yield from record(f"{name}, {kind}", context_mask, partial(mask_context, dtype, tokens, slots))
             for case, tables in ((f"{name}, {kind}", False), (f"{name}, {kind}, tables", True)):
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
                 yield from record(case, residual_norm, partial(gated_norm, dtype, tables, *sizes))
@@ -198,8 +203,15 @@ def decide(keeps_best: bool) -> None:
 
 
 def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:
-    q, keys = (torch.zeros(2, n, heads * head_size, dtype=dtype) for n in (slots, tokens))
-    partial_attention.partial_attention(q, keys, keys, heads=heads)
+    width = heads * head_size
+    qkv, cache = torch.zeros(2, slots, 3 * width, dtype=dtype), torch.zeros(2 * tokens + 1, 2 * width, dtype=dtype)
+    slot, place = torch.zeros(2, tokens + 1, dtype=torch.int32), torch.zeros(2, slots, dtype=torch.int64)
+    partial_attention.partial_attention(qkv[..., :width], qkv[..., width:], cache, slot, place, heads=heads)
+
+
+def mask_context(dtype: torch.dtype, tokens: int, slots: int) -> None:
+    index, count, slot = (torch.zeros(*shape, dtype=torch.int32) for shape in ((2, slots), (2,), (2, tokens + 1)))
+    context_mask.context_mask(index, count, slot, dtype)
 
 
 def layer_norm(dtype: torch.dtype, tables: bool, tokens: int, slots: int, heads: int, head_size: int) -> None:
@@ -300,6 +312,8 @@ def compile_for(launch: Launch, target: str) -> Resources:
             attributes[(i,)] = [["tt.divisibility", 16]]
     options = {}
     for name, value in launch.options.items():
+        if value == "tf32x3" and target.startswith("gfx"):
+            value = "ieee"  # as the launcher does on AMD's devices
         if name in names:
             signature[name], constants[name] = "constexpr", value
         else:

@@ -59,8 +59,8 @@ _NAMESPACE = re.compile("^(aten|mkldnn)::")
 KERNELS = [
     (MOVING, r"^map_sum_kernel"),
     (OWN, r"^(renoise|accept|mask_tokens|reveal|categorical|threshold|advance|denoise)_kernel"),
-    (MOVING, r"^slot_inputs_kernel"),
-    (ATTENTION, r"^partial_attention_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
+    (MOVING, r"^(slot_inputs|context_mask)_kernel"),
+    (ATTENTION, r"^partial_attention(_rows)?_kernel|fmha|flash_fwd|flash_attn|cudnn_generated_fort_native_sdpa"),
     (NORMS, r"^(layer_norm|residual_norm|group_norm|group_norm_turns)_kernel"),
     (NORMS, r"^pixel_(features|head)_kernel"),
     (NORMS, r"layer_norm|LayerNorm|GroupNorm|RowwiseMoments|Gelu|GELU|silu|sigmoid"),

@@ -21,6 +21,7 @@ from ipr_fast.kernels import (
     accept,
     advance,
     categorical,
+    context_mask,
     denoise,
     group_norm,
     logits,
@@ -42,6 +43,7 @@ FILES = (
     accept,
     advance,
     categorical,
+    context_mask,
     denoise,
     group_norm,
     map_sum,
@@ -58,6 +60,9 @@ BYTES = {
     "accept_kernel": lambda given: accept.bytes_moved(len(given["p_reward"]), given["NUMEL"], 4),
     "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
     "categorical_kernel": lambda given: _of_logits(given),
+    "context_mask_kernel": lambda given: context_mask.bytes_moved(
+        *given["p_index"].shape, given["N"], given["p_bias"].element_size()
+    ),
     "denoise_kernel": lambda given: denoise.bytes_moved(
         given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
     ),
@@ -67,14 +72,19 @@ BYTES = {
     "map_sum_kernel": lambda given: map_sum.bytes_moved(
         given["NUMEL"], given["p_h"].element_size(), given["p_g"] is not None
     ),
+    "partial_attention_kernel": lambda given: _of_attention(given),
+    "partial_attention_rows_kernel": lambda given: _of_attention(given),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
     "residual_norm_kernel": lambda given: _of_tokens(given, _residual_norm_bytes(given)),
     "slot_inputs_kernel": lambda given: slot_inputs.bytes_moved(
         *given["p_index"].shape, given["P"], given["p_values"].element_size()
     ),
     "threshold_kernel": lambda given: _of_logits(given),
-}  # with every slot moving and tables in cache; the other kernels read or write each of their tensors once
-FLOPS = {"partial_attention_kernel": lambda given: 4 * given["p_q"].numel() * given["N"]}  # matrix products alone
+}  # with every slot changing and tables in cache; the other kernels read or write each of their tensors once
+FLOPS = {
+    name: lambda given: 4 * given["p_q"].numel() * given["N"]  # matrix products alone
+    for name in ("partial_attention_kernel", "partial_attention_rows_kernel")
+}
 
 
 def can_be_counted() -> bool:
@@ -128,6 +138,12 @@ def _residual_norm_bytes(given: dict[str, Any]) -> Callable[[int, int, int, int,
 
 def _of_logits(given: dict[str, Any]) -> int:
     return logits.bytes_moved(given["p_index"].numel(), given["V"], given["p_logits"].element_size())
+
+
+def _of_attention(given: dict[str, Any]) -> int:
+    """Bytes of attention: of every token's key and value, one of the two places where it may be."""
+    batch, slots, width = given["p_q"].shape
+    return partial_attention.bytes_moved(batch, slots, given["N"], width, given["p_q"].element_size())
 
 
 def _of_norm(given: dict[str, Any]) -> int:

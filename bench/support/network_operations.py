@@ -130,13 +130,18 @@ def attention(shape: tuple[int, int, int, int], batch: int, device: torch.device
     inputs, (slots, tokens, heads, size) = Inputs(device, seed), shape
     width, index = heads * size, inputs.subset(batch, tokens, slots)
     every, keys, values = (inputs.normals(batch, tokens, width, dtype=dtype) for _ in range(3))
-    q = every.gather(1, index[..., None].expand(-1, -1, width))
+    rows = index[..., None].expand(-1, -1, width)
+    q, own = every.gather(1, rows), torch.cat([keys.gather(1, rows), values.gather(1, rows)], dim=-1)
+    cache = torch.cat([torch.cat([keys, values], dim=-1).flatten(0, 1), own[0, :1]])
+    place = index + tokens * torch.arange(batch, device=device)[:, None]
+    slot = torch.full((batch, tokens + 1), -1, dtype=torch.int32, device=device)
+    slot.scatter_(1, index, torch.arange(slots, dtype=torch.int32, device=device).expand_as(index))
     is_active = torch.zeros(batch, tokens, dtype=torch.bool, device=device).scatter_(1, index, True)
     mask = (is_active[:, :, None] | ~is_active[:, None, :])[:, None]
     by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (every, keys, values)]
     return Operation(
-        lambda: (partial_attention.partial_attention(q, keys, values, heads=heads),),
-        lambda: (partial_attention._partial_attention(q, keys, values, heads),),
+        lambda: (partial_attention.partial_attention(q, own, cache, slot, place, heads=heads),),
+        lambda: (partial_attention._partial_attention(q, own, cache, place, heads),),
         lambda: (definitions.attention(q, keys, values, heads),),
         partial_attention.bytes_moved(batch, slots, tokens, width, q.element_size()),
         4 * batch * slots * tokens * width,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels.context_mask import context_mask
 from ipr_fast.models.model_config import LayersConfig
 from ipr_fast.models.packed import PackedWeights
 from ipr_fast.models.transformer_layers import Layer, Modulation, PositionEmbedding, embed, first_norm
@@ -24,15 +25,20 @@ from ipr_fast.sampling.patches import ActivePatches
 
 
 class ContextCache(NamedTuple):
-    """Each layer's keys concatenated with values (depth, B * N + 1, 2 width); padding slots write to the last row."""
+    """The context tokens' part of the attention, and which tokens are active.
+
+    keys_values (depth, B * N + 1, 2 width): each layer's keys concatenated with values. Rows of active tokens are
+    meaningless and may be written to, as the last one is for padding slots.
+    slot (B, N + 1) int32: each token's slot, -1 for context; the last column is spare.
+    """
 
     keys_values: Tensor
-    num_patches: int
+    slot: Tensor
 
     def first(self, chains: int) -> ContextCache:
         """Return the first chains' context; its padding row overlaps the next chain's first row and destroys it."""
-        rows = chains * self.num_patches + 1
-        return ContextCache(self.keys_values[:, :rows], self.num_patches)
+        rows = chains * (self.slot.shape[1] - 1) + 1
+        return ContextCache(self.keys_values[:, :rows], self.slot[:chains])
 
 
 class LevelTable(NamedTuple):
@@ -133,7 +139,7 @@ class PartialTransformer(nn.Module):
         *,
         table: LevelTable | None = None,
     ) -> ContextCache:
-        """Return the context's keys and values, in `out` if given. Steps overwrite the rows of active tokens."""
+        """Return the context's keys and values, in `out` if given."""
         packed, position, modulation = (
             (None, self._positions(), self._of_context())
             if table is None
@@ -143,8 +149,8 @@ class PartialTransformer(nn.Module):
         if out is None:
             shape = (self.depth, batch * num_patches + 1, 2 * self.width)
             zeros = torch.zeros(shape, dtype=self.role.weight.dtype, device=values.device)
-            out = ContextCache(zeros, num_patches)
-        bias = context_bias(active, num_patches, out.keys_values.dtype)
+            out = ContextCache(zeros, zeros.new_empty(batch, num_patches + 1, dtype=torch.int32))
+        bias = context_mask(active.index, active.count, out.slot, out.keys_values.dtype)
         h = self._read_in(values) + position + self.role.weight[0]
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
@@ -175,11 +181,8 @@ class PartialTransformer(nn.Module):
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:
                 h, normed = embed(embedding, index, x, adaln)
-            cache = context.keys_values[i]
             q, keys_values = layer.project(normed, packed)
-            own = keys_values.flatten(0, 1).to(cache.dtype)  # autocast may have lowered them
-            cache.index_copy_(0, place.flatten(), own)
-            attended = layer.attend(q, cache[:-1].view(len(x), context.num_patches, -1))
+            attended = layer.attend_partially(q, keys_values, context.keys_values[i], context.slot, place)
             h, normed = layer.finish(h, adaln, attended, packed)
         return normed
 
@@ -217,15 +220,3 @@ def set_to_zero(layer: nn.Linear) -> None:
     """Set the weight and the bias of a layer to zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-
-
-def context_bias(active: ActivePatches, num_patches: int, dtype: torch.dtype) -> Tensor:
-    """Return what is added to the context's attention logits (B, 1, 1, N): -inf for active tokens, else 0.
-
-    In a chain without context tokens attend to each other: a softmax over no key is NaN. Rows are padded to a multiple
-    of 16 numbers, else torch's attention would do so in every layer.
-    """
-    place = torch.remainder(active.index, num_patches + 1).long()  # padding, -1, goes to a spare column
-    bias = torch.zeros(len(place), -(-(num_patches + 1) // 16) * 16, dtype=dtype, device=place.device)
-    bias.scatter_(1, place, -torch.inf).masked_fill_((active.count == num_patches)[:, None], 0.0)
-    return bias[:, None, None, :num_patches]

@@ -86,18 +86,20 @@ class Layer(nn.Module):
         qkv = linear(self.qkv, normed, packed)
         return qkv[..., :width], qkv[..., width:]
 
-    def attend(self, q: Tensor, keys_values: Tensor, may_attend: Tensor | None = None) -> Tensor:
-        """Return the attention (B, n, width) of queries to all keys, or to those of a mask like (B, 1, n, m)."""
+    def attend(self, q: Tensor, keys_values: Tensor, may_attend: Tensor) -> Tensor:
+        """Return the attention (B, n, width) of queries to the keys of a mask like (B, 1, n, m)."""
         k, v = keys_values.chunk(2, dim=-1)
-        if may_attend is None:
-            with span("partial_attention"):
-                return partial_attention(q, k, v, heads=self.num_heads)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         if q.is_cuda or q.dtype != torch.bfloat16 or not torch.is_grad_enabled():
             return scaled_attention(q, k, v, may_attend).transpose(1, 2).flatten(2)
         with torch.autocast(q.device.type, enabled=False):  # on a CPU the gradient in bfloat16 takes six times as long
             out = scaled_attention(q.float(), k.float(), v.float(), may_attend)
         return out.transpose(1, 2).flatten(2)
+
+    def attend_partially(self, q: Tensor, keys_values: Tensor, cache: Tensor, slot: Tensor, place: Tensor) -> Tensor:
+        """Return the attention (B, A, width) of active tokens to all: see kernels/partial_attention.py."""
+        with span("partial_attention"):
+            return partial_attention(q, keys_values, cache, slot, place, heads=self.num_heads)
 
     def finish(
         self, h: Tensor, adaln: LayerModulation, attended: Tensor, packed: PackedWeights | None = None

@@ -7,6 +7,7 @@ import torch
 
 from ipr_fast.kernels import (
     categorical,
+    context_mask,
     denoise,
     group_norm,
     modulated_norm,
@@ -82,8 +83,15 @@ def renoise_patches(batch, patches):
 
 
 def attend(batch, slots, heads):
-    q = meta(batch, slots, heads * 16)
-    partial_attention.partial_attention(q, q, q, heads=heads)
+    width = heads * 16
+    qkv, cache = meta(batch, slots, 3 * width), meta(batch * slots + 1, 2 * width)
+    slot, place = meta(batch, slots + 1, dtype=torch.int32), meta(batch, slots, dtype=torch.int64)
+    partial_attention.partial_attention(qkv[..., :width], qkv[..., width:], cache, slot, place, heads=heads)
+
+
+def mask_context(batch, slots):
+    index, count = meta(batch, slots, dtype=torch.int32), meta(batch, dtype=torch.int32)
+    context_mask.context_mask(index, count, meta(batch, slots + 1, dtype=torch.int32), torch.float32)
 
 
 def layer_norm(batch, tokens):
@@ -141,6 +149,7 @@ def find_threshold(batch, slots, vocabulary):
         (renoise, renoise_patches, (100_000, renoise.MAX_PROGRAM_PATCHES)),
         (partial_attention, attend, (100_000, 4, 6)),
         (partial_attention, attend, (1, MAX_PATCHES, 6)),
+        (context_mask, mask_context, (100_000, 16)),
         (modulated_norm, layer_norm, (100_000, 81)),
         (residual_norm, gated_norm, (100_000, 81)),
         (slot_inputs, gather_slots, (1, 2, MAX_PATCH_NUMEL)),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_case import attention_case
 
 from ipr_fast.kernels.partial_attention import bytes_moved, partial_attention
 
@@ -19,27 +20,32 @@ def formula(q, keys, values, heads):
 
 @pytest.mark.parametrize(("batch", "slots", "tokens"), SHAPES)
 @pytest.mark.parametrize(("heads", "size"), [(6, 16), (1, 64), (3, 5)])
-def test_it_is_attention(batch, slots, tokens, heads, size, generator):
-    q = torch.randn(batch, slots, 3 * heads * size, generator=generator).chunk(3, dim=-1)[0]
-    keys, values = torch.randn(batch, tokens, 2 * heads * size, generator=generator).chunk(2, dim=-1)
-    found = partial_attention(q, keys, values, heads=heads)
+def test_it_is_attention_to_the_context_and_to_the_active_tokens_themselves(
+    batch, slots, tokens, heads, size, generator
+):
+    case = attention_case(batch, slots, tokens, heads * size, generator)
+    found = partial_attention(*case.arguments, heads=heads)
     assert found.shape == (batch, slots, heads * size)
     # Numbers below 8, through products over up to 64 channels and sums over up to 81 tokens.
-    torch.testing.assert_close(found.double(), formula(q, keys, values, heads), atol=8 * 145 * 2**-24, rtol=0)
+    torch.testing.assert_close(found.double(), formula(*case.qkv, heads), atol=8 * 145 * 2**-24, rtol=0)
 
 
 def test_equal_keys_give_the_mean_of_the_values(generator):
-    q, values = torch.randn(2, 3, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
-    found = partial_attention(q, torch.ones(2, 5, 8), values, heads=2)
-    torch.testing.assert_close(found, values.mean(1, keepdim=True).expand(2, 3, 8), atol=1e-6, rtol=0)
+    case = attention_case(2, 3, 5, 8, generator)
+    case.own[..., :8], case.cache[:, :8] = 1.0, 1.0
+    mean = case.keys_values[..., 8:].mean(1, keepdim=True)
+    found = partial_attention(*case.arguments, heads=2)
+    torch.testing.assert_close(found, mean.expand(2, 3, 8), atol=1e-6, rtol=0)
 
 
 def test_it_has_a_derivative(generator):
-    q, keys, values = torch.randn(3, 2, 4, 8, generator=generator, dtype=torch.float64).unbind()
-    inputs = [tensor.requires_grad_(True) for tensor in (q[:, :2].contiguous(), keys, values)]
-    assert torch.autograd.gradcheck(lambda *tensors: partial_attention(*tensors, heads=2), inputs)
+    q, own, cache, slot, place, _ = attention_case(2, 2, 4, 4, generator, dtype=torch.float64)
+    inputs = [tensor.contiguous().requires_grad_(True) for tensor in (q, own, cache.nan_to_num())]
+    assert torch.autograd.gradcheck(
+        lambda q, own, cache: partial_attention(q, own, cache.clone(), slot, place, heads=2), inputs
+    )
 
 
 def test_bytes():
-    q, keys = torch.zeros(3, 4, 96), torch.zeros(3, 16, 96)
-    assert bytes_moved(3, 4, 16, 96, 4) == 2 * q.nbytes + 2 * keys.nbytes
+    q, keys, slot = torch.zeros(3, 4, 96), torch.zeros(3, 16, 96), torch.zeros(3, 16, dtype=torch.int32)
+    assert bytes_moved(3, 4, 16, 96, 4) == 2 * q.nbytes + 2 * keys.nbytes + slot.nbytes

@@ -56,6 +56,8 @@ SMALL = ["--chains", "2", "--iters", "1", "--steps", "2", "--device", "cpu"]
         ("", BETWEEN),
         ("denoise_kernel", OWN),
         ("partial_attention_kernel", ATTENTION),
+        ("partial_attention_rows_kernel", ATTENTION),
+        ("context_mask_kernel", MOVING),
         ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention)", ATTENTION),
         ("layer_norm_kernel", NORMS),
         ("residual_norm_kernel", NORMS),

@@ -5,7 +5,7 @@ import torch
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
-from ipr_fast.kernels import group_norm, modulated_norm, partial_attention, residual_norm
+from ipr_fast.kernels import context_mask, group_norm, modulated_norm, partial_attention, residual_norm
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
 
 MODELS = {
@@ -41,7 +41,7 @@ def test_the_engine_equals_the_reference(name, schedule, device, generator, monk
     runs = []
     for backend in ("torch", "reference"):
         if backend == "reference":  # not the model's kernels either
-            for file in (group_norm, modulated_norm, partial_attention, residual_norm):
+            for file in (context_mask, group_norm, modulated_norm, partial_attention, residual_norm):
                 monkeypatch.setattr(file, "runs_kernel", lambda *_: False)
         options = {"model": model, "known": known, "backend": backend, "seed": 2**40 + 5, "schedule": schedule}
         x = ipr_fast.generate_batch(batch, known_values=values, **options)
