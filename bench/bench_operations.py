@@ -82,6 +82,9 @@ def cases() -> list[Case]:
         name = f"{vocabulary:,} ids"
         found.append(Case("categorical", name, partial(token_operations.draw_tokens, vocabulary), small))
         found.append(Case("threshold", name, partial(token_operations.find_threshold, vocabulary), small))
+    for length, small in ((16, 256), (81, 64), (1024, 4)):
+        found.append(Case("mask", f"{length} positions", partial(token_operations.mask_chosen, length), small))
+        found.append(Case("reveal", f"{length} positions", partial(token_operations.reveal_half_way, length), small))
     for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
         name = "{} of {} tokens, {} heads of {}".format(*shape)
         found.append(Case("partial attention", name, partial(network_operations.attention, shape), small, "flop"))

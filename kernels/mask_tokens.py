@@ -89,11 +89,7 @@ def mask_tokens(
     choice: choose the positions, and write them to `mask`.
     """
     if not runs_kernel(mask_tokens_kernel, tokens) or tokens.shape[1] > MAX_PROGRAM_PATCHES:
-        if choice is not None:
-            mask.copy_(choose_patches(choice, seed=seed, chain_ids=chain_ids))
-        compact(mask, index, count)
-        step.fill_(-1)
-        tokens.masked_fill_(mask, mask_id)
+        _mask_tokens(tokens, mask, index, count, step, mask_id, chain_ids, seed, choice)
         return
     batch, length = tokens.shape
     if batch == 0:
@@ -128,3 +124,22 @@ def mask_tokens(
 def bytes_moved(batch: int, length: int, slots: int) -> int:
     """Return the bytes that must move: slots, masked tokens and masks."""
     return batch * (12 * slots + length)
+
+
+def _mask_tokens(
+    tokens: Tensor,
+    mask: Tensor,
+    index: Tensor,
+    count: Tensor,
+    step: Tensor,
+    mask_id: int,
+    chain_ids: Tensor,
+    seed: Tensor,
+    choice: PatchChoice | None,
+) -> None:
+    """The torch twin."""
+    if choice is not None:
+        mask.copy_(choose_patches(choice, seed=seed, chain_ids=chain_ids))
+    compact(mask, index, count)
+    step.fill_(-1)
+    tokens.masked_fill_(mask, mask_id)

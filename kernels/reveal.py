@@ -182,7 +182,7 @@ def reveal(
         REMASKS=sigma is not None,
         BY_CONFIDENCE=psi is not None,
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
-        num_warps=1 if slots <= 128 else 4 if slots <= 512 else 16,
+        num_warps=1 if slots <= 128 else 4 if slots <= 512 else 16 if slots <= 2048 else 32,
     )
 
 

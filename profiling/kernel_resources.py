@@ -38,12 +38,14 @@ from ipr_fast.kernels import (
     denoise,
     group_norm,
     map_sum,
+    mask_tokens,
     modulated_norm,
     partial_attention,
     pixel_features,
     pixel_head,
     renoise,
     residual_norm,
+    reveal,
     slot_inputs,
     threshold,
 )
@@ -121,6 +123,8 @@ def launches() -> Iterator[Launch]:
         yield from record("with best" if keeps_best else "without best", accept, partial(decide, keeps_best))
     for patches in (256, 2048, 4096):
         yield from renoise_launches(f"{patches}", patches, patches, 4)
+    for positions in (81, 1024, 4096):
+        yield from token_launches(f"{positions}", positions)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
     maps = {  # channels of both maps, pixels and cells a side
         "Even Pixels": (64, 0, 32, 8),
@@ -200,6 +204,25 @@ def decide(keeps_best: bool) -> None:
         best=kept if keeps_best else None,
         improved=chains if keeps_best else None,
     )
+
+
+def token_launches(name: str, positions: int) -> Iterator[Launch]:
+    """Return launches that begin an iteration of tokens and reveal them, for two chains whose positions are active."""
+    tokens, free = torch.zeros(2, positions, dtype=torch.int64), torch.ones(2, positions, dtype=torch.bool)
+    index, count = torch.zeros(2, positions, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    number, score = torch.tensor(1), torch.zeros(2, positions)
+    of_chains = {"index": index, "count": count, "step": count.long(), "mask_id": 10, "chain_ids": torch.arange(2)}
+    counters = of_chains | {"seed": seed_tensor(1, "cpu")}
+    for how, choice in (("chosen", renoise.PatchChoice(free, count.long(), number)), ("mask", None)):
+        call = partial(mask_tokens.mask_tokens, tokens, free.clone(), choice=choice, **counters)
+        yield from record(f"{name}, {how}", mask_tokens, call)
+    table = torch.zeros(positions + 1, 4)
+    by_count = {"score": score, "visible": table.int(), "reveal": None, "sigma": None}
+    remasks = {"score": None, "visible": table.int(), "reveal": None, "sigma": table, "psi": score, "confidence": score}
+    by_chance = {"score": None, "visible": None, "reveal": table, "sigma": table}
+    for how, options in (("by score", by_count), ("remasks", remasks), ("by chance", by_chance)):
+        call = partial(reveal.reveal, tokens, tokens, iteration=number, **options, **counters)
+        yield from record(f"{name}, {how}", reveal, call)
 
 
 def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: int) -> None:

@@ -98,6 +98,24 @@ def threshold(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     return ordered.gather(-1, kept - 1)[..., 0]
 
 
+def mask_tokens(tokens: Tensor, index: Tensor, mask_id: int) -> tuple[Tensor, ...]:
+    """tokens, mask, index and count, after the positions of `index` (B, A) have been masked."""
+    new, mask = tokens.clone(), torch.zeros_like(tokens)
+    for chain, own in enumerate(index.tolist()):
+        new[chain, own], mask[chain, own] = mask_id, 1
+    return new, mask, index, torch.full((len(index),), index.shape[1], device=index.device)
+
+
+def reveal(tokens: Tensor, drawn: Tensor, score: Tensor, mask_id: int, number: int) -> Tensor:
+    """tokens (B, N), after the `number` masked positions of lowest score took what was drawn."""
+    new = tokens.clone()
+    for chain, (own, scores) in enumerate(zip(tokens.tolist(), score.tolist(), strict=True)):
+        masked = sorted((scores[i], i) for i, token in enumerate(own) if token == mask_id)
+        for _, i in masked[:number]:
+            new[chain, i] = drawn[chain, i]
+    return new
+
+
 def choose(free: Tensor, size: int, seed: int, iteration: int, chain_ids: Tensor) -> Tensor:
     """The `size` free patches of each chain with the smallest keys (B, size), in ascending order."""
     patches = np.arange(free.shape[1])

@@ -26,12 +26,14 @@ from ipr_fast.kernels import (
     group_norm,
     logits,
     map_sum,
+    mask_tokens,
     modulated_norm,
     partial_attention,
     pixel_features,
     pixel_head,
     renoise,
     residual_norm,
+    reveal,
     slot_inputs,
     threshold,
 )
@@ -47,12 +49,14 @@ FILES = (
     denoise,
     group_norm,
     map_sum,
+    mask_tokens,
     modulated_norm,
     partial_attention,
     pixel_features,
     pixel_head,
     renoise,
     residual_norm,
+    reveal,
     slot_inputs,
     threshold,
 )
@@ -72,10 +76,12 @@ BYTES = {
     "map_sum_kernel": lambda given: map_sum.bytes_moved(
         given["NUMEL"], given["p_h"].element_size(), given["p_g"] is not None
     ),
+    "mask_tokens_kernel": lambda given: mask_tokens.bytes_moved(*given["p_mask"].shape, given["A"]),
     "partial_attention_kernel": lambda given: _of_attention(given),
     "partial_attention_rows_kernel": lambda given: _of_attention(given),
     "renoise_kernel": lambda given: renoise.bytes_moved(*given["p_mask"].shape, given["A"], given["P"]),
     "residual_norm_kernel": lambda given: _of_tokens(given, _residual_norm_bytes(given)),
+    "reveal_kernel": lambda given: reveal.bytes_moved(*given["p_index"].shape, given["p_index"].numel()),
     "slot_inputs_kernel": lambda given: slot_inputs.bytes_moved(
         *given["p_index"].shape, given["P"], given["p_values"].element_size()
     ),

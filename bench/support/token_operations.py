@@ -1,14 +1,76 @@
-"""The operations that draw tokens: categorical, and the threshold of top-p; see operations.py."""
+"""The operations of a step of tokens: masking, drawing, the threshold of top-p, revealing; see operations.py."""
 
 from __future__ import annotations
 
 import torch
 
-from ipr_fast.kernels import categorical, logits, threshold
+from ipr_fast import TokenSchedule
+from ipr_fast.kernels import categorical, logits, mask_tokens, reveal, threshold
+from ipr_fast.kernels.renoise import PatchChoice
 from support import definitions
 from support.operations import ITERATION, SEED, Inputs, Operation
 
 TOP_P = 0.9
+IDS = 10  # of a digit; the mask is one more
+
+
+def mask_chosen(length: int, batch: int, device: torch.device, seed: int) -> Operation:
+    """The beginning of an iteration: choose a quarter of each chain's positions, a third of the free ones, and mask."""
+    inputs, slots = Inputs(device, seed), length // 4
+    free = torch.ones(batch, length, dtype=torch.bool, device=device)
+    free.scatter_(1, inputs.subset(batch, length, length // 4), False)
+    original, counters = inputs.integers(IDS, batch, length), inputs.counters(batch)
+    tokens, mask, iteration = original.clone(), torch.zeros_like(free), counters.pop("iteration")
+    choice = PatchChoice(free, torch.full((batch,), slots, device=device), iteration)
+    index, count = torch.zeros(batch, slots, device=device).int(), torch.zeros(batch, device=device).int()
+    step, ids = torch.zeros(batch, dtype=torch.int64, device=device), counters["chain_ids"]
+
+    def run() -> tuple[torch.Tensor, ...]:
+        mask_tokens.mask_tokens(
+            tokens, mask, index=index, count=count, step=step, mask_id=IDS, choice=choice, **counters
+        )
+        return tokens, mask, index, count
+
+    def twin() -> tuple[torch.Tensor, ...]:
+        mask_tokens._mask_tokens(tokens, mask, index, count, step, IDS, ids, counters["seed"], choice)
+        return tokens, mask, index, count
+
+    def definition() -> tuple[torch.Tensor, ...]:
+        return definitions.mask_tokens(original, definitions.choose(free, slots, SEED, ITERATION, ids), IDS)
+
+    moved = mask_tokens.bytes_moved(batch, length, slots)
+    return Operation(run, twin, definition, moved, batch * length, lambda: tokens.copy_(original))
+
+
+def reveal_half_way(length: int, batch: int, device: torch.device, seed: int) -> Operation:
+    """The fifth of eight steps: half of the positions hold a token, and those of lowest score follow."""
+    inputs, tables, at = Inputs(device, seed), TokenSchedule(8).tables(length), 4
+    original = inputs.integers(IDS, batch, length)
+    original.scatter_(1, inputs.subset(batch, length, length - length * at // 8), IDS)
+    tokens, drawn = original.clone(), inputs.integers(IDS, batch, length)
+    score, index = inputs.normals(batch, length).abs(), torch.arange(length, device=device).int().repeat(batch, 1)
+    count, step = torch.full((batch,), length, device=device).int(), torch.zeros(batch, device=device).long()
+    counters, visible = inputs.counters(batch), tables.visible.to(device)
+    number = length * (at + 1) // 8 - length * at // 8
+
+    def reset() -> None:
+        tokens.copy_(original)
+        step.fill_(at - 1)
+
+    def run() -> tuple[torch.Tensor]:
+        given = {"index": index, "count": count, "mask_id": IDS, "visible": visible, "reveal": None, "sigma": None}
+        reveal.reveal(tokens, drawn, score=score, step=step, **given, **counters)
+        return (tokens,)
+
+    def twin() -> tuple[torch.Tensor]:
+        of_chains = step, counters["iteration"], counters["chain_ids"], counters["seed"]
+        reveal._reveal(tokens, drawn, score, None, index, count, IDS, (visible, None, None), None, *of_chains)
+        return (tokens,)
+
+    def definition() -> tuple[torch.Tensor]:
+        return (definitions.reveal(original, drawn, score, IDS, number),)
+
+    return Operation(run, twin, definition, reveal.bytes_moved(batch, length, batch * number), batch * length, reset)
 
 
 def draw_tokens(vocabulary: int, batch: int, device: torch.device, seed: int) -> Operation:
