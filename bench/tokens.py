@@ -3,10 +3,12 @@
     python bench/tokens.py --out FILE.json     measure (half an hour of a core), print a table, write the numbers
     python bench/tokens.py --report FILE.json  print an earlier measurement
 
-Networks have random weights; the loops call them on all positions, the engine through `HuggingFaceDenoiser`. Each round
-times every arm once. A loop takes the chains in one batch, but at most MOST_BATCHED of them: its rate does not grow
-beyond. The rate of the loop that takes one chain after another is that of a single chain. Checked before: both reveal
-the same number of tokens in every step (LLaDA), or the same on average (ReMDM), and leave none masked.
+Networks have random weights, and the loops call them on all positions. That of 10 ids is a TokenTransformer of the
+bundled model's sizes, which the engine calls on active positions alone; that of 50,258 is called through
+`HuggingFaceDenoiser`. Each round times every arm once. A loop takes the chains in one batch, but at most `most_batched`
+of them: its rate does not grow beyond. The rate of the loop that takes one chain after another is that of a single
+chain. Checked before: both reveal the same number of tokens in every step (LLaDA), or the same on average (ReMDM), and
+leave none masked.
 """
 
 from __future__ import annotations
@@ -19,22 +21,66 @@ from typing import NamedTuple
 
 import torch
 from baselines import token_loops
-from baselines.token_network import Sizes, TokenNetwork, random_network
+from baselines.token_network import Sizes, random_network
 from support import script
 from support.harness import Clock, interleaved, quartiles
 from torch import Tensor
 
-from ipr_fast import TokenSchedule, generate_batch, random_patches, refine_batch
+from ipr_fast import (
+    ActivePatches,
+    TokenDenoiser,
+    TokenPrediction,
+    TokenSchedule,
+    generate_batch,
+    random_patches,
+    refine_batch,
+)
 from ipr_fast.evaluation.environment import measured_at
-from ipr_fast.models import HuggingFaceDenoiser
+from ipr_fast.models import HuggingFaceDenoiser, TokenTransformer, TokenTransformerConfig
 
 RATIO = 0.25
 STANDARD_ERRORS = 6.0
 
 
-class Subject(NamedTuple):
-    """A network, and the steps in which all its tokens are revealed; most_batched: chains in a batch of a loop."""
+class Pair(NamedTuple):
+    """A model as the engine calls it, and the logits (B, N, V) that a loop takes from it.
 
+    network: of the positions (B, N) bool that are masked at first.
+    """
+
+    model: TokenDenoiser
+    network: Callable[[Tensor], token_loops.Network]
+
+
+def live_model(sizes: Sizes) -> Pair:
+    """Return a network in plain torch."""
+    network = random_network(sizes)
+    return Pair(HuggingFaceDenoiser(network, sizes.length), lambda masked: network)
+
+
+def own_model(sizes: Sizes) -> Pair:
+    """Return a TokenTransformer over a square board."""
+    side, mask_id = math.isqrt(sizes.length), sizes.size - 1
+    layers = {"width": sizes.width, "depth": sizes.depth, "num_heads": sizes.heads}
+    config = TokenTransformerConfig(
+        **layers, vocabulary_size=sizes.size, mask_id=mask_id, rows=side, columns=sizes.length // side
+    )
+    model, generator = TokenTransformer(config), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+    model.token_out.bias.data[mask_id] = -100.0  # the loops may draw it
+    model.eval().requires_grad_(False)
+
+    def network(masked: Tensor) -> token_loops.Network:
+        return lambda tokens: model.predict(tokens, masked).logits
+
+    return Pair(model, network)
+
+
+class Subject(NamedTuple):
+    """A model; at most how many steps a regeneration takes; most_batched: chains in a batch of a loop."""
+
+    make: Callable[[Sizes], Pair]
     sizes: Sizes
     steps: int
     chains: tuple[int, ...] = (1, 16, 256)
@@ -42,8 +88,8 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = {
-    "10": Subject(Sizes(length=80, size=10, width=128, depth=6, heads=4), steps=4),
-    "50,258": Subject(Sizes(length=16, size=50_258, width=128, depth=6, heads=4), steps=2, most_batched=16),
+    "10": Subject(own_model, Sizes(length=81, size=10, width=128, depth=6, heads=4), steps=4),
+    "50,258": Subject(live_model, Sizes(length=16, size=50_258, width=128, depth=6, heads=4), steps=2, most_batched=16),
 }
 
 
@@ -77,28 +123,32 @@ CASES = (
 
 
 class Work(NamedTuple):
-    """One case of a network: its tokens and both sides' calls."""
+    """One case of a model: both sides' calls."""
 
     case: Case
     subject: Subject
-    network: TokenNetwork
+    pair: Pair
     chains: int
 
     @property
+    def positions(self) -> int:
+        return self.case.positions(self.subject.sizes.length)
+
+    @property
     def steps(self) -> int:
-        """As many as positions, or the subject's: every step reveals the same number."""
-        return min(self.subject.steps, self.case.positions(self.subject.sizes.length))
+        """As many as the subject's or fewer, so that every step reveals the same number."""
+        return max(steps for steps in range(1, self.subject.steps + 1) if self.positions % steps == 0)
 
-    def ours(self, callback: Callable[[Tensor], object] = lambda tokens: None) -> Tensor:
-        sizes, schedule = self.subject.sizes, self.case.schedule(self.steps)
-        model = HuggingFaceDenoiser(Watched(self.network, callback), sizes.length)
+    def ours(self) -> Tensor:
+        schedule = self.case.schedule(self.steps)
         if self.case.refines:
-            return refine_batch(self.finished(self.chains), random_patches(RATIO), 1, model=model, schedule=schedule)
-        return generate_batch(self.chains, model=model, schedule=schedule)
+            finished, policy = self.finished(self.chains), random_patches(RATIO)
+            return refine_batch(finished, policy, 1, model=self.pair.model, schedule=schedule)
+        return generate_batch(self.chains, model=self.pair.model, schedule=schedule)
 
-    def loop(self, chains: int, callback: Callable[[Tensor], object] = lambda tokens: None) -> Tensor:
-        network = Watched(self.network, callback)
-        return self.case.loop(network, self.masked(chains), self.steps, mask_id=self.subject.sizes.size - 1)
+    def loop(self, chains: int) -> Tensor:
+        mask_id, x = self.subject.sizes.size - 1, self.masked(chains)
+        return self.case.loop(self.pair.network(x == mask_id), x, self.steps, mask_id=mask_id)
 
     def finished(self, chains: int) -> Tensor:
         length, size = self.subject.sizes[:2]
@@ -107,43 +157,50 @@ class Work(NamedTuple):
     def masked(self, chains: int) -> Tensor:
         length, size = self.subject.sizes[:2]
         keys = torch.rand(chains, length, generator=torch.Generator().manual_seed(1))
-        return self.finished(chains).masked_fill(keys.argsort(1) < self.case.positions(length), size - 1)
+        return self.finished(chains).masked_fill(keys.argsort(1) < self.positions, size - 1)
 
     def check(self) -> None:
         """Raise AssertionError unless both sides reveal as many tokens in every step, and leave none masked."""
-        mask_id, found = self.subject.sizes.size - 1, []
-        batched = self._replace(chains=min(self.chains, self.subject.most_batched))
-        for run in (batched.ours, partial(batched.loop, batched.chains)):
-            seen: list[Tensor] = []
-            tokens = run(callback=lambda tokens, seen=seen: seen.append((tokens == mask_id).sum(1)))
+        mask_id, seen = self.subject.sizes.size - 1, ([], [])
+        told = Pair(Told(self.pair.model, seen[0]), told_network(self.pair.network, seen[1]))
+        work = self._replace(chains=min(self.chains, self.subject.most_batched), pair=told)
+        for tokens in (work.ours(), work.loop(work.chains)):
             assert not (tokens == mask_id).any(), "a token is still masked"
-            found.append(torch.stack(seen[: self.steps]).double())  # ReMDM calls the network once more at the end
-        ours, theirs = found
+        # ReMDM calls the network once more at the end
+        ours, theirs = (torch.stack([(x == mask_id).sum(1) for x in each[: self.steps]]).double() for each in seen)
         wrong = f"revealed otherwise: {ours.mean(1)} and {theirs.mean(1)} are masked"
         if self.case.loop is token_loops.llada:
             assert torch.equal(ours, theirs), wrong
             return
-        rounding = math.sqrt(2 * self.case.positions(self.subject.sizes.length) / 4 / batched.chains)
+        rounding = math.sqrt(2 * self.positions / 4 / work.chains)
         apart = (ours[: len(theirs)].mean(1) - theirs.mean(1)).abs().max()
-        assert apart <= STANDARD_ERRORS * rounding, (
-            f"revealed otherwise: {ours.mean(1)} and {theirs.mean(1)} are masked"
-        )
+        assert apart <= STANDARD_ERRORS * rounding, wrong
 
 
-class Watched(torch.nn.Module):
-    """A network that tells the tokens of each call."""
+class Told:
+    """A model that notes the tokens of each call; it computes all positions."""
 
-    def __init__(self, network: TokenNetwork, callback: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.network, self.config, self.callback = network, network.config, callback
-        self.eval()
+    def __init__(self, model: TokenDenoiser, seen: list[Tensor]) -> None:
+        self.model, self.vocabulary, self.length, self.seen = model, model.vocabulary, model.length, seen
 
-    def get_output_embeddings(self) -> torch.nn.Linear:
-        return self.network.head
+    def __call__(self, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
+        self.seen.append(tokens.clone())
+        return self.model(tokens, active)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        self.callback(input_ids)
-        return self.network(input_ids)
+
+def told_network(
+    network: Callable[[Tensor], token_loops.Network], seen: list[Tensor]
+) -> Callable[[Tensor], token_loops.Network]:
+    def of_masked(masked: Tensor) -> token_loops.Network:
+        logits_of = network(masked)
+
+        def told(tokens: Tensor) -> Tensor:
+            seen.append(tokens.clone())
+            return logits_of(tokens)
+
+        return told
+
+    return of_masked
 
 
 def measure(rounds: int, subjects: Sequence[str] = ()) -> dict:
@@ -155,9 +212,9 @@ def measure(rounds: int, subjects: Sequence[str] = ()) -> dict:
 def measure_subject(name: str, rounds: int) -> list[dict]:
     """Return the tokens a second of each case, and the speed-ups over the loop in batches and alone."""
     subject = SUBJECTS[name]
-    network, rows = random_network(subject.sizes), []
+    pair, rows = subject.make(subject.sizes), []
     for chains in subject.chains:
-        works = [Work(case, subject, network, chains) for case in CASES if chains <= case.most_chains]
+        works = [Work(case, subject, pair, chains) for case in CASES if chains <= case.most_chains]
         arms, units = {}, {}
         for work in works:
             batched = min(chains, subject.most_batched)
@@ -168,7 +225,7 @@ def measure_subject(name: str, rounds: int) -> list[dict]:
             }
             for side, (run, number) in sides.items():
                 arms[f"{work.case.name}/{side}"] = run
-                units[f"{work.case.name}/{side}"] = number * work.case.positions(subject.sizes.length)
+                units[f"{work.case.name}/{side}"] = number * work.positions
             work.check()
         seconds = interleaved(arms, torch.device("cpu"), rounds, Clock(math.inf))
         for work in works:
@@ -196,14 +253,16 @@ def report(results: dict) -> str:
         faster = " | ".join("{1:.2f} [{0:.2f}, {2:.2f}]".format(*row["faster"][side]) for side in ("batched", "alone"))
         lines.append(f"| {row['ids']} | {row['case']} | {row['chains']} | {rates} | {faster} |")
     networks = " and ".join(
-        f"{subject.sizes.length} tokens of {name} ids in {subject.steps} steps" for name, subject in SUBJECTS.items()
+        f"{subject.sizes.length} tokens of {name} ids in at most {subject.steps} steps"
+        for name, subject in SUBJECTS.items()
     )
     sizes = SUBJECTS["10"].sizes
     lines += [
         "",
-        f"Tokens drawn a second, {networks}, by a transformer of width {sizes.width} and depth {sizes.depth} with "
-        f"random weights. *A quarter*: of the positions of finished chains, at random. {results['rounds']} rounds "
-        f"in turns, quartiles of ratios. {measured_at(results['environment'])}",
+        f"Tokens drawn a second, {networks}, by transformers of width {sizes.width} and depth {sizes.depth} with "
+        f"random weights. *A quarter*: of the positions of finished chains, at random. A loop takes at most "
+        f"{' and '.join(str(subject.most_batched) for subject in SUBJECTS.values())} chains in a batch. "
+        f"{results['rounds']} rounds in turns, quartiles of ratios. {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import pytest
 import tokens
 import torch
 from baselines import token_loops
-from baselines.token_network import Sizes, random_network
+from baselines.token_network import Sizes
 from small_token_models import Oracle
 
 from ipr_fast import TokenSchedule, generate_batch
@@ -14,7 +14,8 @@ from ipr_fast.sampling.remask import Cap
 from ipr_fast.sampling.tokens import TokenPrediction, Vocabulary
 
 ALMOST_NEVER = 5.0  # standard deviations
-SMALL = tokens.Subject(Sizes(8, 12, 16, 1, 2), 4, chains=(1, 40), most_batched=30)
+SMALL = tokens.Subject(tokens.live_model, Sizes(8, 12, 16, 1, 2), 4, chains=(1, 40), most_batched=30)
+OWN = tokens.Subject(tokens.own_model, Sizes(16, 12, 16, 1, 2), 4, chains=(1, 40), most_batched=30)
 
 
 class WithMask(Oracle):
@@ -82,9 +83,10 @@ def test_llada_reveals_one_more_in_the_first_steps(oracle):
     assert token_loops._numbers(known == oracle.size, 3).tolist() == [[2, 1, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("subject", [SMALL, OWN], ids=["live", "own"])
 @pytest.mark.parametrize("case", tokens.CASES, ids=lambda case: case.name)
-def test_a_case_that_reveals_otherwise_is_no_measurement(case):
-    work = tokens.Work(case, SMALL, random_network(SMALL.sizes), 40)
+def test_a_case_that_reveals_otherwise_is_no_measurement(case, subject):
+    work = tokens.Work(case, subject, subject.make(subject.sizes), 40)
     work.check()
     loops_back = case._replace(schedule=lambda steps: TokenSchedule(steps, "independent", remask="loop"))
     with pytest.raises(AssertionError, match="revealed otherwise"):
@@ -93,7 +95,7 @@ def test_a_case_that_reveals_otherwise_is_no_measurement(case):
 
 def test_it_measures_and_reports(tmp_path, capsys, monkeypatch):
     out = tmp_path / "tokens.json"
-    monkeypatch.setattr(tokens, "SUBJECTS", {"10": SMALL, "50,258": SMALL})
+    monkeypatch.setattr(tokens, "SUBJECTS", {"10": OWN, "50,258": SMALL})
     monkeypatch.setattr("sys.argv", ["tokens.py", "--rounds", "2", "--subjects", "10", "--out", str(out)])
     tokens.main()
     rows = json.loads(out.read_text())["rows"]
