@@ -244,6 +244,22 @@ def test_the_table_of_chains_at_a_time_is_the_committed_one():
     assert lanes.report(measured("lanes.json")) in text("ipr_fast/engine")
 
 
+def test_the_table_of_tokens_is_the_committed_one():
+    import tokens
+
+    results = measured("tokens.json")
+    assert tokens.report(results) in text("bench")
+    faster = {(row["ids"], row["case"], row["chains"]): row["faster"]["batched"][1] for row in results["rows"]}
+    assert set(faster) == {
+        (name, case.name, chains)
+        for name, subject in tokens.SUBJECTS.items()
+        for case in tokens.CASES
+        for chains in subject.chains
+        if chains <= case.most_chains
+    }
+    assert all(faster["50,258", case.name, 16] >= 4 for case in tokens.CASES)
+
+
 def test_the_table_of_presets_is_what_they_are():
     for name, config in ipr_fast.models.PRESETS.items():
         with torch.device("meta"):
