@@ -10,6 +10,7 @@ import typer
 
 import ipr_fast
 from ipr_fast.evaluation.report import report
+from ipr_fast.sampling.tokens import ORDERS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -186,6 +187,17 @@ def test_results_are_the_committed_ones(model, fewest):
     rows = {row["name"]: row for row in results["arms"]}
     for name in ("one pass", next(name for name in rows if re.match(r"IPR, alpha 0.25, [2-5]0 iterations", name))):
         assert ipr_fast.evaluation.intervals.Estimate(*rows[name]["share"]).percent() in card
+
+
+def test_the_results_on_tokens_are_the_committed_ones():
+    results = measured("quality-token-sudoku-9x9.json")
+    assert results["model"] == "token-sudoku-9x9"
+    assert report(results) in text("ipr_fast/evaluation")
+    card = (ROOT / "ipr_fast/models/weights/token-sudoku-9x9.md").read_text()
+    first = {row["name"]: row["cells"][0] for row in results["rows"]}
+    for order in ORDERS:
+        share = ipr_fast.evaluation.intervals.Estimate(*first[f"one pass, {order}"]["share"]).percent()
+        assert re.search(rf"^\| {order} \| {re.escape(share)} \|", card, flags=re.MULTILINE)
 
 
 def test_refinement_is_worth_it_in_the_committed_measurement():

@@ -45,4 +45,7 @@ def test_more_samples_than_memory_holds_are_refused(monkeypatch):
 
 def test_a_bundled_model_is_loaded_once():
     assert resolve.bundled(resolve.DEFAULT_MODEL, CPU) is resolve.model_for(torch.zeros(1, 1, 32, 32))
+    tokens = resolve.model_for(torch.ones(1, 81, dtype=torch.int64))
+    assert tokens is resolve.bundled("token-sudoku-9x9", CPU)
+    assert tokens.length == 81
     assert resolve.device_for(None, resolve.bundled(resolve.DEFAULT_MODEL, CPU)) == CPU

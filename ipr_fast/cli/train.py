@@ -90,6 +90,8 @@ def run(
     else:
         plan = plan_new(options, task_name, mnist, recipe, device.type, start)
     task, settings, config = plan.task, plan.settings, plan.config
+    if recipe is not None and iters is not None and isinstance(task, TokenSudoku):
+        raise ValueError(f"--iters is not a setting of the experiment on {task.name}, which plans by model calls")
     weights = train(task, settings, out, resume=resume, device=device, config=config, init=start, progress=progress)
     print(f"wrote {weights}")
     if recipe is not None:
@@ -135,8 +137,7 @@ def _measure(
     model = load(str(path), "float32", device)
     if isinstance(model, TokenDenoiser):
         assert isinstance(task, TokenSudoku), "the trainer made the model for the task"
-        settings = TokenExperimentSettings(**{name: value for name, value in chosen.items() if name != "iters"})
-        results = run_token_experiment(task, model, path.stem, settings, progress=progress)
+        results = run_token_experiment(task, model, path.stem, TokenExperimentSettings(**chosen), progress=progress)
     else:
         results = run_experiment(task, model, path.stem, ExperimentSettings(**chosen), progress=progress)
     print(report(results))

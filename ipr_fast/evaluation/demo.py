@@ -40,7 +40,7 @@ class DemoSettings:
     clues: tuple[int, int] = (0, 0)
     seed: int = 0
     swapped: int | None = None
-    calls: int = 10
+    calls: int = 20
 
 
 def run_demo(

@@ -13,6 +13,7 @@ from ipr_fast.cli.main import main
 from ipr_fast.models import TokenTransformer, TokenTransformerConfig
 from ipr_fast.tasks.catalog import make_task
 from ipr_fast.tasks.rewards import minus_violations
+from ipr_fast.training import recipe
 
 BOARDS = TokenTransformerConfig(
     vocabulary_size=5, mask_id=0, rows=4, columns=4, width=16, depth=1, num_heads=1, box_size=2
@@ -170,3 +171,20 @@ def test_repair_and_orders_are_measured_and_reported(weights, tmp_path, capsys):
     rows = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in rows][:2] == ["one pass, random", "one pass, confidence"]
     assert all(cell["calls"] <= cell["budget"] for row in rows for cell in row["cells"])
+
+
+def test_a_recipe_stores_and_measures_a_model_of_tokens(tmp_path, monkeypatch, capsys):
+    options = "batch_size = 2\nwidth = 16\ndepth = 1\nnum_heads = 1"
+    text = f'task = "token-sudoku-4x4"\nminutes = 9.0\n[gpu]\n{options}\n[cpu]\n{options}\n[evaluate]\n'
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path)
+    (tmp_path / "even-pixels.toml").write_text(f"{text}count = 3\nclues = [0, 8]\nbudgets = [16, 4]\n")
+    command = ["train", "--recipe", "even-pixels", "--out", tmp_path / "run", "--steps", 2, "--quiet"]
+    run(*command, "--iters", 3, code=1)
+    assert "--iters is not a setting of the experiment on token-sudoku-4x4" in capsys.readouterr().err
+    run(*command)
+    stored = load_model(tmp_path / "run" / "even-pixels.safetensors")
+    assert stored.config.width == 16
+    assert {weight.dtype for weight in stored.parameters()} == {torch.float16}
+    measured = json.loads((tmp_path / "run" / "quality-even-pixels.json").read_text())
+    assert (measured["samples"], measured["clues"], measured["budgets"]) == (3, [0, 8], [16, 4])
+    assert "| one pass, margin |" in capsys.readouterr().out
