@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ipr_fast import checks
-from ipr_fast.cli.common import SamplingArguments
+from ipr_fast.cli.sampling_options import SamplingArguments
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -17,15 +17,10 @@ from torch import Tensor
 
 from ipr_fast import checks, files
 from ipr_fast.cli.factory import is_factory, model_from_factory
-from ipr_fast.kernels.philox import MAX_CHAIN_ID
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.models.files.sources import NoSuchModel
 from ipr_fast.models.token_denoiser import TokenDenoiser
-from ipr_fast.resolve import BACKENDS
-from ipr_fast.sampling.remask import REMASKINGS
-from ipr_fast.sampling.schedule import Schedule
-from ipr_fast.sampling.tokens import ORDERS, TokenSchedule
 
 # Panels of `--help`, in the order in which commands declare them.
 FILES, REFINEMENT, ACCEPTANCE = "Input and output", "Refinement", "Acceptance by a reward"
@@ -186,117 +181,3 @@ def model_from(argument: str) -> Iterator[None]:
     except NoSuchModel as error:
         hint = "; a factory of yours is module:factory, without .py or /" if ":" in error.problem else ""
         raise ValueError(f"{argument} {error.problem}{hint}") from error
-
-
-# ----------------------------------------------------------------------------------------------------------- sampling
-
-
-class SamplingArguments(TypedDict):
-    """Keyword arguments that `generate_batch` and `refine_batch` share."""
-
-    known: Tensor | None
-    chain_ids: Tensor
-    schedule: Schedule | TokenSchedule | None
-    stochasticity: float
-    temperature: float
-    seed: int
-    progress: bool
-    backend: str
-    max_chains: int | str
-    tf32: bool
-
-
-def _max_chains(text: str) -> str:
-    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
-        raise typer.BadParameter(f"must be auto or an integer >= 1, got {text!r}")
-    return text
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How patches are regenerated: schedule, noise, and how many samples run at a time."""
-
-    known: Annotated[
-        Path | None, path_option(SAMPLING, ".npy, .npz or .pt with a bool mask (B, N), true for patches to keep.")
-    ] = None
-    schedule: Annotated[
-        tuple[str, str] | None,
-        option(
-            SAMPLING,
-            "Denoising steps per patch, and how far patches overlap in time, in [0, 1].",
-            metavar=STEPS_AND_OVERLAP,
-            show_default="the model's",
-        ),
-    ] = None
-    stochasticity: Annotated[float, option(SAMPLING, "Eta of the posterior step, in [0, 1].")] = 0.5
-    temperature: Annotated[
-        float, option(SAMPLING, "Factor on the posterior noise; of tokens, what divides the logits.")
-    ] = 1.0
-    backend: Annotated[str, one_of(SAMPLING, "BACKEND", "How the steps run", sorted(BACKENDS))] = "auto"
-    max_chains: Annotated[
-        str, option(SAMPLING, "Samples at a time; auto: the fastest that fits.", parser=_max_chains, metavar="COUNT")
-    ] = "auto"
-    first_chain: Annotated[
-        int, option(SAMPLING, "Chain id of the first sample; random numbers depend on it.", min=0)
-    ] = 0
-    tf32: Annotated[bool, flag(SAMPLING, "Let a GPU multiply float32 in TF32.", "--tf32")] = False
-    calls: Annotated[
-        int | None,
-        option(TOKENS, "Model calls of a regeneration.", min=1, show_default="the model's, else one for each position"),
-    ] = None
-    order: Annotated[
-        str | None,
-        one_of(TOKENS, "ORDER", "Which tokens come first", ORDERS, show_default="the model's, else confidence"),
-    ] = None
-    remask: Annotated[
-        str | None, one_of(TOKENS, "STRATEGY", "Mask tokens again", REMASKINGS, show_default="the model's, else never")
-    ] = None
-
-    def arguments(
-        self, run: RunOptions, device: torch.device, count: int, model: Denoiser | TokenDenoiser
-    ) -> SamplingArguments:
-        """Return the arguments of a call for `count` samples. Raises ValueError for bad values and files."""
-        for_tokens = isinstance(model, TokenDenoiser)
-        checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
-        first = checks.integer("--first-chain", self.first_chain, 0, MAX_CHAIN_ID + 1 - count)
-        return {
-            "known": None if self.known is None else files.read_array(self.known, "known").to(device),
-            "chain_ids": torch.arange(first, first + count, device=device),
-            "schedule": self._token_schedule() if for_tokens else self._patch_schedule(),
-            "stochasticity": self.stochasticity,
-            "temperature": 1.0 if for_tokens else self.temperature,
-            "seed": run.seed,
-            "progress": run.progress,
-            "backend": self.backend,
-            "max_chains": self.max_chains if self.max_chains == "auto" else int(self.max_chains),
-            "tf32": self.tf32,
-        }
-
-    def _patch_schedule(self) -> Schedule | None:
-        for name in ("calls", "order", "remask"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"--{name} is for models of tokens, got a model of images")
-        return schedule_of("--schedule", self.schedule)
-
-    def _token_schedule(self) -> TokenSchedule | None:
-        if self.schedule is not None:
-            raise ValueError("--schedule is for models of images, got a model of tokens; see --calls")
-        given = {"steps": self.calls, "order": self.order, "remask": self.remask}
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if self.temperature != 1.0:
-            chosen["temperature"] = self.temperature
-        return TokenSchedule(**chosen) if chosen else None
-
-
-def schedule_of(name: str, values: tuple[str, str] | None) -> Schedule | None:
-    """Make a schedule of the two values of the option `name`."""
-    if values is None:
-        return None
-    try:
-        steps, overlap = int(values[0]), float(values[1])
-    except ValueError as error:
-        raise ValueError(f"{name}: must be an integer and a number, got {' '.join(values)}") from error
-    try:
-        return Schedule(steps, overlap)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

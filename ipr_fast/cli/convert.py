@@ -19,8 +19,8 @@ from ipr_fast.cli.common import (
     option,
     path,
     printable,
-    schedule_of,
 )
+from ipr_fast.cli.sampling_options import schedule_of
 from ipr_fast.models.files.checkpoints import load_model, model_info, save_model
 from ipr_fast.models.srm_unet_config import PRESETS
 from ipr_fast.models.token_transformer import TokenTransformer

@@ -11,13 +11,13 @@ from ipr_fast.cli.common import (
     FILES,
     DtypeOption,
     RunOptions,
-    SamplingOptions,
     load,
     model_option,
     option,
     path_option,
     tell,
 )
+from ipr_fast.cli.sampling_options import SamplingOptions
 from ipr_fast.models import contract
 from ipr_fast.refine import generate_batch
 from ipr_fast.resolve import DEFAULT_MODEL

@@ -18,7 +18,6 @@ from ipr_fast.cli.common import (
     REFINEMENT,
     DtypeOption,
     RunOptions,
-    SamplingOptions,
     flag,
     load,
     model_from,
@@ -30,6 +29,7 @@ from ipr_fast.cli.common import (
     tell,
 )
 from ipr_fast.cli.factory import reward_from
+from ipr_fast.cli.sampling_options import SamplingOptions
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.models.token_denoiser import TokenDenoiser

@@ -1,1 +1,1 @@
-"""Training a PatchTransformer of a task."""
+"""Training a transformer of patches or tokens for a task."""

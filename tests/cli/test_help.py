@@ -13,6 +13,7 @@ import typer
 from ipr_fast import Schedule, __version__
 from ipr_fast.cli import common
 from ipr_fast.cli.main import COMMANDS, build_app, main
+from ipr_fast.cli.sampling_options import schedule_of
 
 NAMES = [module.__name__.rpartition(".")[2] for modules in COMMANDS.values() for module in modules]
 
@@ -97,10 +98,10 @@ def test_wrong_usage_names_the_option_and_the_value(arguments, message, capsys):
 
 
 def test_a_schedule_of_two_values():
-    assert common.schedule_of("--schedule", None) is None
-    assert common.schedule_of("--schedule", ("4", "0.5")) == Schedule(4, 0.5)
+    assert schedule_of("--schedule", None) is None
+    assert schedule_of("--schedule", ("4", "0.5")) == Schedule(4, 0.5)
     with pytest.raises(ValueError, match=r"^--schedule: must be an integer and a number, got 2\.5 0$"):
-        common.schedule_of("--schedule", ("2.5", "0"))
+        schedule_of("--schedule", ("2.5", "0"))
 
 
 def blocks(language):
