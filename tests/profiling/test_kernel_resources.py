@@ -37,8 +37,6 @@ def test_every_kernel_is_compiled(launches):
     assert {launch.kernel.__name__ for launch in launches} == kernels
 
 
-# Bytes of stack with Triton before 3.7, which keeps a few of these kernels' numbers there; newer ones keep none.
-OLD_STACK = {"categorical_kernel": 16, "threshold_kernel": 8}
 OF_3_3 = pytest.mark.skipif(_triton_version() < (3, 3), reason="Triton 3.2 has no assembler for it")
 
 
@@ -58,7 +56,7 @@ def test_no_stack_no_spills_and_shared_memory_within_the_limit(launches, target,
     for launch in launches:
         used = kernel_resources.compile_for(launch, target)
         assert used.spills == 0, launch
-        assert used.stack <= (OLD_STACK.get(launch.kernel.__name__, 0) if _triton_version() < (3, 7) else 0), launch
+        assert used.stack == 0, launch
         assert used.shared <= shared * 1024, launch
 
 
