@@ -1,6 +1,11 @@
 """The commands with a model of tokens."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -156,6 +161,26 @@ def test_train_evaluates_what_it_trained(tmp_path, capsys):
     run("train", "--task", "token-sudoku-4x4", "--out", tmp_path / "on", "--steps", 1, "--evaluate", 0,
         "--init", tmp_path / "model.safetensors", "--batch-size", 2, "--quiet")  # fmt: skip
     assert load_model(tmp_path / "on" / "model.safetensors").config.width == 16
+
+
+def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
+    """SIGKILL in the middle of `ipr-fast train`, then --resume to the end."""
+    sizes = ["--width", 16, "--depth", 1, "--num-heads", 1, "--batch-size", 4, "--save-every", 4]
+    options = ["--task", "token-sudoku-4x4", *sizes, "--steps", 400, "--evaluate", 0, "--quiet"]
+    killed = [sys.executable, "-m", "ipr_fast", "train", *options, "--out", tmp_path / "killed"]
+    process = subprocess.Popen(
+        [*map(str, killed)], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
+    checkpoint, deadline = tmp_path / "killed" / "checkpoint.pt", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 400
+    run("train", *options, "--resume", "--out", tmp_path / "killed")
+    run("train", *options, "--out", tmp_path / "whole")
+    found, expected = (load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("killed", "whole"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_repair_and_orders_are_measured_and_reported(weights, tmp_path, capsys):
