@@ -218,9 +218,8 @@ def _tile(head_size: int, slots: int, num_tokens: int, dtype: torch.dtype) -> di
     half = dtype != torch.float32
     heads = 4 if half and slots <= 4 and head_size <= 16 else 1
     columns = power_of_2(heads * head_size, 16)
-    rows, keys = min(64 if half else 16, power_of_2(slots, 16)), min(64 if half else 32, power_of_2(num_tokens, 16))
-    if columns > 64:
-        keys //= 2
+    most_keys = (64 if half else 32) // (1 if columns <= 64 else 2)
+    rows, keys = min(64 if half else 16, power_of_2(slots, 16)), min(most_keys, power_of_2(num_tokens, 16))
     return {
         "D": head_size,
         "PRECISION": "ieee" if half or columns > 64 or torch.version.hip else "tf32x3",
