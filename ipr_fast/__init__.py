@@ -17,6 +17,7 @@ from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling import reference
 from ipr_fast.sampling.acceptance import Acceptance, Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
+from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
 from ipr_fast.sampling.prediction import Prediction
@@ -31,6 +32,7 @@ __all__ = [
     "Acceptance",
     "ActivePatches",
     "Denoiser",
+    "IterRef",
     "MaskPolicy",
     "Metropolis",
     "PatchGrid",

@@ -17,6 +17,7 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling import arguments, user_code
 from ipr_fast.sampling.acceptance import Acceptor, Metropolis, check_rule
+from ipr_fast.sampling.guidance.generation import Guidance, check_guidance
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
@@ -123,6 +124,7 @@ def generate_batch(
     max_chains: int | str = "auto",
     tf32: bool = False,
     backend: str = "auto",
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Generate samples from noise, given the known patches; this is iteration 0 of their chains.
 
@@ -131,6 +133,9 @@ def generate_batch(
         (B, N), with the values of the given patches. Both or neither.
     schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0); for tokens TokenSchedule().
     device: by default the model's.
+    guidance: for tokens, generate toward a reward: `IterRef(reward, ...)` or another of `ipr_fast.sampling.guidance`,
+        whose `last` then holds the calls of the model and the reward. The schedule must reveal by "count" without
+        remasking. There is no progress bar.
     Other arguments and errors: see `refine_batch`.
 
     Returns float32 images (B, C, H, W), or int64 tokens (B, N); known patches hold the given values, bit for bit if
@@ -148,6 +153,8 @@ def generate_batch(
     contract.model_device(model, device)
     sampling = space.sampling(schedule, "generate_schedule", stochasticity, temperature, seed, "random")
     arguments.counters(space.grid, sampling, 0, 1)
+    if guidance is not None:
+        check_guidance(guidance, sampling.schedule)
     resolve.check_memory("batch_size", batch_size, space.sample_bytes, device)
     free = arguments.free_patches(known, batch_size, space.grid, device)
     given = _known_values(known_values, batch_size, space, device)
@@ -158,6 +165,9 @@ def generate_batch(
     call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
     if not batch_size:
         return given
+    if guidance is not None:
+        with span("generate_batch"), call.generation(guidance, given, free) as generation:
+            return _with_warnings(space, guidance.generate(generation), None)
 
     values = space.to_values(given)
     selected = Selection(free.clone(), free.sum(1).cpu())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -22,11 +22,12 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.sampling.guidance.generation import Generation, Guidance, row_ids
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.token_reference import TokenReferenceEngine
 from ipr_fast.sampling.tokens import TokenSampling
-from ipr_fast.spaces import Space
+from ipr_fast.spaces import Space, TokenSpace
 
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
@@ -69,6 +70,17 @@ class Call:
         )
         with runner_for(request) as runner:
             yield Engine(runner, values, self.chain_ids, sampling)
+
+    @contextmanager
+    def generation(self, guidance: Guidance, start: Tensor, free: Tensor) -> Iterator[Generation]:
+        """Provide the generation of tokens (B, N) by a guidance, from the known ones."""
+        sampling, ids = self.sampling, row_ids(self.chain_ids, guidance.width)
+        assert isinstance(self.space, TokenSpace), "checked by check_guidance"
+        assert isinstance(sampling, TokenSampling), "checked by check_guidance"
+        rows = start.repeat(guidance.width, 1)
+        with replace(self, chain_ids=ids).engine(rows, int(free.sum(1).max())) as engine:
+            assert not isinstance(engine, ReferenceEngine) or isinstance(engine, TokenReferenceEngine)
+            yield Generation(engine, start, free, ids, sampling, self.space.vocabulary.mask_id, guidance.reward)
 
 
 def model_for(x: Tensor) -> Denoiser | TokenDenoiser:

@@ -50,10 +50,14 @@ class Oracle:
         return self.states[torch.multinomial(self.law, count, replacement=True, generator=generator)]
 
     def excess(self, tokens, law=None):
-        """The chi-square statistic of samples against a law, in standard deviations from its mean."""
-        law = self.law if law is None else law
+        """The chi-square statistic of samples against a law, in standard deviations from its mean.
+
+        Sequences that are expected five times or less are counted together.
+        """
         place = (tokens * self.size ** torch.arange(self.length - 1, -1, -1)).sum(1)
-        expected = law * len(tokens)
-        assert expected.min() > 5
-        statistic = ((torch.bincount(place, minlength=len(law)) - expected) ** 2 / expected).sum().item()
-        return (statistic - (len(law) - 1)) / (2 * (len(law) - 1)) ** 0.5
+        expected = (self.law if law is None else law) * len(tokens)
+        found, rare = torch.bincount(place, minlength=len(expected)).double(), expected <= 5
+        if rare.any():
+            found, expected = (torch.cat([each[~rare], each[rare].sum()[None]]) for each in (found, expected))
+        free = len(expected) - 1
+        return (((found - expected) ** 2 / expected).sum().item() - free) / (2 * free) ** 0.5

@@ -15,7 +15,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.weight_files import SUFFIXES
 from ipr_fast.models.token_denoiser import TokenDenoiser
-from ipr_fast.sampling.acceptance import Reward
+from ipr_fast.sampling.rewards import Reward
 
 DOTTED_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 FACTORY = re.compile(f"{DOTTED_NAME}:{DOTTED_NAME}")

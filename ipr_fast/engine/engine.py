@@ -76,6 +76,27 @@ class Engine:
             with span("leave"):
                 self._leave(chains, selection)
 
+    @torch.inference_mode()
+    def resume(self, selection: Selection, first: Tensor, steps: Tensor) -> None:
+        """Go on with regenerations of the selected positions of tokens, as `values` stand, without masking them.
+
+        first, steps: (B,) int64 on the CPU; the steps first .. first + steps - 1 are done, of a chain with 0 none.
+        selection: a mask and its counts.
+        """
+        runner, state, most_active = self.runner, self.runner.lanes.state, max(selection.counts.tolist())
+        plan = make_plan(steps, int, runner.lanes.num_lanes, runner.lanes_for)
+        order, step = plan.order.to(self.values.device), first.to(self.values.device) - 1
+        for wave in plan.waves:
+            chains = order[wave.chains]
+            segments = runner.segments(wave, most_active, chooses=False, initial=True)
+            runner.capture(segments)
+            self._enter(chains, wave, selection)
+            runner.run(segments[:1])  # lists the slots, and masks their positions
+            torch.index_select(self.values, 0, chains, out=state.values[: len(chains)])
+            torch.index_select(step, 0, chains, out=state.step[: len(chains)])
+            runner.run(segments[1:])
+            self._leave(chains, selection)
+
     def _plan(self, counts: Tensor) -> Plan:
         """Return the plan for these counts, with its order on the device; the last plan is kept."""
         if self._planned is None or self._planned[0] is not counts:

@@ -12,9 +12,8 @@ from ipr_fast import checks
 from ipr_fast.kernels.accept import Kept, accept
 from ipr_fast.kernels.philox import seed_tensor
 from ipr_fast.sampling import user_code
+from ipr_fast.sampling.rewards import Reward, callable_reward, check_nan, rewards_of
 from ipr_fast.trace import span
-
-Reward = Callable[[Tensor], Tensor]
 
 
 class Acceptance(NamedTuple):
@@ -53,9 +52,7 @@ class Metropolis:
     def __init__(
         self, reward: Reward, temperature: float | Callable[[int], float] = 0.0, *, keep_best: bool = False
     ) -> None:
-        if not callable(reward):
-            raise ValueError(f"reward must be callable, got {type(reward).__name__}")
-        self.reward, self.keep_best = reward, checks.boolean("keep_best", keep_best)
+        self.reward, self.keep_best = callable_reward(reward), checks.boolean("keep_best", keep_best)
         self.temperature = temperature if callable(temperature) else checks.number("temperature", temperature, 0)
         self.last: Acceptance | None = None
 
@@ -71,27 +68,6 @@ class Metropolis:
         name = f"temperature {checks.name_of(self.temperature)}"
         value = user_code.call(name, iteration, self.temperature, iteration)
         return checks.number(f"{name} in iteration {iteration}", value, 0)
-
-    def rewards(self, x: Tensor, iteration: int) -> Tensor:
-        """Return the rewards (B,) float64 of samples, on their device; on a CPU, NaN is a ValueError."""
-        name = f"reward {checks.name_of(self.reward)}"
-        with span("reward"), torch.no_grad(), user_code.read_only(name, x=x):
-            found = user_code.call(name, iteration, self.reward, x)
-        if not isinstance(found, Tensor) or tuple(found.shape) != (len(x),) or found.is_complex():
-            raise ValueError(
-                f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)} in iteration "
-                f"{iteration}"
-            )
-        rewards = found.detach().to(x.device, torch.float64)
-        if rewards.device.type == "cpu":
-            self.check_nan(rewards.isnan(), f" in iteration {iteration}")
-        return rewards
-
-    def check_nan(self, nan: Tensor, where: str = "") -> None:
-        """Raise ValueError if there is a NaN among the rewards of chains (B,)."""
-        if bool(nan.any()):
-            number = f"NaN for {int(nan.sum())} of {len(nan)} samples{where}"
-            raise ValueError(f"reward {checks.name_of(self.reward)} must not return NaN, got {number}")
 
 
 def check_rule(accept: object) -> None:
@@ -109,7 +85,7 @@ class Acceptor:
 
     def __init__(self, rule: Metropolis, values: Tensor, x: Tensor, chain_ids: Tensor, seed: int, first: int) -> None:
         self.rule, self.chain_ids, self.seed = rule, chain_ids, seed_tensor(seed, values.device)
-        self.kept = Kept(values.clone(), rule.rewards(x, first))
+        self.kept = Kept(values.clone(), rewards_of(rule.reward, x, first))
         self.best = Kept(*(each.clone() for each in self.kept)) if rule.keep_best else None
         batch, device = len(values), values.device
         self._accepted, self._improved = torch.zeros(2, batch, dtype=torch.bool, device=device)
@@ -128,7 +104,7 @@ class Acceptor:
         the first samples.
         """
         rule = self.rule
-        reward = rule.rewards(x, iteration)
+        reward = rewards_of(rule.reward, x, iteration)
         self._calls += 1
         self._nan |= reward.isnan()
         self._temperature.fill_(rule.temperature_at(iteration))
@@ -154,7 +130,7 @@ class Acceptor:
     def finish(self, values: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values to return and where they may differ from the first samples; describe the call in `last`."""
         if self._nan.device.type != "cpu":
-            self.rule.check_nan(self._nan)
+            check_nan(self.rule.reward, self._nan)
         kept = self.kept if self.best is None else self.best
         proposed, accepted = self._numbers
         self.rule.last = Acceptance(kept.reward, proposed, accepted, self._calls)

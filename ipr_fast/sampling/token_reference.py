@@ -16,6 +16,7 @@ from ipr_fast.sampling import user_code
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
@@ -54,11 +55,12 @@ def regenerate_tokens(
     *,
     draw: Callable[[Tensor, int], Tensor],
     keys: Callable[[int], Keys],
+    steps: range | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask the unknown positions of one chain and draw their tokens anew, given the others.
 
     tokens (N,) int64; unknown (N,) bool. draw(logits, step): tokens (N,) drawn from logits (N, V); -1 for none.
-    keys(step): the step's other random numbers.
+    keys(step): the step's other random numbers. steps: go on from `tokens` with these steps only, nothing is masked.
     Returns the tokens (N,) and their history (T + 1, N): masked, and after each step.
     """
     if tokens.ndim != 1 or unknown.shape != tokens.shape or unknown.dtype != torch.bool:
@@ -67,11 +69,12 @@ def regenerate_tokens(
     positions, count = unknown.nonzero().flatten().tolist(), int(unknown.sum())
     num_steps, tables, strategy = schedule.num_steps(count), schedule.tables(len(tokens)), schedule.remasking
     active = ActivePatches.from_mask(unknown[None])
-    tokens = tokens.masked_fill(unknown, vocabulary.mask_id)
+    if steps is None:
+        tokens, steps = tokens.masked_fill(unknown, vocabulary.mask_id), range(num_steps)
     revealed_with = [0.0] * len(tokens)  # the confidence of each visible active token when it was revealed
     history = [tokens]
 
-    for step in range(num_steps):
+    for step in steps:
         prediction = model(tokens[None], active)
         logits = active.scatter(prediction.logits.float(), len(tokens))[0]
         drawn, numbers = draw(logits, step), keys(step)
@@ -161,7 +164,17 @@ class TokenReferenceEngine(ReferenceEngine):
 
     dtype = torch.int64
 
+    def resume(self, selection: Selection, first: Tensor, steps: Tensor) -> None:
+        """See `Engine.resume`."""
+        for chain, (begin, number) in enumerate(zip(first.tolist(), steps.tolist(), strict=True)):
+            if number:
+                self.values[chain] = self._steps(chain, selection.mask[chain], range(begin, begin + number))
+
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
+        return self._steps(chain, unknown, None)
+
+    def _steps(self, chain: int, unknown: Tensor, steps: range | None) -> Tensor:
+        """Do these steps of a chain's regeneration; None: all, from the mask."""
         schedule, chain_id, device = self.sampling.schedule, self.chain_ids[chain : chain + 1], unknown.device
         seed, iteration, vocabulary = self.sampling.seed, self.iteration, self.model.vocabulary
         positions = torch.arange(len(unknown), dtype=torch.int32, device=device)[None]
@@ -184,7 +197,9 @@ class TokenReferenceEngine(ReferenceEngine):
             return Keys(*each)
 
         tokens = self.values[chain]
-        return regenerate_tokens(self._call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys)[0]
+        return regenerate_tokens(self._call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys, steps=steps)[
+            0
+        ]
 
     def _call(self, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
         inputs = {"tokens": tokens, "active.index": active.index, "active.count": active.count}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gaussian_mixture import MEAN, STD, ExactDenoiser, draw
 from small_token_models import Lookup, Oracle
+from token_laws import distance, metropolis, reward_of, stationary, tilted
 
 import ipr_fast
 from ipr_fast import Metropolis, Schedule, TokenSchedule, all_patches, generate_batch, random_patches, refine_batch
@@ -138,40 +139,13 @@ def proposals(oracle, size, at_once=False):
     return matrix
 
 
-def metropolis(matrix, reward, temperature):
-    """The law of the next state, with acceptance."""
-    gain = (reward[None, :] - reward[:, None]) / temperature
-    moves = matrix * gain.exp().clamp(max=1)
-    moves.diagonal().zero_()
-    return moves + torch.diag(1 - moves.sum(1))
-
-
-def stationary(matrix):
-    """The stationary law of a transition matrix, by its powers."""
-    for _ in range(40):
-        matrix = matrix @ matrix
-        matrix /= matrix.sum(1, keepdim=True)
-    return matrix[0]
-
-
-def tilted(oracle, reward, temperature):
-    law = oracle.law * (reward / temperature).exp()
-    return law / law.sum()
-
-
-def reward_of(states):
-    """A reward without symmetries."""
-    ends_alike = (states[..., 0] == states[..., 3]).double()
-    return 0.3 * (states * torch.tensor([0.3, -0.5, 0.4, 0.2])).sum(-1).double() + 0.4 * ends_alike
-
-
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
 def test_the_stationary_law_is_the_models_times_the_exponential_of_the_reward(size, temperature):
     oracle = Oracle()
     reward = reward_of(oracle.states)
     matrix = metropolis(proposals(oracle, size), reward, temperature)
-    target = tilted(oracle, reward, temperature)
+    target = tilted(oracle.law, reward, temperature)
     torch.testing.assert_close(target @ matrix, target, rtol=0, atol=1e-12)
     if size > 1:
         torch.testing.assert_close(stationary(matrix), target, rtol=0, atol=1e-9)
@@ -181,9 +155,9 @@ def test_several_tokens_at_once_miss_that_law():
     oracle = Oracle()
     reward = reward_of(oracle.states)
     found = stationary(metropolis(proposals(oracle, 2, at_once=True), reward, 0.3))
-    distance = (found - tilted(oracle, reward, 0.3)).abs().sum().item() / 2
-    print(f"two tokens at once: total variation {distance:.3f}")
-    assert 0.01 < distance < 0.2
+    missed = distance(found, tilted(oracle.law, reward, 0.3))
+    print(f"two tokens at once: total variation {missed:.3f}")
+    assert 0.01 < missed < 0.2
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["one at a time", "at once"])
@@ -201,7 +175,7 @@ def test_samples_of_the_engine_have_the_law_of_the_matrix(at_once):
 
 def test_the_tilted_law_is_kept():
     oracle = Oracle()
-    target = tilted(oracle, reward_of(oracle.states), 1.0)
+    target = tilted(oracle.law, reward_of(oracle.states), 1.0)
     generator = torch.Generator().manual_seed(0)
     x = oracle.states[torch.multinomial(target, 60_000, replacement=True, generator=generator)]
     rule = Metropolis(reward_of, 1.0)

@@ -1,0 +1,44 @@
+"""Calls a user's reward on samples and checks what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ipr_fast import checks
+from ipr_fast.sampling import user_code
+from ipr_fast.trace import span
+
+Reward = Callable[[Tensor], Tensor]  # of samples (B, ...): (B,) real numbers, higher is better
+
+
+def callable_reward(reward: Reward) -> Reward:
+    """Return a reward. Raises ValueError if it cannot be called."""
+    if not callable(reward):
+        raise ValueError(f"reward must be callable, got {type(reward).__name__}")
+    return reward
+
+
+def rewards_of(reward: Reward, x: Tensor, iteration: int) -> Tensor:
+    """Return the rewards (B,) float64 of samples, on their device; on a CPU, NaN is a ValueError."""
+    name = f"reward {checks.name_of(reward)}"
+    with span("reward"), torch.no_grad(), user_code.read_only(name, x=x):
+        found = user_code.call(name, iteration, reward, x)
+    if not isinstance(found, Tensor) or tuple(found.shape) != (len(x),) or found.is_complex():
+        raise ValueError(
+            f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)} in iteration "
+            f"{iteration}"
+        )
+    rewards = found.detach().to(x.device, torch.float64)
+    if rewards.device.type == "cpu":
+        check_nan(reward, rewards.isnan(), f" in iteration {iteration}")
+    return rewards
+
+
+def check_nan(reward: Reward, nan: Tensor, where: str = "") -> None:
+    """Raise ValueError if there is a NaN among the rewards of chains (B,)."""
+    if bool(nan.any()):
+        number = f"NaN for {int(nan.sum())} of {len(nan)} samples{where}"
+        raise ValueError(f"reward {checks.name_of(reward)} must not return NaN, got {number}")
