@@ -16,6 +16,7 @@ from ipr_fast.cli.factory import is_factory
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
+from ipr_fast.evaluation.guidance import GuidanceSettings, run_guidance_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
@@ -29,6 +30,7 @@ OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
     "tokens": ("model", "count", "clues"),
+    "guidance": ("model", "count", "clues", "budgets"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -57,6 +59,13 @@ def _pairs(text: str) -> str:
     return text
 
 
+def _budgets(text: str) -> str:
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or sorted({1, *map(int, words)}) != [*map(int, words)]:
+        raise typer.BadParameter(f"must be ascending whole numbers from 1 on with commas between, got {text!r}")
+    return text
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
 
@@ -69,8 +78,9 @@ def run(
             metavar="EXPERIMENT",
             parser=_experiment,
             help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; "
-            "tokens: the orders of a model of tokens, and IPR, at equal calls; diversity: how evenly "
-            "boards of 4x4 cells cover all grids; initialisation: how soon a model of 9x9 cells learns the rules.",
+            "tokens: the orders of a model of tokens, and IPR, at equal calls; guidance: methods that use a "
+            "reward, at equal calls; diversity: how evenly boards of 4x4 cells cover all grids; initialisation: how "
+            "soon a model of 9x9 cells learns the rules.",
         ),
     ] = "arms",
     out: Annotated[Path | None, path_option(FILES, "JSON file for the measurement.")] = None,
@@ -125,6 +135,16 @@ def run(
             show_default=",".join(map(str, PAIRS)),
         ),
     ] = None,
+    budgets: Annotated[
+        str | None,
+        option(
+            REFINEMENT,
+            "Model calls, for guidance, in passes, with commas between.",
+            parser=_budgets,
+            metavar="BUDGETS",
+            show_default=",".join(map(str, GuidanceSettings.budgets)),
+        ),
+    ] = None,
     every: Annotated[
         int | None,
         option(
@@ -149,6 +169,7 @@ def run(
         "compared": compared,
         "arms": None if arms is None else _listed(arms),
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
+        "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "every": every,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -190,6 +211,9 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
             seed=seed,
             progress=progress,
         )
+    if experiment == "guidance":
+        guided = GuidanceSettings(seed=seed, **given)
+        return run_guidance_experiment(task, denoiser, name, guided, progress=progress)
     if isinstance(denoiser, TokenDenoiser) or isinstance(task, TokenSudoku):
         raise ValueError(f"model: {experiment} is measured on images, got a model of {task.name}; see evaluate tokens")
     if experiment == "arms":

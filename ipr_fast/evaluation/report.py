@@ -16,6 +16,8 @@ def report(results: dict) -> str:
         return repair_table(results)
     if "budgets" in results:
         return token_table(results)
+    if "multiples" in results:
+        return guidance_table(results)
     return diversity_sentence(results) if "boards" in results else initialisation_table(results)
 
 
@@ -112,6 +114,23 @@ def token_table(results: dict) -> str:
         "",
         f"{results['samples']:,} {results['noun']}s{_with_clues(results['clues'])}, seed {results['seed']}, intervals "
         f"95 %.{_judged(results['judge'])} {measured_at(results['environment'])}",
+    ]
+    return "\n".join(lines)
+
+
+def guidance_table(results: dict) -> str:
+    """Format the rows of `guidance.run_guidance_experiment`: shares of valid boards by budget."""
+    budgets, calls = results["multiples"], results["pass_calls"]
+    good = f"{results['adjective']} {results['noun']}s"
+    lines = [_row([good, *(f"{budget} x {calls:g} calls" for budget in budgets)])]
+    lines.append(_row(["---", *["---:"] * len(budgets)]))
+    for row in results["rows"]:
+        cells = {cell["budget"]: Estimate(*cell["share"]).percent() for cell in row["cells"]}
+        lines.append(_row([row["name"], *(cells.get(budget, "") for budget in budgets)]))
+    lines += [
+        "",
+        f"{results['samples']:,} {results['noun']}s{_with_clues(results['clues'])}, seed {results['seed']}, intervals "
+        f"95 %. The reward is minus the violations.{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,101 @@
+"""Methods that use a reward, side by side at equal model calls."""
+
+import json
+
+import pytest
+from small_models import randomise
+
+from ipr_fast.cli.main import main
+from ipr_fast.evaluation import guidance
+from ipr_fast.evaluation.guidance import GuidanceSettings, guidances, run_guidance_experiment
+from ipr_fast.evaluation.report import report
+from ipr_fast.models import TokenTransformer, TokenTransformerConfig
+from ipr_fast.refine import generate_batch, refine_batch
+from ipr_fast.sampling.policies import random_patches
+from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.token_sudoku import TokenSudoku
+
+SETTINGS = GuidanceSettings(count=30, clues=(4, 12), budgets=(1, 2, 5))
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = TokenTransformerConfig(vocabulary_size=5, mask_id=0, rows=4, columns=4, width=16, depth=1, num_heads=1)
+    return randomise(TokenTransformer(config), seed=0)
+
+
+@pytest.fixture(scope="module")
+def results(model):
+    return run_guidance_experiment(TokenSudoku(4), model, "random", SETTINGS)
+
+
+def test_every_arm_keeps_to_the_budget_and_counts_its_rewards(results):
+    rows = {row["name"]: {cell["budget"]: cell for cell in row["cells"]} for row in results["rows"]}
+    methods = ["IPR", "IPR, best so far", "IPR, greedy", "IPR, Metropolis, T = 0.5, best so far"]
+    assert list(rows)[:5] == ["best of N", *methods]
+    assert set(rows) == {"best of N", *methods, "IterRef, T = 0.5", "FK steering, T = 0.5", "SVDD"}
+    for name, cells in rows.items():
+        for budget, cell in cells.items():
+            assert cell["calls"] <= budget * results["pass_calls"] + 1e-9, (name, budget)
+            assert (cell["reward_calls"] == 0) == (name == "IPR")
+    assert [rows["best of N"][budget]["calls"] / budget for budget in (1, 2, 5)] == [results["pass_calls"]] * 3
+    violations = [rows["best of N"][budget]["means"]["violations"][0] for budget in (1, 2, 5)]
+    assert violations[0] > violations[1] > violations[2]
+    assert rows["IPR"][1]["means"] == rows["best of N"][1]["means"]
+
+
+def test_cells_are_those_of_the_library_calls(model, results):
+    task = TokenSudoku(4)
+    experiment = guidance.GuidanceExperiment(task, model, SETTINGS)
+    options = {"model": model, "known": experiment.given["known"]}
+    x = generate_batch(30, known_values=experiment.given["known_values"], **options)
+    (cells,) = (row["cells"] for row in results["rows"] if row["name"] == "IPR")
+    iterations = int(4 * experiment.pass_calls / experiment.iteration_calls)
+    x = refine_batch(x, random_patches(), iterations, **options)
+    assert cells[-1]["means"]["violations"][0] == pytest.approx(task.judge()(x).violations.double().mean())
+    assert cells[-1]["calls"] == pytest.approx(experiment.pass_calls + iterations * experiment.iteration_calls)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 4, 16])
+@pytest.mark.parametrize("steps", [16, 81])
+def test_guided_generations_take_the_calls_that_were_planned(budget, steps, model):
+    """On boards without clues, whose passes take `steps` calls; only the plan where that is slow."""
+    arms = guidances(steps, budget, lambda x: x.double().mean(1), 0.5)
+    assert len(arms) == {1: 0, 2: 1}.get(budget, 3)
+    if steps > 16 or budget > 4:
+        return
+    for arm in arms.values():
+        generate_batch(2, model=model, guidance=arm)
+        cost = getattr(arm.last, "cost", arm.last)
+        assert 0.5 * budget * steps < cost.model_calls.double().mean() <= budget * steps
+
+
+def test_a_task_without_boards_is_refused(model):
+    with pytest.raises(ValueError, match=r"^model: guidance is measured on boards of digits, got a model of even-"):
+        run_guidance_experiment(EvenPixels(), model, "random", SETTINGS)
+
+
+def test_the_report_has_a_column_for_each_budget(results):
+    again = json.loads(json.dumps(results))
+    table = report(again)
+    assert table == report(results)
+    assert table.startswith(f"| valid boards | 1 x {results['pass_calls']:g} calls | 2 x ")
+    assert "The reward is minus the violations." in table
+    assert all(f"| {row['name']} |" in table for row in results["rows"])
+
+
+def test_the_command_measures_images_too(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "guidance.json"
+    arguments = ["evaluate", "guidance", "--count", "3", "--budgets", "1,2", "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    assert "| IPR, greedy | " in capsys.readouterr().out
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]][:2] == ["best of N", "IPR"]
+
+
+@pytest.mark.parametrize("budgets", ["2,4", "1,4,2", "1,1", "1,x", ""])
+def test_bad_budgets_are_wrong_usage(budgets, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "guidance", "--budgets", budgets])
+    assert end.value.code == 2
+    assert "must be ascending whole numbers from 1 on with commas between" in capsys.readouterr().err
