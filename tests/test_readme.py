@@ -177,7 +177,9 @@ def test_tables_of_results_quote_those_of_the_folders():
     assert {row.rstrip(" |") for row in quoted} <= {row.rstrip(" |") for row in sources}  # without empty last columns
 
 
-@pytest.mark.parametrize(("model", "fewest"), [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 128)])
+@pytest.mark.parametrize(
+    ("model", "fewest"), [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 128), ("even-pixels", 256)]
+)
 def test_results_are_the_committed_ones(model, fewest):
     results = measured(f"quality-{model}.json")
     assert results["model"] == model

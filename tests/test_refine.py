@@ -193,7 +193,7 @@ def test_the_bundled_model_is_found_by_its_sample_shape():
     assert x.shape == (2, 1, 32, 32)
     assert ipr_fast.refine_batch(x, random_patches(), 1, schedule=Schedule(1, 1.0)).shape == x.shape
     with pytest.raises(ValueError, match=r"digit-sudoku-4x4 \(1, 32, 32\)"):
-        ipr_fast.refine_batch(torch.zeros(1, 3, 32, 32), random_patches())
+        ipr_fast.refine_batch(torch.zeros(1, 3, 16, 16), random_patches())
 
 
 def test_a_model_that_gives_nan_is_told(model, finished):

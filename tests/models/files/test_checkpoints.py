@@ -70,7 +70,7 @@ def test_bundled_models_load_are_small_and_have_a_card():
             assert len(file.read()) <= MOST_BYTES
         with open(path.replace(".safetensors", ".md")) as card:
             text = card.read()
-        for word in ("Data", "Command", "Seed", "valid"):
+        for word in ("Data", "Command", "Seed", "Measured"):
             assert word in text
     assert "digit-sudoku-4x4" in ipr_fast.bundled_models()
 
