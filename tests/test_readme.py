@@ -220,6 +220,11 @@ def test_every_bundled_model_has_a_card_and_measured_results():
         assert f"models/weights/{model}.md" in text("ipr_fast/evaluation")
 
 
+@pytest.mark.parametrize("model", ["digit-sudoku-4x4", "digit-sudoku-9x9"])
+def test_the_tables_of_repair_are_the_committed_ones(model):
+    assert report(measured(f"repair-{model}.json")) in text("ipr_fast/evaluation")
+
+
 def test_the_words_on_diversity_are_the_committed_ones():
     assert report(measured("diversity-digit-sudoku-4x4.json")) in text("ipr_fast/evaluation")
 
