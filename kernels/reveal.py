@@ -182,13 +182,20 @@ def reveal(
         REMASKS=sigma is not None,
         BY_CONFIDENCE=psi is not None,
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
-        num_warps=1 if slots <= 128 else 4 if slots <= 512 else 16 if slots <= 2048 else 32,
+        num_warps=_num_warps(slots, remasks=sigma is not None),
     )
 
 
 def bytes_moved(batch: int, slots: int, changed: int) -> int:
     """Return the bytes that must move for `changed` tokens; the tables stay in cache."""
     return 24 * batch * slots + 8 * changed
+
+
+def _num_warps(slots: int, remasks: bool) -> int:
+    """Return the warps of a program: with others some version of Triton keeps numbers on the stack."""
+    if slots <= 512:
+        return 1 if slots <= 128 else 4
+    return 16 if slots <= 2048 or remasks else 32
 
 
 def _reveal(
