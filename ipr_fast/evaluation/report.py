@@ -104,33 +104,26 @@ def initialisation_table(results: dict) -> str:
 
 def token_table(results: dict) -> str:
     """Format the rows of `tokens.run_token_experiment`: shares of valid boards by the calls of a board."""
-    budgets, good = results["budgets"], results["adjective"]
-    lines = [_row([f"{good} {results['noun']}s", *(f"{calls} calls" for calls in budgets)])]
-    lines.append(_row(["---", *["---:"] * len(budgets)]))
-    for row in results["rows"]:
-        cells = {cell["budget"]: Estimate(*cell["share"]).percent() for cell in row["cells"]}
-        lines.append(_row([row["name"], *(cells.get(calls, "") for calls in budgets)]))
-    lines += [
-        "",
-        f"{results['samples']:,} {results['noun']}s{_with_clues(results['clues'])}, seed {results['seed']}, intervals "
-        f"95 %.{_judged(results['judge'])} {measured_at(results['environment'])}",
-    ]
-    return "\n".join(lines)
+    return _budget_table(results, {budget: f"{budget} calls" for budget in results["budgets"]})
 
 
 def guidance_table(results: dict) -> str:
     """Format the rows of `guidance.run_guidance_experiment`: shares of valid boards by budget."""
-    budgets, calls = results["multiples"], results["pass_calls"]
-    good = f"{results['adjective']} {results['noun']}s"
-    lines = [_row([good, *(f"{budget} x {calls:g} calls" for budget in budgets)])]
-    lines.append(_row(["---", *["---:"] * len(budgets)]))
+    titles = {budget: f"{budget} x {results['pass_calls']:g} calls" for budget in results["multiples"]}
+    return _budget_table(results, titles, " The reward is minus the violations.")
+
+
+def _budget_table(results: dict, titles: dict[int, str], note: str = "") -> str:
+    """Format shares of valid boards, a column for each budget. note: a sentence on the samples, after a space."""
+    lines = [_row([f"{results['adjective']} {results['noun']}s", *titles.values()])]
+    lines.append(_row(["---", *["---:"] * len(titles)]))
     for row in results["rows"]:
         cells = {cell["budget"]: Estimate(*cell["share"]).percent() for cell in row["cells"]}
-        lines.append(_row([row["name"], *(cells.get(budget, "") for budget in budgets)]))
+        lines.append(_row([row["name"], *(cells.get(budget, "") for budget in titles)]))
     lines += [
         "",
         f"{results['samples']:,} {results['noun']}s{_with_clues(results['clues'])}, seed {results['seed']}, intervals "
-        f"95 %. The reward is minus the violations.{_judged(results['judge'])} {measured_at(results['environment'])}",
+        f"95 %.{note}{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 
