@@ -53,7 +53,7 @@ def test_compiled_losses_are_the_plain_ones(dtype):
     plain, fused = (Trainer(small_task("even-pixels"), each, "cuda") for each in settings)
     for _ in range(5):
         expected, losses = plain.train_step(), fused.train_step()
-        # As in tests/training/test_run.py: a few roundings to bfloat16 at the most.
+        # As in tests/training/test_trainer.py: a few roundings to bfloat16 at the most.
         assert losses.velocity.item() == pytest.approx(expected.velocity.item(), rel=0.03)
 
 
