@@ -85,8 +85,11 @@ class Call:
 
 def model_for(x: Tensor) -> Denoiser | TokenDenoiser:
     """Return the bundled model for samples x, images or int64 tokens, on their device."""
-    is_tokens = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2
-    shape = (x if is_tokens else checks.images("x", x)).shape[1:]
+    has_rows = isinstance(x, Tensor) and x.ndim == 2
+    if has_rows and x.dtype != torch.int64:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"x must be images (B, C, H, W) or int64 tokens (B, N), got {dtype} of shape {tuple(x.shape)}")
+    shape = (x if has_rows else checks.images("x", x)).shape[1:]
     return bundled(bundled_model_for(tuple(shape)), x.device)
 
 

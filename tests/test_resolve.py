@@ -49,3 +49,8 @@ def test_a_bundled_model_is_loaded_once():
     assert tokens is resolve.bundled("token-sudoku-9x9", CPU)
     assert tokens.length == 81
     assert resolve.device_for(None, resolve.bundled(resolve.DEFAULT_MODEL, CPU)) == CPU
+
+
+def test_rows_that_are_neither_images_nor_tokens_say_so():
+    with pytest.raises(ValueError, match=r"int64 tokens \(B, N\), got float32 of shape \(2, 81\)"):
+        resolve.model_for(torch.zeros(2, 81))
