@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from ipr_fast.tasks.token_sudoku import TokenSudoku
 OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
-    "tokens": ("model", "count", "clues"),
+    "tokens": ("model", "count", "clues", "keep"),
     "guidance": ("model", "count", "clues", "budgets"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
@@ -145,6 +146,10 @@ def run(
             show_default=",".join(map(str, GuidanceSettings.budgets)),
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        path_option(FILES, "Folder for the boards of tokens made; the same command goes on from them."),
+    ] = None,
     every: Annotated[
         int | None,
         option(
@@ -171,6 +176,7 @@ def run(
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "every": every,
+        "keep": keep,
     }
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
@@ -180,13 +186,15 @@ def run(
     if out is not None:
         outputs.check_no_folders([out])
         outputs.prepare_folder(out.parent)
-    results = _measure(experiment, given, device, run_options)
+    results = _measure(experiment, given, device, run_options, out)
     print(report(results))  # first, so that a full disk does not lose it
     if out is not None:
         outputs.write_json(out, results)
 
 
-def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_options: RunOptions) -> dict:
+def _measure(
+    experiment: str, given: dict[str, Any], device: torch.device, run_options: RunOptions, out: Path | None
+) -> dict:
     seed, progress = run_options.seed, run_options.progress
     if experiment == "initialisation":
         boards, every = given.get("count", TRAINING_BOARDS), given.get("every", PROBE_EVERY)
@@ -198,8 +206,9 @@ def _measure(experiment: str, given: dict[str, Any], device: torch.device, run_o
     if experiment == "tokens":
         if not isinstance(denoiser, TokenDenoiser) or not isinstance(task, TokenSudoku):
             raise ValueError(f"model: this is an experiment on tokens, got a model of {task.name}")
-        settings = TokenExperimentSettings(seed=seed, **given)
-        return run_token_experiment(task, denoiser, name, settings, progress=progress)
+        folder, settings = given.pop("keep", None), TokenExperimentSettings(seed=seed, **given)
+        found = (lambda results: None) if out is None else partial(outputs.write_json, out)
+        return run_token_experiment(task, denoiser, name, settings, progress=progress, folder=folder, found=found)
     if experiment == "repair":
         return measure_repair(
             task,

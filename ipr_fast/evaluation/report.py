@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.evaluation.intervals import Estimate
 
@@ -104,7 +106,16 @@ def initialisation_table(results: dict) -> str:
 
 def token_table(results: dict) -> str:
     """Format the rows of `tokens.run_token_experiment`: shares of valid boards by the calls of a board."""
-    return _budget_table(results, {budget: f"{budget} calls" for budget in results["budgets"]})
+    titles = {budget: f"{budget} calls" for budget in results["budgets"]}
+    counts = [[cell.get("boards", results["samples"]) for cell in row["cells"]] for row in results["rows"]]
+    fewer = any(count < results["samples"] for row in counts for count in row)
+    note = " Cells with fewer boards name their number." if fewer else ""
+
+    def share(cell: dict) -> str:
+        count = cell.get("boards", results["samples"])
+        return _share(cell) + (f" of {count:,}" if count < results["samples"] else "")
+
+    return _budget_table(results, titles, note, share)
 
 
 def guidance_table(results: dict) -> str:
@@ -113,12 +124,14 @@ def guidance_table(results: dict) -> str:
     return _budget_table(results, titles, " The reward is minus the violations.")
 
 
-def _budget_table(results: dict, titles: dict[int, str], note: str = "") -> str:
-    """Format shares of valid boards, a column for each budget. note: a sentence on the samples, after a space."""
+def _budget_table(
+    results: dict, titles: dict[int, str], note: str = "", shown: Callable[[dict], str] = lambda cell: _share(cell)
+) -> str:
+    """Format a column for each budget. note: a sentence on the samples, after a space. shown: formats a cell."""
     lines = [_row([f"{results['adjective']} {results['noun']}s", *titles.values()])]
     lines.append(_row(["---", *["---:"] * len(titles)]))
     for row in results["rows"]:
-        cells = {cell["budget"]: Estimate(*cell["share"]).percent() for cell in row["cells"]}
+        cells = {cell["budget"]: shown(cell) for cell in row["cells"]}
         lines.append(_row([row["name"], *(cells.get(budget, "") for budget in titles)]))
     lines += [
         "",
@@ -126,6 +139,10 @@ def _budget_table(results: dict, titles: dict[int, str], note: str = "") -> str:
         f"95 %.{note}{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
+
+
+def _share(cell: dict) -> str:
+    return Estimate(*cell["share"]).percent()
 
 
 def _with_clues(clues: list[int]) -> str:

@@ -1,0 +1,89 @@
+"""Samples of finished pieces of a measurement, kept in a folder: a stopped measurement goes on from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipr_fast import outputs
+
+RUN_FILE = "run.json"
+
+
+class KeptTokens:
+    """Tokens (B, N) by the names of pieces of work: in memory, and as .npy files where there is a folder.
+
+    run: what the samples depend on, ready for JSON. Raises ValueError for a folder of another run, naming what differs,
+    and for one that cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, run: dict[str, Any]) -> None:
+        self.folder, self._held = folder, dict[str, Tensor]()
+        if folder is None:
+            return
+        outputs.prepare_folder(folder)
+        run = json.loads(json.dumps(run))  # tuples become lists
+        file = folder / RUN_FILE
+        if file.exists():
+            earlier = _read_json(file)
+            for name in sorted({*run, *earlier}):
+                if run.get(name) != earlier.get(name):
+                    was, now = earlier.get(name), run.get(name)
+                    raise ValueError(f"{folder}: holds samples of another run, with {name} {was!r} and not {now!r}")
+        outputs.write_json(file, run)
+
+    def has(self, name: str) -> bool:
+        return name in self._held or (self.folder is not None and self._file(name).exists())
+
+    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the tokens of a piece, from the folder or from `make`, which is then kept."""
+        if name not in self._held:
+            self._held[name] = self._read(name) if self.has(name) else self._write(name, make())
+        return self._held[name]
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / (re.sub(r"[^a-z0-9.]+", "-", name.lower()) + ".npy")
+
+    def _read(self, name: str) -> Tensor:
+        file = self._file(name)
+        try:
+            return torch.from_numpy(np.load(file)).long()
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{file}: cannot be read as samples ({error}); remove it to make them again") from error
+
+    def _write(self, name: str, tokens: Tensor) -> Tensor:
+        tokens = tokens.cpu()
+        if self.folder is not None:
+            with outputs.replacing(self._file(name)) as file:
+                np.save(file, tokens.to(torch.int32).numpy())
+        return tokens
+
+
+def weights_hash(model: object) -> str:
+    """Return a SHA-256 of a module's parameters and buffers; "" for a model of another kind."""
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: is not the record of a run ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: is not the record of a run")
+    return value
