@@ -189,12 +189,13 @@ def test_repair_and_orders_are_measured_and_reported(weights, tmp_path, capsys):
     repair = json.loads(out.read_text())["repair"]
     assert [arm["pairs"] for arm in repair] == [0, 2]
     assert repair[0]["valid_by_iteration"][0] == 4
-    run("evaluate", "tokens", "--model", weights, "--count", 6, "--clues", 0, 8, "--out", out, "--quiet")
+    command = ("evaluate", "tokens", "--model", weights, "--count", 6, "--clues", 0, 8, "--out", out, "--quiet")
+    run(*command, "--keep", tmp_path / "kept")
     table = capsys.readouterr().out
     run("evaluate", "--report", out)
     assert capsys.readouterr().out in table
     rows = json.loads(out.read_text())["rows"]
-    assert [row["name"] for row in rows][:2] == ["one pass, random", "one pass, confidence"]
+    assert [row["name"] for row in rows][:2] == ["one pass, confidence", "confidence and IPR, alpha 0.1"]
     assert all(cell["calls"] <= cell["budget"] for row in rows for cell in row["cells"])
 
 
