@@ -6,7 +6,6 @@ bit-identical samples whatever iteration it continues from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
@@ -25,6 +24,7 @@ from ipr_fast import checks
 from ipr_fast.cli.sampling_options import SamplingArguments
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.files.content_hash import content_hash
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.outputs import WRITING, alone_in, prepare_folder, replacing, write_json
 from ipr_fast.refine import refine_batch
@@ -251,15 +251,3 @@ class _Saver:
                 self.error = error
                 raise
             self._saved = time.monotonic()
-
-
-def content_hash(*contents: Tensor | str) -> str:
-    """Hash tensors (dtype, shape and bytes) and strings to sixteen hexadecimal digits of SHA-256."""
-    digest = hashlib.sha256()
-    for content in contents:
-        if isinstance(content, Tensor):
-            digest.update(f"{content.dtype} {tuple(content.shape)} ".encode())
-            digest.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{len(content)} {content}".encode())
-    return digest.hexdigest()[:16]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from ipr_fast import checks, files
-from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, content_hash, refine_in_chunks, run_folder
+from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, refine_in_chunks, run_folder
 from ipr_fast.cli.common import (
     ACCEPTANCE,
     FILES,
@@ -30,9 +29,8 @@ from ipr_fast.cli.common import (
 )
 from ipr_fast.cli.factory import reward_from
 from ipr_fast.cli.sampling_options import SamplingOptions
-from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for
-from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.models.files.content_hash import content_hash, model_hash
 from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.policies import random_patches
 
@@ -140,7 +138,7 @@ def run(
     }
     settings = {
         "input": content_hash(images),
-        "model": _model_hash(denoiser, source),
+        "model": model_hash(denoiser, source),
         "known": None if arguments["known"] is None else content_hash(arguments["known"]),
         **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items()},
         **{name.replace("_", "-"): value for name, value in dataclasses.asdict(acceptance).items()},
@@ -158,11 +156,3 @@ def run(
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device)
         files.write_samples(out, files.Samples(x, samples.names, samples.depth))
     tell(out, x, "refined samples")
-
-
-def _model_hash(model: Denoiser | TokenDenoiser, source: str) -> str:
-    """Hash a model's configuration and weights; without a dataclass `config`, its `--model` text and weights."""
-    config = getattr(model, "config", None)
-    weights = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-    tensors = [part for pair in weights.items() if isinstance(pair[1], torch.Tensor) for part in pair]
-    return content_hash(str(config) if dataclasses.is_dataclass(config) else source, *tensors)

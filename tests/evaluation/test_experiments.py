@@ -3,9 +3,9 @@
 import pytest
 from small_models import randomise
 
-import ipr_fast
 from ipr_fast import Schedule
-from ipr_fast.evaluation.experiments import ARMS, Experiment, ExperimentSettings, run_experiment
+from ipr_fast.evaluation.arms import Arm
+from ipr_fast.evaluation.experiments import ARMS, ONE_PASS, Experiment, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.report import report
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 from ipr_fast.tasks.catalog import task_of
@@ -72,11 +72,9 @@ def test_images_have_their_own_measures_and_no_clues(images):
 
 def test_given_clues_make_an_arm_cheaper(boards):
     experiment = Experiment(task_of(boards.grid), boards, ExperimentSettings(count=8, clues=(4, 4)))
-    assert experiment.free == [12] * 8
     steps = Schedule(2, 0.9).steps(12)
-    assert experiment.one_pass_cost() == (steps, 16 + 12 * steps)
-    reports = experiment.refine(ipr_fast.random_patches(), 2, experiment.refine_schedule)
-    assert len(reports) == 3  # and the clues have kept their bits, or it would have raised
+    assert experiment.cost(ONE_PASS, 0) == (steps, 16 + 12 * steps)
+    assert len(experiment.reports(Arm("IPR", 2))) == 3  # and the clues have kept their bits, or it would have raised
 
 
 def test_clues_must_leave_a_cell(boards):

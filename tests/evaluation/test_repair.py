@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ipr_fast
-from ipr_fast.evaluation import repair
+from ipr_fast.evaluation import arms
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.evaluation.repair import measure_repair
 from ipr_fast.tasks.even_pixels import EvenPixels
@@ -50,7 +50,7 @@ def test_an_oracle_restores_every_board_in_time(boards):
 
 def test_the_boards_are_held_out_ones_and_differ_by_k_swaps_only(boards, monkeypatch):
     seen = []
-    monkeypatch.setattr(repair, "refine_batch", lambda x, *_, **__: seen.append(x) or x)
+    monkeypatch.setattr(arms, "refine_batch", lambda x, *_, **__: seen.append(x) or x)
     results = measure_repair(DigitSudoku(4), Oracle(boards), "oracle", COUNT, 1, (0, 3), seed=5)
     torch.testing.assert_close(seen[0], boards, rtol=0, atol=0)
     before, after = (Oracle.grid.to_patches(x) for x in seen)
