@@ -17,17 +17,18 @@ WRITING = ".writing"  # ends the name of a file until it is whole
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike, *, suffix: str = WRITING) -> Iterator[BinaryIO]:
     """Open a temporary binary file that replaces `path` atomically when the block ends.
 
     The file is synced before it is renamed: after a crash either the old or the new file is there, whole. If the block
     raises, the old file stays and the temporary one is removed. A link stays, and the file that it names is replaced.
+    suffix: of the temporary file, which several processes that write the same file must not share.
     An OSError, or the RuntimeError that torch's writer raises instead, becomes an OSError that names `path` and the
     reason.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(target.name + WRITING)
+    temporary = target.with_name(target.name + suffix)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -86,8 +87,11 @@ def check_room(path: Path, existing: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock a folder: another process that wants it gets a ValueError. Does nothing on systems without file locks."""
+def alone_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Lock a folder or file: another process that wants it gets a ValueError. Does nothing where there are no locks.
+
+    shared: other processes may hold it in the same way.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -96,7 +100,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{folder}: another run is at work there") from error
         except OSError:  # a file system without locks

@@ -16,7 +16,8 @@ KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
 MODELS = "digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9"
 WEIGHTS = [f"ipr_fast/models/weights/{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")]
 RECIPES = [f"ipr_fast/training/recipes/{name}.toml" for name in ("digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9")]
-DATA = ["ipr_fast/py.typed", *WEIGHTS, *RECIPES]
+EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").rglob("experiments/*.toml"))
+DATA = ["ipr_fast/py.typed", *WEIGHTS, *RECIPES, *EXPERIMENTS]
 IMPORTS_ALL = """
 import importlib, importlib.resources, importlib.util, sys
 for name in sys.argv[1:]:

@@ -14,6 +14,7 @@ import typer
 from ipr_fast import outputs
 from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
 from ipr_fast.cli.factory import is_factory
+from ipr_fast.cli.shard_options import ShardOptions, is_plan, run_plan
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
@@ -21,6 +22,7 @@ from ipr_fast.evaluation.guidance import GuidanceSettings, run_guidance_experime
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
+from ipr_fast.evaluation.scale.plan import plan_names
 from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import DEFAULT_MODEL
@@ -42,8 +44,9 @@ TRAINING_BOARDS, PROBE_EVERY = 128_000, 32_000
 
 
 def _experiment(text: str) -> str:
-    if text not in OPTIONS:
-        raise typer.BadParameter(f"must be one of {', '.join(OPTIONS)}, got {text!r}")
+    if text not in OPTIONS and not is_plan(text):
+        names = ", ".join([*OPTIONS, *plan_names()])
+        raise typer.BadParameter(f"must be one of {names}, or a .toml file, got {text!r}")
     return text
 
 
@@ -81,10 +84,13 @@ def run(
             help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; "
             "tokens: the orders of a model of tokens, and IPR, at equal calls; guidance: methods that use a "
             "reward, at equal calls; diversity: how evenly boards of 4x4 cells cover all grids; initialisation: how "
-            "soon a model of 9x9 cells learns the rules.",
+            "soon a model of 9x9 cells learns the rules. In shards, resumed by the same command: "
+            f"{', '.join(plan_names())}, or a .toml file of yours.",
         ),
     ] = "arms",
-    out: Annotated[Path | None, path_option(FILES, "JSON file for the measurement.")] = None,
+    out: Annotated[
+        Path | None, path_option(FILES, "JSON file for the measurement; of an experiment in shards, its folder.")
+    ] = None,
     report_file: Annotated[
         Path | None,
         option(
@@ -157,6 +163,7 @@ def run(
         ),
     ] = None,
     model: Annotated[str | None, model_option(show_default=DEFAULT_MODEL)] = None,
+    shard_options: ShardOptions,
     run_options: RunOptions,
 ) -> None:
     """Measure sample quality before and after refinement, beside controls.
@@ -179,9 +186,13 @@ def run(
         "keep": keep,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in OPTIONS[experiment]:
-            raise ValueError(f"--{name} is not an option of {experiment}, which has {', '.join(OPTIONS[experiment])}")
+    has = ("model", "count", *vars(shard_options)) if is_plan(experiment) else OPTIONS[experiment]
+    for name in (*given, *shard_options.given()):
+        if name not in has:
+            raise ValueError(f"--{name} is not an option of {experiment}, which has {', '.join(has)}")
+    if is_plan(experiment):
+        run_plan(experiment, out, model, count, shard_options, run_options)
+        return
     device = run_options.checked_device()
     if out is not None:
         outputs.check_no_folders([out])

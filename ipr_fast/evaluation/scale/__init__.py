@@ -1,0 +1,1 @@
+"""Experiments over many chains: described as data, run in shards, resumed, reported."""

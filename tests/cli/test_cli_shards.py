@@ -1,0 +1,85 @@
+"""`ipr-fast evaluate NAME`: experiments in shards."""
+
+import json
+
+import pytest
+
+from ipr_fast.cli.main import main
+
+pytest.importorskip("pyarrow")
+from small_plans import rows, write_plan
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return str(write_plan(tmp_path_factory.mktemp("plan")))
+
+
+def evaluated(*arguments):
+    return main(["evaluate", *map(str, arguments), "--device", "cpu", "--quiet"])
+
+
+def test_a_run_and_its_shares_have_the_same_rows(file, tmp_path, capsys):
+    assert evaluated(file, "--out", tmp_path / "a", "--count", 6) == 0
+    assert capsys.readouterr().out.startswith(f"4 of 4 shards are in {tmp_path / 'a'}")
+    assert evaluated(file, "--out", tmp_path / "b", "--count", 6, "--shard", "2/2") == 0
+    assert capsys.readouterr().out == f"2 of 4 shards are in {tmp_path / 'b'}\n"
+    assert evaluated(file, "--out", tmp_path / "b", "--count", 6, "--shard", "1/2") == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert {row[0] for row in rows(tmp_path / "a")} == {0, 1}
+
+
+def test_all_samples_are_stored_if_asked_for(file, tmp_path):
+    assert evaluated(file, "--out", tmp_path, "--count", 8, "--samples") == 0
+    assert None not in {row[-1] for row in rows(tmp_path)}
+
+
+def test_the_bar_shows_shards_samples_a_second_and_the_time_left(file, tmp_path, capsys):
+    assert main(["evaluate", file, "--out", str(tmp_path), "--count", "6", "--device", "cpu"]) == 0
+    bar = capsys.readouterr().err
+    assert "plan, 4 shards left:   0%" in bar
+    assert "plan, 0 shards left: 100%" in bar
+    assert "12/12 [" in bar
+    assert "sample/s]" in bar or "s/sample]" in bar
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--out: FILE needs a folder for its records"),
+        (["--out", "OUT", "--iters", 3], "--iters is not an option of FILE, which has model, count, shard, ray"),
+        (["--out", "OUT", "--workers", 3], "--workers is the number of workers on Ray; give --ray too"),
+        (["--out", "OUT", "--seed", 3], "--seed: FILE has seeds of its own"),
+        (["--out", "OUT", "--model", "nobody"], "model must be a bundled model"),
+        (["--out", "OUT", "--model", "token-sudoku-9x9"], "model token-sudoku-9x9 makes samples of token-sudoku-9x9"),
+        (["--out", "FILE"], "FILE: cannot be made a folder"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_a_line(file, tmp_path, arguments, said, capsys):
+    words = [str(word).replace("FILE", file).replace("OUT", str(tmp_path / "out")) for word in arguments]
+    assert evaluated(file, *words) == 1
+    error = capsys.readouterr().err
+    assert said.replace("FILE", file) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_run_is_named(file, tmp_path, capsys):
+    assert evaluated(file, "--out", tmp_path, "--count", 3) == 0
+    assert evaluated(file, "--out", tmp_path, "--count", 4) == 1
+    assert f"{tmp_path}: holds another run, of plan: samples 3 (now 4)\n" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert set(manifest) >= {"experiment", "configuration", "weights", "ipr_fast", "torch", "dtype", "device"}
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "x", "1"])
+def test_a_wrong_share_is_told(file, shard, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluated(file, "--shard", shard)
+    assert ended.value.code == 2
+    assert "must be I/N with 1 <= I <= N" in capsys.readouterr().err
+
+
+def test_options_of_shards_are_refused_elsewhere(capsys):
+    assert evaluated("repair", "--shard", "1/2") == 1
+    assert "--shard is not an option of repair, which has model, count, iters, pairs" in capsys.readouterr().err
