@@ -14,7 +14,7 @@ import torch
 import typer
 
 import ipr_fast
-from ipr_fast.cli import convert, demo, evaluate, generate, info, refine, train
+from ipr_fast.cli import convert, demo, evaluate, generate, info, refine, report, train
 from ipr_fast.cli.common import flatten, printable
 from ipr_fast.engine.capture_check import CaptureError
 from ipr_fast.errors import ExtraError, UserCodeError
@@ -24,7 +24,7 @@ from ipr_fast.models.contract import NotFiniteWarning
 COMMANDS: dict[str, tuple[ModuleType, ...]] = {
     "Try it": (demo,),
     "Generate and refine": (generate, refine),
-    "Models": (train, evaluate, convert, info),
+    "Models": (train, evaluate, report, convert, info),
 }
 
 # Errors that the user can act on: told in one line.

@@ -31,10 +31,14 @@ class Estimate(NamedTuple):
 
 def share(successes: Tensor) -> Estimate:
     """The share of True in a bool tensor (B,), with the score interval (Wilson 1927)."""
-    n = successes.numel()
+    return share_of(int(successes.sum()), successes.numel())
+
+
+def share_of(successes: int, n: int) -> Estimate:
+    """The share of `successes` among n, as `share` has it."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0)
-    p = successes.double().mean().item()
+    p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
@@ -45,13 +49,27 @@ def paired_gain(before: Tensor, after: Tensor) -> Estimate:
 
     That is Wald's interval after half a sample is added to each of the four outcomes, so it holds for few samples too.
     """
-    n = before.numel()
+    return gain_of(int((after & ~before).sum()), int((before & ~after).sum()), before.numel())
+
+
+def gain_of(fixed: int, broken: int, n: int) -> Estimate:
+    """The gain of n samples, `fixed` of which became True and `broken` False, as `paired_gain` has it."""
     if n == 0:
         return Estimate(math.nan, -1.0, 1.0)
-    fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
     centre = (fixed - broken) / (n + 2)
     half = Z * math.sqrt(fixed + broken + 1 - (fixed - broken) ** 2 / (n + 2)) / (n + 2)
     return Estimate((fixed - broken) / n, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """The two-sided p-value of McNemar's exact test: as many samples fixed as broken, but for chance (McNemar 1947)."""
+    n, fewer = fixed + broken, min(fixed, broken)
+    if 2 * fewer == n:
+        return 1.0
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(fewer + 1)]
+    largest = max(logs)
+    log_sum = largest + math.log(sum(math.exp(each - largest) for each in logs))
+    return min(1.0, 2 * math.exp(log_sum - n * math.log(2)))
 
 
 def paired_changes(before: Tensor, after: Tensor) -> dict:

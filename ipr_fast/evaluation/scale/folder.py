@@ -102,7 +102,9 @@ class RunFolder:
     def compute(self, worker: Worker, shard: Shard) -> None:
         """Compute a shard and write its file."""
         rows, seconds, in_engine = worker.compute(shard)
-        facts = {"identity": self._name(shard), "seconds": f"{seconds:.3f}", "engine_seconds": f"{in_engine:.3f}"}
+        words = {"noun": worker.task.noun, "adjective": worker.task.adjective, "judge": worker.judge.note}
+        times = {"seconds": f"{seconds:.3f}", "engine_seconds": f"{in_engine:.3f}"}
+        facts = {"identity": self._name(shard), **words, **times, "processor": worker.processor}
         write_shard(self.file(shard), rows.table(), facts)
 
 

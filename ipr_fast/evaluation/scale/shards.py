@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ipr_fast.evaluation.arms import Arm, Chains, Given
+from ipr_fast.evaluation.environment import processor
 from ipr_fast.evaluation.evaluate import draw_clues, task_for
 from ipr_fast.evaluation.scale.plan import Plan
 from ipr_fast.evaluation.scale.records import MEASURE, Rows
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.tasks.base import Judge, Report
@@ -64,6 +66,8 @@ class Worker:
         ):
             raise ValueError(f"{plan.task} has no cells: there can be no clues and no swapped cells")
         self.judge: Judge = self.task.judge()
+        device = contract.device_of(model) or torch.device("cpu")
+        self.processor = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
 
     def compute(self, shard: Shard) -> tuple[Rows, float, float]:
         """Run every arm on a shard's chains. Returns its rows, the seconds it took, and those in the engine."""
