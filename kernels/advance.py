@@ -5,11 +5,13 @@ At step s of a chain with n active patches, T steps, block length L and starts S
     due   = #{k : S_k <= s}
     start = s   for the (due - started) waiting slots of lowest log-variance (NaN is the highest), ties by slot
     level = clamp((L - (s + 1 - start)) / L, 0, 1)          for started slots; 1 for waiting ones; 0 once s + 1 >= T
+    row   = #{r : levels(r) < level}                        where a network looks levels up in a table
 
-Shapes: level, previous_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; count (B,) int32; step
-(B,) int64. The tables are those of `ScheduleTables`: steps, block (N + 1,), starts (N + 1, N), int32.
-Bytes that must move: 24 B A (start and level read and written, log-variance read, previous level written); the tables,
-4 N for each chain, stay in cache.
+Shapes: level, previous_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; row (B, A) int64;
+count (B,) int32; step (B,) int64; levels (R,) float32, ascending. The tables are those of `ScheduleTables`: steps,
+block (N + 1,), starts (N + 1, N), int32.
+Bytes that must move: 24 B A (start and level read and written, log-variance read, previous level written), 8 B A for
+rows; the tables, 4 N for each chain, and the levels stay in cache.
 Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep.
 """
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.kernels.launch import MIN_BLOCK, contiguous, jit, launch, power_of_2, rows_of, runs_kernel
+from ipr_fast.kernels.slot_inputs import row_of
 
 try:
     import triton.language as tl
@@ -37,10 +40,14 @@ def advance_kernel(
     p_steps,
     p_block,
     p_starts,
+    p_row,
+    p_levels,
     N,
     A,
+    R,
     LOG_VARIANCE_STRIDE,
     HAS_LOG_VARIANCE: tl.constexpr,
+    R_BITS: tl.constexpr,
     A_BLOCK: tl.constexpr,
     N_BLOCK: tl.constexpr,
 ):
@@ -81,6 +88,8 @@ def advance_kernel(
     b_level = tl.where(b_start < 0, 1.0, b_level)
     b_level = tl.where(m_slot & (step + 1 < steps), b_level, 0.0)
     tl.store(p_level + o_level, b_level, mask=o_slot < A)
+    if R_BITS > 0:
+        tl.store(p_row + o_level, row_of(b_level, p_levels, R, R_BITS), mask=o_slot < A)
     tl.debug_barrier()  # all threads of this program have read the step
     tl.store(p_step + i_chain, step.to(tl.int64))
 
@@ -96,18 +105,21 @@ def advance(
     steps: Tensor,
     block: Tensor,
     starts: Tensor,
+    row: Tensor | None = None,
+    levels: Tensor | None = None,
 ) -> None:
     """Do one step more than `step`, the last one that was done: update it, `start`, `level` and `previous_level`.
 
-    Padding slots get level 0. Without log_variance, slots start in order.
+    Padding slots get level 0. Without log_variance, slots start in order. row: updated too, its levels being `levels`.
     """
     if not runs_kernel(advance_kernel, start, log_variance):
-        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts)
+        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts, row, levels)
         return
     batch, slots = start.shape
     if start.numel() == 0:
         return
     contiguous(start=start, level=level, previous_level=previous_level, count=count, step=step, starts=starts)
+    contiguous(row=row, levels=levels)
     order, stride = (None, 0) if log_variance is None else rows_of(log_variance[..., None])
     num_patches = starts.shape[1]
     launch(
@@ -122,19 +134,23 @@ def advance(
         steps,
         block,
         starts,
+        row,
+        levels,
         num_patches,
         slots,
+        0 if levels is None else len(levels),
         stride,
         HAS_LOG_VARIANCE=order is not None,
+        R_BITS=0 if row is None or levels is None else len(levels).bit_length(),
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
         N_BLOCK=power_of_2(num_patches),
-        num_warps=1 if num_patches <= 128 else 4,
+        num_warps=1 if num_patches <= 128 else min(16, max(4, power_of_2(num_patches) // 128)),
     )
 
 
-def bytes_moved(batch: int, slots: int) -> int:
-    """Return the bytes that must move; the tables stay in cache."""
-    return 24 * batch * slots
+def bytes_moved(batch: int, slots: int, rows: bool = False) -> int:
+    """Return the bytes that must move, with rows or without; the tables stay in cache."""
+    return (32 if rows else 24) * batch * slots
 
 
 def _advance(
@@ -147,6 +163,8 @@ def _advance(
     steps: Tensor,
     block: Tensor,
     starts: Tensor,
+    row: Tensor | None = None,
+    levels: Tensor | None = None,
 ) -> None:
     """The torch twin."""
     previous_level.copy_(level)
@@ -171,3 +189,5 @@ def _advance(
     left = torch.where(start < 0, 1.0, left)
     running = (step + 1 < steps[count][:, None]) & occupied
     level.copy_(torch.where(running, left, 0.0))
+    if row is not None and levels is not None:
+        row.copy_(torch.searchsorted(levels, level))

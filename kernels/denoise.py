@@ -8,11 +8,11 @@ With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + t
     sigma = eta sqrt(1-r) t' (t/t')**v                      (v = 0 without a variance head)
 
 so a slot has three coefficients, and an element takes two products, one power and one normal. At t' = 0: z' = x0, as
-gamma, sigma and r are 0.
+gamma, sigma and r are 0. A network may leave the mix a logit, whose sigmoid is taken here.
 
-Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix (B, A, P); seed, iteration ()
-int64; step, chain_ids (B,) int64.
-Bytes that must move, for each moving slot: z read and written, 8 P, and the predictions read once.
+Shapes: patches (B, N, P) float32; level, next_level, index (B, A); velocity, variance_mix, slot_values (B, A, P); seed,
+iteration () int64; step, chain_ids (B,) int64.
+Bytes that must move, for each moving slot: z read and written, 8 P, the predictions read once, slot_values written.
 Source: Kang, Yoon, Ahn 2026, in rectified flow's notation; the variance mix is of Nichol & Dhariwal 2021.
 """
 
@@ -39,6 +39,7 @@ def denoise_kernel(
     p_next_level,
     p_velocity,
     p_mix,
+    p_values,
     p_noise,
     p_step,
     p_iteration,
@@ -54,6 +55,8 @@ def denoise_kernel(
     MIX_STRIDE,
     STREAM: tl.constexpr,
     HAS_MIX: tl.constexpr,
+    IS_LOGIT: tl.constexpr,
+    HAS_VALUES: tl.constexpr,
     FRESH: tl.constexpr,
     GIVEN: tl.constexpr,
     S_BLOCK: tl.constexpr,
@@ -104,9 +107,13 @@ def denoise_kernel(
         if HAS_MIX:
             o_mix = i_slot[:, None] * MIX_STRIDE + o_element[None, :]
             v = tl.load(p_mix + o_mix, mask=m_element, other=0.0).to(tl.float32)
+            if IS_LOGIT:
+                v = tl.sigmoid(v)
             sigma = sigma * tl.exp(v * log_ratio[:, None])
         z += tl.where((s > 0)[:, None], sigma, 0.0) * xi  # an extreme mix may make sigma infinite: no 0 * inf
     tl.store(p_patches + o_patch, z, mask=m_element)
+    if HAS_VALUES:
+        tl.store(p_values + i_slot[:, None] * P + o_element[None, :], z, mask=m_element)
 
 
 def denoise(
@@ -124,20 +131,25 @@ def denoise(
     iteration: Tensor,
     chain_ids: Tensor,
     noise: Tensor | None = None,
+    mix_is_logit: bool = False,
+    slot_values: Tensor | None = None,
 ) -> None:
     """Update the slots whose level changes; every other patch keeps its bits.
 
-    noise: (B, N, P), replaces the normals that seed and counters define.
+    noise: (B, N, P), replaces the normals that seed and counters define. mix_is_logit: `variance_mix` is the logit of
+    the mix. slot_values: the slots' patches as of `slot_inputs`, updated too.
     """
     if not runs_kernel(denoise_kernel, patches, velocity, variance_mix, noise):
         counters = (seed, STREAM_POSTERIOR, step[:, None], iteration, chain_ids)
-        _denoise(patches, index, level, next_level, velocity, variance_mix, stochasticity, temperature, counters, noise)
+        mix = variance_mix.sigmoid() if variance_mix is not None and mix_is_logit else variance_mix
+        settings = stochasticity, temperature, counters, noise, slot_values
+        _denoise(patches, index, level, next_level, velocity, mix, *settings)
         return
     (batch, slots), (_, num_patches, numel) = index.shape, patches.shape
     if index.numel() == 0:
         return
     contiguous(patches=patches, index=index, level=level, next_level=next_level)
-    contiguous(step=step, chain_ids=chain_ids, noise=noise)
+    contiguous(step=step, chain_ids=chain_ids, noise=noise, slot_values=slot_values)
     velocity, velocity_stride = rows_of(velocity)
     mix, mix_stride = (None, 0) if variance_mix is None else rows_of(variance_mix)
     quads = -(-numel // 4)
@@ -152,6 +164,7 @@ def denoise(
         next_level,
         velocity,
         mix,
+        slot_values,
         noise,
         step,
         iteration,
@@ -167,6 +180,8 @@ def denoise(
         mix_stride,
         STREAM=STREAM_POSTERIOR,
         HAS_MIX=mix is not None,
+        IS_LOGIT=mix_is_logit,
+        HAS_VALUES=slot_values is not None,
         FRESH=stochasticity * temperature > 0,
         GIVEN=noise is not None,
         S_BLOCK=s_block,
@@ -175,9 +190,12 @@ def denoise(
     )
 
 
-def bytes_moved(moving: int, numel: int, size: int, mix: bool) -> int:
-    """Return the bytes that must move for `moving` slots, with predictions of `size` bytes a number."""
-    return moving * numel * (8 + size * (2 if mix else 1))
+def bytes_moved(moving: int, numel: int, size: int, mix: bool, values_size: int = 0) -> int:
+    """Return the bytes that must move for `moving` slots, with predictions of `size` bytes a number.
+
+    values_size: the bytes of a number of `slot_values`, 0 without them.
+    """
+    return moving * numel * (8 + size * (2 if mix else 1) + values_size)
 
 
 def _denoise(
@@ -191,8 +209,9 @@ def _denoise(
     temperature: float,
     counters: tuple[Tensor, int, Tensor, Tensor, Tensor],
     noise: Tensor | None,
+    slot_values: Tensor | None = None,
 ) -> None:
-    """The torch twin."""
+    """The torch twin; the mix is no logit."""
     _, num_patches, numel = patches.shape
     rows = patch_rows(index, num_patches)
     z = read_rows(patches, rows)
@@ -212,4 +231,7 @@ def _denoise(
             scale = scale * torch.exp(variance_mix.float() * log_ratio)
         # An extreme mix or temperature may make the scale infinite: no 0 * inf.
         new = torch.addcmul(new, torch.where(s > 0, scale, 0.0), xi)
-    write_rows(patches, rows, torch.where(moves, new, z), index >= 0)
+    new = torch.where(moves, new, z)
+    write_rows(patches, rows, new, index >= 0)
+    if slot_values is not None:
+        slot_values.copy_(new)

@@ -8,8 +8,8 @@
 The cache's rows of active tokens are never read, and may be overwritten. Queries of padding slots are computed too;
 their results are meaningless.
 
-Shapes: q (B, A, W), W = heads * D; own (B, A, 2 W) and cache (B N + 1, 2 W), keys beside values; slot (B, N + 1) int32
-and place (B, A) int64 as in `context_mask` and `slot_inputs`. Softmax and sums are float32.
+Shapes: q (B, A, W), W = heads * D; own (B, A, 2 W) and cache (B N + 1, 2 W) or longer, keys beside values; slot
+(B, N + 1) int32 and place (B, A) int64 as in `context_mask` and `slot_inputs`. Softmax and sums are float32.
 Bytes that must move: s (2 B A W + 2 B N W) + 4 B N for numbers of s bytes; 4 B A N W operations.
 
 Two kernels. Tiles multiply 16 queries or more at a time on tensor cores; up to four queries fill them with those of
@@ -182,7 +182,7 @@ def partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, place
     """Return the attention (B, A, W), in the dtype of q."""
     head_size = q.shape[-1] // heads
     if not runs_kernel(partial_attention_kernel, q, own, cache) or head_size > MAX_HEAD_SIZE:
-        return _partial_attention(q, own, cache, place, heads)
+        return _partial_attention(q, own, cache, slot, place, heads)
     (batch, slots, width), num_tokens = q.shape, slot.shape[1] - 1
     for name, tensor in (("q", q), ("own", own), ("cache", cache), ("slot", slot)):
         if tensor.stride(-1) != 1:
@@ -237,9 +237,10 @@ def bytes_moved(batch: int, slots: int, tokens: int, width: int, size: int) -> i
     return batch * (size * (2 * slots + 2 * tokens) * width + 4 * tokens)
 
 
-def _partial_attention(q: Tensor, own: Tensor, cache: Tensor, place: Tensor, heads: int) -> Tensor:
+def _partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, place: Tensor, heads: int) -> Tensor:
     """The torch twin, which completes the cache."""
+    batch, num_tokens = slot.shape[0], slot.shape[1] - 1
     cache.index_copy_(0, place.flatten(), own.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
-    keys_values = cache[:-1].view(len(q), -1, cache.shape[1]).to(q.dtype)
+    keys_values = cache[: batch * num_tokens].view(batch, num_tokens, -1).to(q.dtype)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, *keys_values.chunk(2, dim=-1)))
     return scaled_attention(q, k, v).transpose(1, 2).flatten(2)

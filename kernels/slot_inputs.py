@@ -1,5 +1,8 @@
 """The inputs of a network that computes the active slots only: their patches, and their rows in tables and caches.
 
+The engine makes them when an iteration begins. From then on `denoise` writes the values that it moves, and `advance`
+the rows, so that a step has no launch for them.
+
     values(b, a) = patches(b, index(b, a)), in the network's dtype; of patch 0 for padding, whose index is -1
     row(b, a)    = #{r : levels(r) < level(b, a)}, the row of the level in a table for ascending levels
     place(b, a)  = b N + index(b, a), the row in a cache of B N + 1 rows; B N for padding
@@ -16,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ipr_fast.kernels.launch import MIN_BLOCK, jit, launch, power_of_2, runs_kernel
+from ipr_fast.kernels.launch import MIN_BLOCK, contiguous, jit, launch, power_of_2, runs_kernel
 from ipr_fast.kernels.rows import patch_rows, read_rows
 
 try:
@@ -31,6 +34,30 @@ class SlotInputs(NamedTuple):
     values: Tensor
     row: Tensor
     place: Tensor
+
+    @classmethod
+    def allocate(
+        cls, batch: int, slots: int, num_patches: int, numel: int, dtype: torch.dtype, device: torch.device
+    ) -> SlotInputs:
+        """Allocate the inputs, of zeros at the places of patch 0: a chain that is never filled touches no other's."""
+        row = torch.zeros(batch, slots, dtype=torch.int64, device=device)
+        place = row + num_patches * torch.arange(batch, device=device)[:, None]
+        return cls(torch.zeros(batch, slots, numel, dtype=dtype, device=device), row, place)
+
+    def first(self, chains: int) -> SlotInputs:
+        """Return views of the first chains; the place of padding stays behind the last chain of all."""
+        return SlotInputs(*(each[:chains] for each in self))
+
+
+@jit
+def row_of(b_level, p_levels, R, R_BITS: tl.constexpr):
+    """Return how many of R ascending levels lie below each level of a block, (S,) int64; R < 2**R_BITS."""
+    below = tl.zeros_like(b_level).to(tl.int64)
+    for i in tl.static_range(R_BITS):  # a binary search
+        probe = below + (1 << (R_BITS - 1 - i))
+        b_probe = tl.load(p_levels + probe - 1, mask=probe <= R, other=float("inf"))
+        below = tl.where(b_probe < b_level, probe, below)
+    return below
 
 
 @jit
@@ -66,23 +93,24 @@ def slot_inputs_kernel(
     if i_block == 0:
         tl.store(p_place + i_slot, tl.where(patch < 0, SPARE, i_patch), mask=m_slot)
         b_level = tl.load(p_level + i_slot, mask=m_slot, other=0.0)
-        below = tl.zeros([S_BLOCK], tl.int64)
-        for i in tl.static_range(R_BITS):  # a binary search
-            probe = below + (1 << (R_BITS - 1 - i))
-            b_probe = tl.load(p_levels + probe - 1, mask=probe <= R, other=float("inf"))
-            below = tl.where(b_probe < b_level, probe, below)
-        tl.store(p_row + i_slot, below, mask=m_slot)
+        tl.store(p_row + i_slot, row_of(b_level, p_levels, R, R_BITS), mask=m_slot)
 
 
-def slot_inputs(patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, dtype: torch.dtype) -> SlotInputs:
-    """Return the inputs, values in `dtype`."""
+def slot_inputs(
+    patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, dtype: torch.dtype, out: SlotInputs | None = None
+) -> SlotInputs:
+    """Return the inputs, values in `dtype`; in `out`, if given, whose values have that type."""
     if not runs_kernel(slot_inputs_kernel, patches, level):
-        return _slot_inputs(patches, index, level, levels, dtype)
+        return _slot_inputs(patches, index, level, levels, dtype, out)
     (batch, slots), (_, num_patches, numel) = index.shape, patches.shape
-    values = torch.empty(batch, slots, numel, dtype=dtype, device=patches.device)
-    row, place = (torch.empty(batch, slots, dtype=torch.int64, device=patches.device) for _ in range(2))
-    if values.numel() == 0:
-        return SlotInputs(values, row, place)
+    if out is None:
+        values = torch.empty(batch, slots, numel, dtype=dtype, device=patches.device)
+        out = SlotInputs(
+            values, *(torch.empty(batch, slots, dtype=torch.int64, device=patches.device) for _ in range(2))
+        )
+    if out.values.numel() == 0:
+        return out
+    contiguous(values=out.values, row=out.row, place=out.place)
     e_block = min(power_of_2(numel, MIN_BLOCK), 1024)
     s_block = max(MIN_BLOCK, 1024 // e_block)
     launch(
@@ -92,9 +120,7 @@ def slot_inputs(patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, d
         index.contiguous(),
         level.contiguous(),
         levels.contiguous(),
-        values,
-        row,
-        place,
+        *out,
         batch * slots,
         slots,
         num_patches,
@@ -106,7 +132,7 @@ def slot_inputs(patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, d
         R_BITS=len(levels).bit_length(),
         num_warps=4,
     )
-    return SlotInputs(values, row, place)
+    return out
 
 
 def bytes_moved(batch: int, slots: int, numel: int, size: int) -> int:
@@ -114,9 +140,14 @@ def bytes_moved(batch: int, slots: int, numel: int, size: int) -> int:
     return batch * slots * ((4 + size) * numel + 24)
 
 
-def _slot_inputs(patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, dtype: torch.dtype) -> SlotInputs:
+def _slot_inputs(
+    patches: Tensor, index: Tensor, level: Tensor, levels: Tensor, dtype: torch.dtype, out: SlotInputs | None = None
+) -> SlotInputs:
     """The torch twin."""
     batch, num_patches, _ = patches.shape
     rows = patch_rows(index, num_patches)
     place = torch.where(index >= 0, rows, batch * num_patches)
-    return SlotInputs(read_rows(patches, rows).to(dtype), torch.searchsorted(levels, level), place)
+    inputs = SlotInputs(read_rows(patches, rows).to(dtype), torch.searchsorted(levels, level), place)
+    if out is None:
+        return inputs
+    return SlotInputs(*(own.copy_(new) for own, new in zip(out, inputs, strict=True)))

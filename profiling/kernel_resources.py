@@ -166,7 +166,9 @@ def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[L
     level, number, done = torch.ones(2, slots), torch.tensor(1), torch.ones(2, dtype=torch.int64)
     tables = Schedule(10, 0.8).tables(patches)._asdict()
     at = {"count": count, "step": done, "log_variance": level}
-    yield from record(name, advance, partial(advance.advance, index, level, level, **at, **tables))
+    rows = {"row": torch.zeros(2, slots, dtype=torch.int64), "levels": level.flatten()}
+    for case, more in ((name, {}), (f"{name}, rows", rows)):
+        yield from record(case, advance, partial(advance.advance, index, level, level, **at, **tables, **more))
     counters = {"seed": seed_tensor(1, "cpu"), "iteration": number, "chain_ids": torch.arange(2)}
     for dtype in DTYPES:
         gather = partial(slot_inputs.slot_inputs, z, index, level, level[0], dtype)
@@ -174,7 +176,10 @@ def step_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[L
         velocity = torch.zeros(2, slots, numel, dtype=dtype)
         step = {"index": index, "level": level, "next_level": level, "velocity": velocity, "variance_mix": velocity}
         call = partial(denoise.denoise, z, **step, stochasticity=0.5, temperature=1.0, step=done, **counters)
-        yield from record(f"{name}, {str(dtype).removeprefix('torch.')}", denoise, call)
+        kind = str(dtype).removeprefix("torch.")
+        yield from record(f"{name}, {kind}", denoise, call)
+        call = partial(call, mix_is_logit=True, slot_values=torch.zeros_like(velocity))
+        yield from record(f"{name}, {kind}, slots", denoise, call)
 
 
 def renoise_launches(name: str, patches: int, slots: int, numel: int) -> Iterator[Launch]:

@@ -62,13 +62,17 @@ FILES = (
 )
 BYTES = {
     "accept_kernel": lambda given: accept.bytes_moved(len(given["p_reward"]), given["NUMEL"], 4),
-    "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape),
+    "advance_kernel": lambda given: advance.bytes_moved(*given["p_start"].shape, given["p_row"] is not None),
     "categorical_kernel": lambda given: _of_logits(given),
     "context_mask_kernel": lambda given: context_mask.bytes_moved(
         *given["p_index"].shape, given["N"], given["p_bias"].element_size()
     ),
     "denoise_kernel": lambda given: denoise.bytes_moved(
-        given["SLOTS"], given["P"], given["p_velocity"].element_size(), given["p_mix"] is not None
+        given["SLOTS"],
+        given["P"],
+        given["p_velocity"].element_size(),
+        given["p_mix"] is not None,
+        0 if given["p_values"] is None else given["p_values"].element_size(),
     ),
     "group_norm_kernel": lambda given: _of_norm(given),
     "group_norm_turns_kernel": lambda given: _of_norm(given),

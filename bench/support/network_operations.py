@@ -141,7 +141,7 @@ def attention(shape: tuple[int, int, int, int], batch: int, device: torch.device
     by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (every, keys, values)]
     return Operation(
         lambda: (partial_attention.partial_attention(q, own, cache, slot, place, heads=heads),),
-        lambda: (partial_attention._partial_attention(q, own, cache, place, heads),),
+        lambda: (partial_attention._partial_attention(q, own, cache, slot, place, heads),),
         lambda: (definitions.attention(q, keys, values, heads),),
         partial_attention.bytes_moved(batch, slots, tokens, width, q.element_size()),
         4 * batch * slots * tokens * width,

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.slot_inputs import SlotInputs
 from ipr_fast.sampling.patches import ActivePatches
 
 
@@ -15,7 +16,10 @@ from ipr_fast.sampling.patches import ActivePatches
 class _Buffers:
     def first(self, num_lanes: int) -> Self:
         """Return views of the first lanes; scalars are shared by all lanes."""
-        return replace(self, **{name: value[:num_lanes] for name, value in vars(self).items() if value.ndim})
+        fields = vars(self).items()
+        return replace(
+            self, **{name: value[:num_lanes] for name, value in fields if isinstance(value, Tensor) and value.ndim}
+        )
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,28 @@ class PatchSlots(SlotState):
     level: Tensor  # (W, A) float32
     previous_level: Tensor  # (W, A) float32, before the last step
     start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
+    inputs: SlotInputs | None = None  # of a model that takes them
+
+    def first(self, num_lanes: int) -> Self:
+        inputs = None if self.inputs is None else self.inputs.first(num_lanes)
+        return replace(super().first(num_lanes), inputs=inputs)
 
     @classmethod
-    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> PatchSlots:
+    def allocate(
+        cls,
+        num_lanes: int,
+        num_slots: int,
+        device: torch.device,
+        patches: tuple[int, int] = (0, 0),
+        dtype: torch.dtype | None = None,
+    ) -> PatchSlots:
+        """Allocate slots; with inputs of N patches of P numbers, `patches`, if a type is given."""
         whole = torch.zeros(4, num_lanes, num_slots, dtype=torch.int32, device=device)
         index, start, *levels = (buffer.data for buffer in whole)  # with `data`, each has a version counter of its own
         level, previous_level = (buffer.view(torch.float32) for buffer in levels)
-        return cls(index, torch.zeros(num_lanes, dtype=torch.int32, device=device), level, previous_level, start)
+        count = torch.zeros(num_lanes, dtype=torch.int32, device=device)
+        inputs = None if dtype is None else SlotInputs.allocate(num_lanes, num_slots, *patches, dtype, device)
+        return cls(index, count, level, previous_level, start, inputs)
 
 
 @dataclass(frozen=True)

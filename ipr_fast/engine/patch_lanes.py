@@ -14,9 +14,10 @@ from ipr_fast.kernels.advance import advance
 from ipr_fast.kernels.denoise import denoise
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_RENOISE
 from ipr_fast.kernels.renoise import Slots, renoise
+from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.trace import span
 
@@ -62,7 +63,8 @@ class PatchLanes(Lanes):
         return self.precomputed.has_table and self.precomputed.set_levels(schedule.levels(num_patches))
 
     def _allocate_slots(self, num_slots: int) -> PatchSlots:
-        return PatchSlots.allocate(self.num_lanes, num_slots, self.device)
+        patches = self.model.grid.num_patches, self.model.grid.patch_numel
+        return PatchSlots.allocate(self.num_lanes, num_slots, self.device, patches, self.precomputed.slot_dtype)
 
     def begin(
         self, num_lanes: int, num_slots: int, *, chooses: bool, initial: bool, noise: Tensor | None = None
@@ -80,9 +82,12 @@ class PatchLanes(Lanes):
                 choice=self.choice(state) if chooses else None,
                 noise=noise,
             )
+        if slots.inputs is not None:
+            dtype, levels = slots.inputs.values.dtype, self.precomputed.levels
+            slot_inputs(state.values, slots.index, slots.level, levels, dtype, out=slots.inputs)
         self.prepare(num_lanes, num_slots)
 
-    def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction:
+    def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction | LogitPrediction:
         """Do one step: denoiser call, schedule, posterior step of the moving patches. Returns the prediction.
 
         noise: (num_lanes, N, P), in place of random numbers.
@@ -92,6 +97,7 @@ class PatchLanes(Lanes):
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         contract.prediction(prediction, (num_lanes, num_slots, state.values.shape[-1]))
+        (velocity, mix, log_variance), inputs = prediction, slots.inputs
         with span("advance"):
             advance(
                 slots.start,
@@ -99,7 +105,9 @@ class PatchLanes(Lanes):
                 slots.previous_level,
                 count=slots.count,
                 step=state.step,
-                log_variance=prediction.log_variance,
+                log_variance=log_variance,
+                row=None if inputs is None else inputs.row,
+                levels=None if inputs is None else self.precomputed.levels,
                 **self.tables._asdict(),
             )
         with span("denoise"):
@@ -108,8 +116,10 @@ class PatchLanes(Lanes):
                 index=slots.index,
                 level=slots.previous_level,
                 next_level=slots.level,
-                velocity=prediction.velocity,
-                variance_mix=prediction.variance_mix,
+                velocity=velocity,
+                variance_mix=mix,
+                mix_is_logit=isinstance(prediction, LogitPrediction),
+                slot_values=None if inputs is None else inputs.values,
                 stochasticity=self.stochasticity,
                 temperature=self.temperature,
                 seed=state.seed,
@@ -120,13 +130,19 @@ class PatchLanes(Lanes):
             )
         return prediction
 
-    def predict(self, num_lanes: int, num_slots: int) -> Prediction:
+    def predict(self, num_lanes: int, num_slots: int) -> Prediction | LogitPrediction:
         """Call the denoiser."""
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        with span("network"), guarded_call(self.model, state, slots, levels=slots.level):
-            return self.model(state.values, slots.level, slots.active, **self.precomputed.arguments(num_lanes))
+        prepared, guarded = self.precomputed.arguments(num_lanes), {"levels": slots.level}
+        if slots.inputs is not None:
+            prepared["slots"] = slots.inputs
+            guarded |= {f"slots.{name}": each for name, each in slots.inputs._asdict().items()}
+        with span("network"), guarded_call(self.model, state, slots, **guarded):
+            return self.model(state.values, slots.level, slots.active, **prepared)
 
-    def mix_range(self, prediction: Prediction, num_slots: int) -> Tensor | None:
+    def mix_range(self, prediction: Prediction | LogitPrediction, num_slots: int) -> Tensor | None:
+        if isinstance(prediction, LogitPrediction):
+            prediction = prediction.finished()
         occupied = self.slots(num_slots).active[: len(prediction.velocity)].occupied
         return mix_range(prediction.variance_mix, occupied)

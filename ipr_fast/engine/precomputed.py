@@ -32,30 +32,32 @@ class Precomputed:
 
     def __init__(self, model: Denoiser, num_lanes: int, device: torch.device) -> None:
         self.has_context, self.has_table = contract.prepares(model), contract.tabulates(model)
+        self.slot_dtype: torch.dtype | None = model.slot_dtype if contract.takes_slots(model) else None
         self.num_lanes = num_lanes
         self.may_replace = True
         self.context: Any = None
         self.table: Any = None
-        self._levels = torch.empty(0, device=device)
+        self.levels = torch.empty(0, dtype=torch.float32, device=device)  # (R,), those of the table's rows
 
     def set_levels(self, levels: Tensor) -> bool:
         """Set the levels (R,) of the table. Returns True if it must be reallocated for more rows.
 
         The last level is repeated up to a power of two, so that few sizes serve all schedules.
         """
-        size = max(16, len(self._levels), 1 << (len(levels) - 1).bit_length())
-        grows = size > len(self._levels)
-        with torch.inference_mode(False):  # normal tensors count the writes to them
-            self._levels = torch.cat([levels, levels[-1:].expand(size - len(levels))]).to(self._levels.device)
+        size = max(16, len(self.levels), 1 << (len(levels) - 1).bit_length())
+        grows = size > len(self.levels)
         if grows:
+            with torch.inference_mode(False):  # normal tensors count the writes to them
+                self.levels = torch.empty(size, dtype=torch.float32, device=self.levels.device)
             self.table = None
+        self.levels.copy_(torch.cat([levels, levels[-1:].expand(size - len(levels))]))
         return grows
 
     @torch.inference_mode()
     def tabulate(self, model: Any) -> None:
         """Fill the table."""
-        with user_code.model_call(model, levels=self._levels):
-            table = model.tabulate(self._levels, out=self.table)
+        with user_code.model_call(model, levels=self.levels):
+            table = model.tabulate(self.levels, out=self.table)
         if self.table is not None and table is not self.table:
             raise ValueError("model: tabulate must overwrite `out` and return it, got another table")
         self.table = table

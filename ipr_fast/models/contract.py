@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ipr_fast import checks
-from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, TableDenoiser
+from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, SlotDenoiser, TableDenoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction
 from ipr_fast.sampling.tokens import TokenPositions, Vocabulary
 
 
@@ -82,8 +82,16 @@ def prepares(model: Denoiser) -> TypeGuard[ContextDenoiser]:
     return _makes(model, "context", "prepare", wanted, (None, None), options)
 
 
+def takes_slots(model: Denoiser) -> TypeGuard[SlotDenoiser]:
+    """Return whether a model's calls take the inputs of its slots, in its `slot_dtype`."""
+    is_dtype = isinstance(getattr(model, "slot_dtype", None), torch.dtype)
+    return is_dtype and _takes(model, "slots") and tabulates(model) and prepares(model)
+
+
 def prediction(value: object, shape: tuple[int, int, int]) -> None:
     """Check that a model returned a Prediction for slots of shape (B, A, P)."""
+    if isinstance(value, LogitPrediction):
+        value = Prediction(*value)
     if not isinstance(value, Prediction):
         raise ValueError(f"model must return a Prediction, got {type(value).__name__}")
     expected = {"velocity": shape, "variance_mix": shape, "log_variance": shape[:2]}

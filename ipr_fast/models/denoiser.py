@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
-from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction
 
 
 @runtime_checkable
@@ -47,7 +48,8 @@ class Denoiser(Protocol):
     - `mix_bounds` (low, high): the range of the variance mix, by default (0, 1). A call whose first step leaves it gets
       a warning.
 
-    Optional methods: `prepare` (see `ContextDenoiser`) and `tabulate` (see `TableDenoiser`).
+    Optional methods: `prepare` (see `ContextDenoiser`) and `tabulate` (see `TableDenoiser`); with both of them, `slots`
+    (see `SlotDenoiser`).
     """
 
     @property
@@ -88,4 +90,23 @@ class TableDenoiser(Denoiser, Protocol):
         levels: every level (R,) float32 that a slot can have, ascending from 0, the last one perhaps repeated.
         out: an earlier table for as many levels, to be overwritten and returned.
         """
+        ...
+
+
+class SlotDenoiser(ContextDenoiser, TableDenoiser, Protocol):
+    """A Denoiser with `prepare` and `tabulate` whose steps read the patches of their slots alone.
+
+    Its calls take a keyword argument `slots`, an `ipr_fast.kernels.slot_inputs.SlotInputs`: the engine gathers these
+    once an iteration and then updates what moves. Without a `slot_dtype` the argument is not passed.
+    """
+
+    @property
+    def slot_dtype(self) -> torch.dtype:
+        """The type in which the network takes the slots' patches."""
+        ...
+
+    def __call__(
+        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **prepared: Any
+    ) -> Prediction | LogitPrediction:
+        """Predict; with `context`, `table` and `slots` perhaps a LogitPrediction."""
         ...

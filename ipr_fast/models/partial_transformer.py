@@ -27,8 +27,8 @@ from ipr_fast.sampling.patches import ActivePatches
 class ContextCache(NamedTuple):
     """The context tokens' part of the attention, and which tokens are active.
 
-    keys_values (depth, B * N + 1, 2 width): each layer's keys concatenated with values. Rows of active tokens are
-    meaningless and may be written to, as the last one is for padding slots.
+    keys_values (depth, B * N + 1, 2 width), or longer: each layer's keys concatenated with values. Rows of active
+    tokens are meaningless and may be written to, as one behind the chains' rows is for padding slots.
     slot (B, N + 1) int32: each token's slot, -1 for context; the last column is spare.
     """
 
@@ -36,9 +36,8 @@ class ContextCache(NamedTuple):
     slot: Tensor
 
     def first(self, chains: int) -> ContextCache:
-        """Return the first chains' context; its padding row overlaps the next chain's first row and destroys it."""
-        rows = chains * (self.slot.shape[1] - 1) + 1
-        return ContextCache(self.keys_values[:, :rows], self.slot[:chains])
+        """Return the first chains' context; padding may be written into the next chain's first row."""
+        return ContextCache(self.keys_values, self.slot[:chains])
 
 
 class LevelTable(NamedTuple):
@@ -156,7 +155,7 @@ class PartialTransformer(nn.Module):
             if i == 0:
                 normed = first_norm(h, adaln)
             q, keys_values = layer.project(normed, packed)
-            out.keys_values[i, :-1].view_as(keys_values).copy_(keys_values)
+            out.keys_values[i, : batch * num_patches].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output
                 h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, bias), packed)
         return out

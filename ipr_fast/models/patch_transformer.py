@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ipr_fast.kernels.slot_inputs import slot_inputs
+from ipr_fast.kernels.slot_inputs import SlotInputs, slot_inputs
 from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.models.partial_transformer import ContextCache, LevelTable, PartialTransformer, set_to_zero
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.pixel_networks import PixelEncoder, PixelHead
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction
 from ipr_fast.sampling.schedule import Schedule
 
 
@@ -46,16 +46,18 @@ class PatchTransformer(PartialTransformer):
         *,
         context: ContextCache | None = None,
         table: LevelTable | None = None,
-    ) -> Prediction:
+        slots: SlotInputs | None = None,
+    ) -> Prediction | LogitPrediction:
         """Predict all patches, all being active (levels (B, N)), or the active slots (levels (B, A)).
 
         context: from `prepare`; only the slots' tokens are computed then. Without it all tokens are, which gives the
-        same numbers to rounding. table: from `tabulate`, used together with a context.
+        same numbers to rounding. table: from `tabulate`, used together with a context. slots: from `slot_inputs`, used
+        together with a table; the mix may be a logit then.
         """
         if active is None:
             return self.predict(patches, levels, torch.ones_like(levels, dtype=torch.bool))
         if context is not None:
-            return self._predict_slots(patches, levels, active, context, table)
+            return self._predict_slots(patches, levels, active, context, table, slots)
         num_patches = patches.shape[1]
         is_active = active.scatter(active.occupied, num_patches, fill=False)
         levels = active.scatter(levels, num_patches)
@@ -74,10 +76,13 @@ class PatchTransformer(PartialTransformer):
         """Return the prediction of patches (B, n, P) at levels (B, n), from their features (B, n, width)."""
         if self.config.pixel_width is not None:
             return self.pixel_head(features, patches, levels, packed)
+        return self._read_logits(features, packed).finished()
+
+    def _read_logits(self, features: Tensor, packed: PackedWeights | None) -> LogitPrediction:
         out = linear(self.patch_out, features, packed)
         numel = self.grid.patch_numel
-        velocity, mix, log_variance = out.split((numel, numel, 1), dim=-1)
-        return Prediction(velocity, mix.sigmoid(), log_variance.squeeze(-1))
+        velocity, mix_logit, log_variance = out.split((numel, numel, 1), dim=-1)
+        return LogitPrediction(velocity, mix_logit, log_variance.squeeze(-1))
 
     def _predict_slots(
         self,
@@ -86,22 +91,30 @@ class PatchTransformer(PartialTransformer):
         active: ActivePatches,
         context: ContextCache,
         table: LevelTable | None,
-    ) -> Prediction:
+        slots: SlotInputs | None,
+    ) -> Prediction | LogitPrediction:
         """Predict the active slots."""
-        num_patches, dtype = patches.shape[1], self.patch_in.weight.dtype
-        if self.config.pixel_width is not None:
-            dtype = patches.dtype  # the head divides by small levels: a rounding of half precision would grow
         if table is None:
-            packed, values = None, active.gather(patches).to(dtype)
+            packed, values = None, active.gather(patches).to(self.slot_dtype)
             modulation = self._modulation(levels, torch.ones_like(levels, dtype=torch.int64))
-            place = active.rows(num_patches)
+            place = active.rows(patches.shape[1])
         else:
             packed = table.packed
-            values, row, place = slot_inputs(patches, active.index, levels, table.levels, dtype)
+            inputs = slots or slot_inputs(patches, active.index, levels, table.levels, self.slot_dtype)
+            values, row, place = inputs
             modulation = table.active(row)
         x = self._read_in(values, packed)
         features = self._encode_slots(x, active.index, place, modulation, context, table)
+        if slots is not None and self.config.pixel_width is None:
+            return self._read_logits(features, packed)
         return self.read_out(features, values, levels, packed)
+
+    @property
+    def slot_dtype(self) -> torch.dtype:
+        """The type in which the slots' patches are read."""
+        if self.config.pixel_width is not None:
+            return torch.float32  # the head divides by small levels: a rounding of half precision would grow
+        return self.patch_in.weight.dtype
 
     def _level_embedding(self) -> nn.Module:
         return LevelEmbedding(self.config.level_features, self.width)

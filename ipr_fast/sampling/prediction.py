@@ -37,6 +37,21 @@ class Prediction(NamedTuple):
         return self.map(active.gather)
 
 
+class LogitPrediction(NamedTuple):
+    """A Prediction whose variance mix is still to pass a sigmoid, which the engine's step takes with it.
+
+    velocity (B, n, P), mix_logit (B, n, P), log_variance (B, n).
+    """
+
+    velocity: Tensor
+    mix_logit: Tensor
+    log_variance: Tensor | None = None
+
+    def finished(self) -> Prediction:
+        """Return the prediction with its mix."""
+        return Prediction(self.velocity, self.mix_logit.sigmoid(), self.log_variance)
+
+
 def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
     """Return the smallest and largest variance mix (B, A, P) in the occupied slots (B, A), as a tensor (2,)."""
     if mix is None or not mix.numel():

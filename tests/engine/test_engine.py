@@ -9,7 +9,7 @@ from small_models import randomise
 
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches, reference
-from ipr_fast.engine.capture_check import CaptureError, Watch
+from ipr_fast.engine.capture_check import CaptureError, Watch, tensors_in
 from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.patch_lanes import PatchLanes, PatchSettings
 from ipr_fast.engine.runner import Runner
@@ -238,7 +238,7 @@ def test_buffers_keep_their_addresses(model, finished, ragged_known):
     def addresses():
         lanes = engine.runner.lanes
         states = [lanes.state, *(lanes.slots(n) for n in sorted(lanes._slots))]
-        buffers = [getattr(state, field.name) for state in states for field in fields(state)]
+        buffers = tensors_in([[getattr(state, field.name) for field in fields(state)] for state in states])
         return [b.data_ptr() for b in (engine.values, *buffers, *lanes.tables, lanes.precomputed.context.keys_values)]
 
     seen = []

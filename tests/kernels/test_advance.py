@@ -83,3 +83,23 @@ def test_ties_of_a_large_overlap_start_together_lowest_uncertainty_first():
     start, _ = run_schedule(schedule, [6], log_variance, 6)
     order = [3, 4, 5, 1, 2, 0]
     assert start[0, order].tolist() == starts
+
+
+def test_rows_are_those_of_the_levels_in_a_table(generator):
+    schedule, slots = Schedule(4, 0.5), 6
+    levels, count = schedule.levels(slots), torch.tensor([6, 2, 0], dtype=torch.int32)
+    start, row = torch.full((3, slots), -1, dtype=torch.int32), torch.full((3, slots), -7)
+    level = (torch.arange(slots) < count[:, None]).float()
+    for step in range(schedule.steps(slots)):
+        advance(
+            start,
+            level,
+            torch.empty_like(level),
+            count=count,
+            step=torch.full((3,), step - 1),
+            log_variance=torch.randn(3, slots, generator=generator),
+            row=row,
+            levels=levels,
+            **schedule.tables(slots)._asdict(),
+        )
+        assert torch.equal(levels[row], level)

@@ -71,6 +71,21 @@ def test_given_noise_takes_the_place_of_its_own(generator):
     assert torch.equal(given["patches"], inputs["patches"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_of_the_slots_gets_their_new_values_and_may_give_a_logit(dtype, generator):
+    inputs, active = make_step(5, generator, mix=True)
+    logit = torch.randn(inputs["variance_mix"].shape, generator=generator)
+    inputs["variance_mix"] = logit.sigmoid()
+    given = dict(inputs, patches=inputs["patches"].clone(), variance_mix=logit)
+    values = active.gather(inputs["patches"]).to(dtype)
+    settings = {**COUNTERS, "stochasticity": 0.5, "temperature": 1.0}
+    denoise(**inputs, **settings)
+    denoise(**given, **settings, mix_is_logit=True, slot_values=values)
+    assert torch.equal(given["patches"], inputs["patches"])
+    slots = active.occupied
+    assert torch.equal(values[slots], active.gather(inputs["patches"]).to(dtype)[slots])
+
+
 def test_idle_slots_with_undefined_predictions_harm_nothing(generator):
     inputs, active = make_step(8, generator, mix=True)
     idle = (inputs["level"] == inputs["next_level"]) | ~active.occupied

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ipr_fast import ActivePatches
-from ipr_fast.kernels.slot_inputs import bytes_moved, slot_inputs
+from ipr_fast.kernels.slot_inputs import SlotInputs, bytes_moved, slot_inputs
 
 LEVELS = torch.tensor([0.0, 0.1, 0.25, 0.5, 1.0, 1.0])  # the last one repeated
 
@@ -20,6 +20,10 @@ def test_slots_get_their_patches_and_rows(batch, num_patches, slots, numel, dtyp
     assert torch.equal(found.values, active.gather(patches).to(dtype))
     assert torch.equal(found.row, wanted)
     assert torch.equal(found.place, active.rows(num_patches))
+    out = SlotInputs.allocate(batch, slots, num_patches, numel, dtype, torch.device("cpu"))
+    assert slot_inputs(patches, active.index, LEVELS[wanted], LEVELS, dtype, out=out).values is out.values
+    assert all(map(torch.equal, out, found))
+    assert [len(each) for each in out.first(1)] == [1, 1, 1]
 
 
 def test_no_slots_and_no_chains():

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from small_models import Network
+from small_models import TINY, Network, randomise
 from torch import nn
 
 import ipr_fast
 from ipr_fast import PatchGrid, Prediction, Schedule, random_patches
-from ipr_fast.models import contract
+from ipr_fast.models import PatchTransformer, contract
 from ipr_fast.sampling.prediction import mix_range
 from ipr_fast.tasks.catalog import DIGIT_SUDOKU, make_task
 
@@ -268,3 +268,26 @@ class WithoutActive(nn.Module):
 def test_another_call_is_refused_by_name(model, message):
     with pytest.raises(ValueError, match=message):
         ipr_fast.refine_batch(torch.zeros(2, 1, 16, 16), ipr_fast.random_patches(), 1, model=model)
+
+
+# ---------------------------------------------------------------------------------------------------- inputs of slots
+
+
+class TakesAnything(PatchTransformer):
+    """Whose calls do not name what they take."""
+
+    slot_dtype = None
+
+    def forward(self, *arguments, **options):
+        assert "slots" not in options
+        return super().forward(*arguments, **options)
+
+
+def test_a_model_gets_its_slots_if_it_says_in_what_type(finished):
+    model, plain = (randomise(cls(TINY), seed=0) for cls in (PatchTransformer, TakesAnything))
+    assert contract.takes_slots(model)
+    assert not contract.takes_slots(plain)
+    found, expected = (
+        ipr_fast.refine_batch(finished, random_patches(), 2, model=each, schedule=SCHEDULE) for each in (model, plain)
+    )
+    assert torch.equal(found, expected)

@@ -6,7 +6,9 @@ import torch
 from small_models import TINY, randomise
 
 from ipr_fast import ActivePatches, Prediction, Schedule
+from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
+from ipr_fast.sampling.prediction import LogitPrediction
 
 READ_OUTS = {"linear": TINY, "pixels": replace(TINY, pixel_width=5)}
 
@@ -35,6 +37,20 @@ def test_cached_and_uncached_execution_agree(model, generator):
         uncached = model(patches, levels, active)
         cached = model(patches, levels, active, context=model.prepare(patches, active))
     assert_same_slots(cached, uncached, active)
+
+
+def test_slots_that_the_engine_gathered_give_the_same_numbers_with_the_mix_as_a_logit(model, generator):
+    patches, active, levels = make_case(generator)
+    with torch.no_grad():
+        table = model.tabulate(levels.flatten().unique())
+        made = {"context": model.prepare(patches, active, table=table), "table": table}
+        expected = model(patches, levels, active, **made)
+        slots = slot_inputs(patches, active.index, levels, table.levels, model.slot_dtype)
+        elsewhere = torch.full_like(patches, float("nan"))  # only the slots are read
+        found = model(elsewhere, levels, active, **made, slots=slots)
+    assert isinstance(found, LogitPrediction) == (model.config.pixel_width is None)
+    found = found.finished() if isinstance(found, LogitPrediction) else found
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_context_serves_every_step_of_an_iteration_and_its_buffers_the_next(model, generator):

@@ -15,10 +15,10 @@ def types(device):
 
 def attend(q, keys_values, heads):
     """The twin's attention, all keys being in the cache."""
-    batch, _, width = keys_values.shape
+    batch, tokens, width = keys_values.shape
     cache = torch.cat([keys_values.flatten(0, 1), keys_values.new_zeros(1, width)])
-    nothing = cache.new_zeros(batch, 0, dtype=torch.int64)
-    return file._partial_attention(q, keys_values[:, :0], cache, nothing, heads)
+    slot, nothing = (cache.new_zeros(batch, size, dtype=torch.int64) for size in (tokens + 1, 0))
+    return file._partial_attention(q, keys_values[:, :0], cache, slot, nothing, heads)
 
 
 @pytest.mark.parametrize(("batch", "slots", "tokens"), [*SHAPES, (1, 3, 1024)])

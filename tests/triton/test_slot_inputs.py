@@ -24,6 +24,9 @@ def test_slot_inputs(batch, num_patches, numel, rows, device, generator):
         for here, there in zip(found, expected, strict=True):
             assert here.dtype == there.dtype
             assert torch.equal(here, there)
+        out = file.SlotInputs.allocate(batch, slots, num_patches, numel, dtype, device)
+        file.slot_inputs(patches, index, level, levels, dtype, out=out)
+        assert all(map(torch.equal, out, expected))
 
 
 def test_no_slots_and_no_chains(device):

@@ -10,6 +10,7 @@ from ipr_fast.kernels import renoise as renoise_file
 from ipr_fast.kernels.launch import runs_kernel
 from ipr_fast.kernels.philox import STREAM_INITIAL, STREAM_POSTERIOR, STREAM_RENOISE, seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice, Slots
+from ipr_fast.kernels.rows import patch_rows, read_rows
 
 NAN = float("nan")
 # A normal is sqrt(-2 ln u) < 5.7 times a cosine of an angle that the twin rounds to 2**-22; and a few roundings more.
@@ -81,7 +82,7 @@ def test_advance(schedule, slots, uncertainty, device, generator):
     if uncertainty == "bfloat16" and device.type == "cpu":
         pytest.skip("Triton's interpreter reads bfloat16 as something else")
     counts = torch.tensor([slots, 0, 1, (slots + 1) // 2], dtype=torch.int32, device=device)
-    tables = schedule.tables(slots).to(device)._asdict()
+    tables, table = schedule.tables(slots).to(device)._asdict(), schedule.levels(slots).to(device)
     last = schedule.steps(slots)
     starts = [torch.full((4, slots), -1, dtype=torch.int32, device=device) for _ in range(2)]
     levels = [torch.ones(4, slots, device=device) for _ in range(2)]
@@ -95,9 +96,13 @@ def test_advance(schedule, slots, uncertainty, device, generator):
         given, before = None if uncertainty is None else log_variance, levels[0].clone()
         previous = [torch.full((4, slots), NAN, device=device) for _ in range(2)]
         done = [torch.full((4,), step - 1, device=device) for _ in range(2)]
+        rows = [torch.full((4, slots), -99, device=device) for _ in range(2)]
         at = {"count": counts, "step": done[0], "log_variance": given}
-        advance_file.advance(starts[0], levels[0], previous[0], **at, **tables)
-        advance_file._advance(starts[1], levels[1], previous[1], counts, done[1], given, **tables)
+        advance_file.advance(starts[0], levels[0], previous[0], **at, **tables, row=rows[0], levels=table)
+        advance_file._advance(
+            starts[1], levels[1], previous[1], counts, done[1], given, **tables, row=rows[1], levels=table
+        )
+        assert torch.equal(rows[0], rows[1])
         assert torch.equal(starts[0], starts[1])
         assert torch.equal(levels[0], levels[1])
         assert torch.equal(previous[0], before)
@@ -112,7 +117,9 @@ def test_advance_of_a_thousand_slots(device, generator):
 @pytest.mark.parametrize(("batch", "num_patches", "numel"), SHAPES)
 @pytest.mark.parametrize("mix", [True, False])
 @pytest.mark.parametrize(("eta", "tau", "given"), [(0.5, 1.0, False), (1.0, 0.5, True), (0.0, 1.0, False)])
-def test_denoise(batch, num_patches, numel, mix, eta, tau, given, device, generator):
+@pytest.mark.parametrize("of_slots", [True, False])
+def test_denoise(batch, num_patches, numel, mix, eta, tau, given, of_slots, device, generator):
+    """of_slots: with the logit of the mix, and the values of the slots."""
     slots = max(1, num_patches // 2)
     index = torch.rand(batch, num_patches, generator=generator).argsort(1)[:, :slots].sort(1).values.int().to(device)
     index[-1, slots // 2 :] = -1
@@ -129,18 +136,21 @@ def test_denoise(batch, num_patches, numel, mix, eta, tau, given, device, genera
     options = counters(batch, device, generator)
     step = torch.full((batch,), 65_000, device=device)
     found, expected = patches.clone(), patches.clone()
-    mixes = mixes.sigmoid() if mix else None
+    mixes, given_mixes = (mixes.sigmoid(), mixes if of_slots else mixes.sigmoid()) if mix else (None, None)
+    values = read_rows(patches, patch_rows(index, num_patches)) if of_slots else None
     denoise_file.denoise(
         found,
         index=index,
         level=level,
         next_level=next_level,
         velocity=velocity,
-        variance_mix=mixes,
+        variance_mix=given_mixes,
         stochasticity=eta,
         temperature=tau,
         step=step,
         noise=noise,
+        mix_is_logit=of_slots,
+        slot_values=values,
         **options,
     )
     order = (options["seed"], STREAM_POSTERIOR, step[:, None], options["iteration"], options["chain_ids"])
@@ -151,6 +161,8 @@ def test_denoise(batch, num_patches, numel, mix, eta, tau, given, device, genera
     for b in range(batch):
         moving[b, index[b][~idle[b] & occupied[b]].long()] = True
     assert torch.equal(found[~moving], patches[~moving])
+    if values is not None:
+        assert torch.equal(values[occupied], read_rows(found, patch_rows(index, num_patches))[occupied])
 
 
 @pytest.mark.parametrize(("batch", "slots"), [(0, 3), (2, 0)])
