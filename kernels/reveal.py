@@ -2,17 +2,20 @@
 
 At step s of a chain with n active positions, of which `masked` hold the mask and `visible` hold a token:
 
-    remasked = visible positions with keys7 < 2^32 sigma(n, s), times softmax(-psi) over them if BY_CONFIDENCE
+    remasked = visible positions with keys7 < 2^32 sigma(n, s), times softmax(-psi) over them if BY_PSI
     revealed = the (target(n, s) - |visible| + |remasked|) masked positions of lowest score, ties by position
                or, with `reveal`, those with keys6 < 2^32 reveal(n, s)
-    token    = the drawn one where revealed, the mask where remasked; psi = the drawn token's confidence where revealed
+    token    = the drawn one where revealed, the mask where remasked
+    psi      = the drawn token's confidence where revealed, if KEEPS_PSI
+    hidden   = the positions of the slots that are masked now, else -1: what the next step has to draw
 
 keys6 and keys7 are word 0 of Philox in streams 6 and 7. Without a score, positions come in the order of keys6.
 
-Shapes: tokens (B, N) int64; index (B, A) int32, padded with -1; count (B,) int32; drawn (B, A) int64; score >= 0, psi,
-confidence (B, A) float32; step, chain_ids (B,) int64; iteration, seed () int64. The tables are those of `TokenTables`,
-of N + 1 rows.
-Bytes that must move: 24 B A (slots, drawn and present tokens, scores), and 8 for each token that changes.
+Shapes: tokens (B, N) int64; index, hidden (B, A) int32, padded with -1; count (B,) int32; drawn (B, A) int64;
+score >= 0, psi, confidence (B, A) float32; step, chain_ids (B,) int64; iteration, seed () int64. The tables are those
+of `TokenTables`, of N + 1 rows.
+Bytes that must move: 24 B A (slots, drawn and present tokens, scores), 4 B A more for `hidden`, and 8 for each token
+that changes.
 Source: Sahoo et al. 2024 (MDLM), Nie et al. 2025 (LLaDA), Wang et al. 2025 (ReMDM).
 """
 
@@ -57,6 +60,7 @@ def reveal_kernel(
     p_score,
     p_confidence,
     p_psi,
+    p_hidden,
     p_visible,
     p_reveal,
     p_sigma,
@@ -71,7 +75,9 @@ def reveal_kernel(
     COUNTS: tl.constexpr,
     SCORES: tl.constexpr,
     REMASKS: tl.constexpr,
-    BY_CONFIDENCE: tl.constexpr,
+    BY_PSI: tl.constexpr,
+    KEEPS_PSI: tl.constexpr,
+    LISTS: tl.constexpr,
     A_BLOCK: tl.constexpr,
 ):
     """One program a chain."""
@@ -91,7 +97,7 @@ def reveal_kernel(
     remasked = visible & (o_slot < 0)
     if REMASKS:
         probability = tl.load(p_sigma + o_table) + tl.zeros([A_BLOCK], tl.float32)
-        if BY_CONFIDENCE:
+        if BY_PSI:
             weight = tl.load(p_psi + o_in, mask=visible, other=0.0)
             lowest = tl.min(tl.where(visible, weight, float("inf")), axis=0)
             weight = tl.where(visible, tl.exp(lowest - weight), 0.0)
@@ -113,9 +119,12 @@ def reveal_kernel(
         revealed = masked & (drawn >= 0) & (key_of(6, step, patch, iteration, chain_id, seed) < bound)
 
     tl.store(p_token, tl.where(remasked, MASK, drawn), mask=revealed | remasked)
-    if BY_CONFIDENCE:
+    if KEEPS_PSI:
         confidence = tl.load(p_confidence + o_in, mask=revealed, other=0.0)
         tl.store(p_psi + o_in, confidence, mask=revealed)
+    if LISTS:
+        hides = (masked & (revealed == 0)) | remasked
+        tl.store(p_hidden + o_in, tl.where(hides, patch, -1), mask=o_slot < A)
     tl.debug_barrier()  # all threads of this program have read the step
     tl.store(p_step + i_chain, step.to(tl.int64))
 
@@ -133,6 +142,7 @@ def reveal(
     reveal: Tensor | None,
     sigma: Tensor | None,
     psi: Tensor | None = None,
+    hidden: Tensor | None = None,
     step: Tensor,
     iteration: Tensor,
     chain_ids: Tensor,
@@ -140,18 +150,20 @@ def reveal(
 ) -> None:
     """Do one step more than `step`, the last one that was done: reveal and remask active positions of `tokens`.
 
-    drawn (B, A): a token for each slot; where it is -1 the position stays masked. score (B, A) >= 0: lower ones are
-    revealed first, NaN last; None for a random order. step: updated in place. psi (B, A): takes the confidence of what
-    is revealed, and divides sigma among the visible positions; None for one sigma for all.
+    drawn (B, A): a token for each masked slot; where it is -1 the position stays masked. score (B, A) >= 0: lower ones
+    are revealed first, NaN last; None for a random order. step: updated in place. psi (B, A): divides sigma among the
+    visible positions, and takes the confidence of what is revealed, if that is given; None for one sigma for all.
+    hidden: takes the positions that are masked now.
     """
     tables = visible, reveal, sigma
     if not runs_kernel(reveal_kernel, tokens, score) or index.shape[1] > MAX_PROGRAM_SLOTS:
-        _reveal(tokens, drawn, score, confidence, index, count, mask_id, tables, psi, step, iteration, chain_ids, seed)
+        of_chains = step, iteration, chain_ids, seed
+        _reveal(tokens, drawn, score, confidence, index, count, mask_id, tables, psi, hidden, *of_chains)
         return
     batch, slots = index.shape
     if index.numel() == 0:
         return
-    contiguous(tokens=tokens, index=index, count=count, step=step, chain_ids=chain_ids, psi=psi)
+    contiguous(tokens=tokens, index=index, count=count, step=step, chain_ids=chain_ids, psi=psi, hidden=hidden)
     contiguous(drawn=drawn, score=score, confidence=confidence)
     contiguous(visible=visible, reveal=reveal, sigma=sigma)
     some = visible if visible is not None else reveal
@@ -166,6 +178,7 @@ def reveal(
         score,
         confidence,
         psi,
+        hidden,
         visible,
         reveal,
         sigma,
@@ -180,7 +193,9 @@ def reveal(
         COUNTS=visible is not None,
         SCORES=score is not None,
         REMASKS=sigma is not None,
-        BY_CONFIDENCE=psi is not None,
+        BY_PSI=psi is not None,
+        KEEPS_PSI=psi is not None and confidence is not None,
+        LISTS=hidden is not None,
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
         num_warps=_num_warps(slots, remasks=sigma is not None),
     )
@@ -208,6 +223,7 @@ def _reveal(
     mask_id: int,
     tables: tuple[Tensor | None, Tensor | None, Tensor | None],
     psi: Tensor | None,
+    hidden: Tensor | None,
     step: Tensor,
     iteration: Tensor,
     chain_ids: Tensor,
@@ -247,6 +263,8 @@ def _reveal(
     write_rows(tokens[..., None], rows, new[..., None], occupied)
     if psi is not None and confidence is not None:
         torch.where(revealed, confidence, psi, out=psi)
+    if hidden is not None:
+        hidden.copy_(torch.where(masked & ~revealed | remasked, index, -1))
 
 
 def _key_bound(probability: Tensor) -> Tensor:

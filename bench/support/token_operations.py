@@ -64,7 +64,7 @@ def reveal_half_way(length: int, batch: int, device: torch.device, seed: int) ->
 
     def twin() -> tuple[torch.Tensor]:
         of_chains = step, counters["iteration"], counters["chain_ids"], counters["seed"]
-        reveal._reveal(tokens, drawn, score, None, index, count, IDS, (visible, None, None), None, *of_chains)
+        reveal._reveal(tokens, drawn, score, None, index, count, IDS, (visible, None, None), None, None, *of_chains)
         return (tokens,)
 
     def definition() -> tuple[torch.Tensor]:

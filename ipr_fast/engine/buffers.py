@@ -105,10 +105,11 @@ class TokenSlots(SlotState):
 
     values_name = "tokens"
 
+    hidden: Tensor  # (W, A) int32, the ids of the positions that are masked, else -1
     psi: Tensor  # (W, A) float32, the confidence of a token when it was revealed
 
     @classmethod
     def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> TokenSlots:
-        index = torch.zeros(num_lanes, num_slots, dtype=torch.int32, device=device)
+        index, hidden = (torch.zeros(num_lanes, num_slots, dtype=torch.int32, device=device) for _ in range(2))
         count = torch.zeros(num_lanes, dtype=torch.int32, device=device)
-        return cls(index, count, torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device))
+        return cls(index, count, hidden, torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device))

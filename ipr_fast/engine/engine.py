@@ -68,7 +68,8 @@ class Engine:
         begin = {"chooses": selection.choice is not None, "initial": initial or self.sampling.fixed_noise}
         for wave in plan.waves:
             chains = plan.order[wave.chains]
-            segments = self.runner.segments(wave, self._num_slots(plan, wave, selection.varies), **begin)
+            whole = wave.least_active == self.values.shape[1]
+            segments = self.runner.segments(wave, self._num_slots(plan, wave, selection.varies), whole=whole, **begin)
             self.runner.capture(segments)
             with span("enter"):
                 self._enter(chains, wave, selection)
@@ -94,6 +95,7 @@ class Engine:
             runner.run(segments[:1])  # lists the slots, and masks their positions
             torch.index_select(self.values, 0, chains, out=state.values[: len(chains)])
             torch.index_select(step, 0, chains, out=state.step[: len(chains)])
+            runner.lanes.resume(wave.lanes, most_active)
             runner.run(segments[1:])
             self._leave(chains, selection)
 

@@ -60,6 +60,7 @@ class Lanes(ABC):
         with torch.inference_mode(False):  # normal tensors count the writes to them
             self.state = LaneState.allocate(torch.zeros(num_lanes, *shape, dtype=dtype, device=device))
         self.schedule: Any = None
+        self.eager = False  # no CUDA graphs: the host may look at the data between two ticks
         self._slots: dict[int, Any] = {}
 
     @torch.inference_mode()
@@ -99,18 +100,29 @@ class Lanes(ABC):
 
     @abstractmethod
     def begin(
-        self, num_lanes: int, num_slots: int, *, chooses: bool, initial: bool, noise: Tensor | None = None
+        self,
+        num_lanes: int,
+        num_slots: int,
+        *,
+        chooses: bool,
+        initial: bool,
+        whole: bool = False,
+        noise: Tensor | None = None,
     ) -> None:
         """Activate patches, replace them by noise, and prepare the model.
 
         chooses: choose `size` of the `free` patches and write them to `mask`; else the mask is read.
         initial: draw the noise of the initial generation, not that of this iteration.
+        whole: every patch of every chain is active, so that there is no context to compute.
         noise: (num_lanes, N, P), in place of random numbers.
         """
 
     @abstractmethod
     def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Any:
         """Do one step: call the model and update the chains. Returns the model's prediction."""
+
+    def resume(self, num_lanes: int, num_slots: int) -> None:  # noqa: B027 - optional
+        """Notice that the values of the first lanes, whose slots `begin` has listed, were replaced."""
 
     def mix_range(self, prediction: Any, num_slots: int) -> Tensor | None:
         """Return the smallest and largest variance mix of a prediction, (2,); None where it has none."""
@@ -120,8 +132,8 @@ class Lanes(ABC):
         """Return the choice of active patches that `begin` makes on these lanes."""
         return PatchChoice(state.free, state.size, state.choice_iteration)
 
-    def prepare(self, num_lanes: int, num_slots: int) -> None:
+    def prepare(self, num_lanes: int, num_slots: int, whole: bool = False) -> None:
         """Let the model compute the context of the first lanes, if it has one."""
         if self.precomputed.has_context:
             with span("prepare"):
-                self.precomputed.prepare(self.model, num_lanes, self.state, self.slots(num_slots))
+                self.precomputed.prepare(self.model, num_lanes, self.state, self.slots(num_slots), whole)

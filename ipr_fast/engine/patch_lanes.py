@@ -67,7 +67,14 @@ class PatchLanes(Lanes):
         return PatchSlots.allocate(self.num_lanes, num_slots, self.device, patches, self.precomputed.slot_dtype)
 
     def begin(
-        self, num_lanes: int, num_slots: int, *, chooses: bool, initial: bool, noise: Tensor | None = None
+        self,
+        num_lanes: int,
+        num_slots: int,
+        *,
+        chooses: bool,
+        initial: bool,
+        whole: bool = False,
+        noise: Tensor | None = None,
     ) -> None:
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         with span("renoise"):
@@ -85,7 +92,7 @@ class PatchLanes(Lanes):
         if slots.inputs is not None:
             dtype, levels = slots.inputs.values.dtype, self.precomputed.levels
             slot_inputs(state.values, slots.index, slots.level, levels, dtype, out=slots.inputs)
-        self.prepare(num_lanes, num_slots)
+        self.prepare(num_lanes, num_slots, whole)
 
     def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction | LogitPrediction:
         """Do one step: denoiser call, schedule, posterior step of the moving patches. Returns the prediction.

@@ -7,6 +7,7 @@ and overwrites it afterwards, so that captured graphs read the new values.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,12 +63,15 @@ class Precomputed:
             raise ValueError("model: tabulate must overwrite `out` and return it, got another table")
         self.table = table
 
-    def prepare(self, model: Any, num_lanes: int, state: LaneState, slots: SlotState) -> None:
-        """Compute the context of the first lanes. The first call computes all lanes, to allocate the buffer."""
+    def prepare(self, model: Any, num_lanes: int, state: LaneState, slots: SlotState, whole: bool = False) -> None:
+        """Compute the context of the first lanes. The first call computes all lanes, to allocate the buffer.
+
+        whole: tell the model that there is no context.
+        """
         table = self._table()
         if self.context is None:
             with guarded_call(model, state, slots):
-                self.context = model.prepare(state.values, slots.active, **table)
+                self.context = model.prepare(state.values, replace(slots.active, whole=whole), **table)
             if self.context is None:
                 raise ValueError("model: prepare must return a context, got None")
             if self.lanes_called(num_lanes) == self.num_lanes:
@@ -75,7 +79,7 @@ class Precomputed:
         num_lanes = self.lanes_called(num_lanes)
         out, state, slots = self._context(num_lanes), state.first(num_lanes), slots.first(num_lanes)
         with guarded_call(model, state, slots):
-            context = model.prepare(state.values, slots.active, out=out, **table)
+            context = model.prepare(state.values, replace(slots.active, whole=whole), out=out, **table)
         if context is out:
             return
         if not self.may_replace or num_lanes < self.num_lanes:

@@ -19,7 +19,7 @@ from ipr_fast.trace import span
 class Segment(NamedTuple):
     """Operations that one CUDA graph holds, and its key among the graphs.
 
-    name: "begin", "tick", or "iteration" for both. chooses, initial: arguments of `Lanes.begin`.
+    name: "begin", "tick", or "iteration" for both. chooses, initial, whole: arguments of `Lanes.begin`.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Segment(NamedTuple):
     phases: tuple[Phase, ...]
     chooses: bool = False
     initial: bool = False
+    whole: bool = False
 
     @property
     def steps(self) -> int:
@@ -42,7 +43,7 @@ class Runner:
     def __init__(self, lanes: Lanes, capture: Capture | None = None, whole_iterations: bool = False) -> None:
         self.lanes, self.whole_iterations = lanes, whole_iterations
         self.graphs = None if capture is None else Graphs(capture)
-        lanes.precomputed.may_replace = capture is None
+        lanes.precomputed.may_replace = lanes.eager = capture is None
         self.fingerprint: Fingerprint | None = None  # of the model when its graphs were captured
         self.mix_range: Tensor | None = None  # (2,), smallest and largest variance mix of the call's first step
         self._first_step = True
@@ -67,11 +68,13 @@ class Runner:
                 self.fingerprint = current
         self.lanes.tabulate()
 
-    def segments(self, wave: Wave, num_slots: int, *, chooses: bool, initial: bool) -> list[tuple[Segment, int]]:
+    def segments(
+        self, wave: Wave, num_slots: int, *, chooses: bool, initial: bool, whole: bool = False
+    ) -> list[tuple[Segment, int]]:
         """Return the segments of a wave, most lanes first, with the number of times that each is run."""
         if self.whole_iterations:
-            return [(Segment("iteration", num_slots, wave.phases, chooses, initial), 1)]
-        begin = Segment("begin", num_slots, (Phase(wave.lanes, 0),), chooses, initial)
+            return [(Segment("iteration", num_slots, wave.phases, chooses, initial, whole), 1)]
+        begin = Segment("begin", num_slots, (Phase(wave.lanes, 0),), chooses, initial, whole)
         ticks = [(Segment("tick", num_slots, (Phase(lanes, 1),)), steps) for lanes, steps in wave.phases]
         return [(begin, 1), *ticks]
 
@@ -118,7 +121,8 @@ class Runner:
         """Call the operations of a segment. Returns the prediction of its last step, None if there is no step."""
         prediction: object = None
         if segment.name != "tick":
-            lanes, options = segment.phases[0].lanes, {"chooses": segment.chooses, "initial": segment.initial}
+            lanes = segment.phases[0].lanes
+            options = {"chooses": segment.chooses, "initial": segment.initial, "whole": segment.whole}
             self.lanes.begin(lanes, segment.num_slots, noise=None if noise is None else noise[:lanes], **options)
         for lanes, steps in segment.phases:
             for _ in range(steps):

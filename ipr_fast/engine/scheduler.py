@@ -24,11 +24,15 @@ class Phase(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """Chains that run together: a slice of the plan's order, and phases on fewer and fewer lanes."""
+    """Chains that run together: a slice of the plan's order, and phases on fewer and fewer lanes.
+
+    most_active, least_active: active patches of the chains.
+    """
 
     chains: slice
     most_active: int
     phases: tuple[Phase, ...]
+    least_active: int = 0
 
     @property
     def lanes(self) -> int:
@@ -71,7 +75,7 @@ def make_plan(
     waves = []
     for first in range(0, len(lengths), most_lanes):
         chains = slice(first, min(first + most_lanes, len(lengths)))
-        waves.append(Wave(chains, active[first], _phases(lengths[chains], lanes_for)))
+        waves.append(Wave(chains, active[first], _phases(lengths[chains], lanes_for), active[chains.stop - 1]))
     return Plan(order, tuple(waves), sum(lengths))
 
 

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ipr_fast.sampling.policies import num_chosen
-from ipr_fast.sampling.remask import REMASKINGS
 from ipr_fast.sampling.tokens import TokenSchedule
 
 ALPHAS = (0.1, 0.25, 0.5)
 ORDERS = ("random", "margin", "entropy")  # compared with "confidence"
+STRATEGIES = ("cap", "rescale", "conf", "loop", "forward_backward")  # of ReMDM
 RIVAL = "one pass, confidence"  # with which every method is compared
 
 Maker = Callable[[int], "Method | None"]  # of a budget
@@ -60,7 +60,7 @@ def methods(length: int) -> dict[str, Maker]:
         },
         "confidence, then renoise everything": _renoise_everything,
         "confidence, better of two passes by the rules": _better_of_two,
-        **{f"ReMDM {name}, confidence": partial(_one_pass, remask=name) for name in REMASKINGS},
+        **{f"ReMDM {name}, confidence": partial(_one_pass, remask=name) for name in STRATEGIES},
         **{f"one pass, {order}": partial(_one_pass, order=order) for order in ORDERS},
         "ReMDM cap, independent": partial(_one_pass, reveal="independent", remask="cap"),
     }

@@ -138,7 +138,7 @@ class PartialTransformer(nn.Module):
         *,
         table: LevelTable | None = None,
     ) -> ContextCache:
-        """Return the context's keys and values, in `out` if given."""
+        """Return the context's keys and values, in `out` if given; there are none if all tokens are active."""
         packed, position, modulation = (
             (None, self._positions(), self._of_context())
             if table is None
@@ -150,6 +150,8 @@ class PartialTransformer(nn.Module):
             zeros = torch.zeros(shape, dtype=self.role.weight.dtype, device=values.device)
             out = ContextCache(zeros, zeros.new_empty(batch, num_patches + 1, dtype=torch.int32))
         bias = context_mask(active.index, active.count, out.slot, out.keys_values.dtype)
+        if active.whole:
+            return out
         h = self._read_in(values) + position + self.role.weight[0]
         for i, (layer, adaln) in enumerate(zip(self.layers, modulation.by_layer(), strict=True)):
             if i == 0:

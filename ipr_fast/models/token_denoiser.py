@@ -18,8 +18,12 @@ class TokenDenoiser(Protocol):
     TokenPrediction of the active slots, logits (B, A, V): slot a of row b is position `active.index[b, a]`, and the
     logits are those of the token at that position. A row may have fewer than A active positions, down to none: its
     last slots are padding, with index -1, whose logits are ignored. An active position may hold a token already, once
-    a step has revealed it; its logits matter only to remasking. Positions in no slot keep their tokens. The engine
-    never samples `mask_id` and the ids of `vocabulary.never`, whatever their logits.
+    a step has revealed it; its logits are ignored. Where `active.wanted` (B, W) lists the slots that are not, the model
+    may return logits (B, W, V) of these alone. Positions in no slot keep their tokens. The engine never samples
+    `mask_id` and the ids of `vocabulary.never`, whatever their logits.
+
+    `quality` (B, A), of a model that rates tokens (PRISM, Kim et al. 2025), is that of the token that a slot holds, the
+    higher the better; `TokenSchedule(remask="quality")` masks the worst again. A masked slot's is ignored.
 
     A model that takes a time computes it from the tokens: the share of the N positions that are masked.
 

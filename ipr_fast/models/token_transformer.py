@@ -67,6 +67,8 @@ class TokenTransformer(PartialTransformer):
             packed, modulation = table.packed, table.active(levels.long())
         x = self._read_in(values, packed)
         features = self._encode_slots(x, active.index, place, modulation, context, table)
+        if active.wanted is not None and self.vocabulary.size > self.width:  # else a copy takes longer
+            features = features.gather(1, active.wanted[..., None].expand(-1, -1, self.width))
         return TokenPrediction(linear(self.token_out, features, packed))
 
     def _levels(self, tokens: Tensor) -> Tensor:

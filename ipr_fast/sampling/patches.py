@@ -89,12 +89,17 @@ class ActivePatches:
 
     index  (B, A) int32: patch ids in ascending order, then -1 in the padding slots
     count  (B,) int32: number of active patches
+    whole  the host knows that every patch of every chain is active: there is no context
+    wanted (B, W) int64: the slots whose tokens are still to be drawn, where the host knows how many; a model of tokens
+           may return the logits (B, W, V) of these alone. None: all slots
 
     The number of slots A is a capacity chosen on the host; it never depends on the data of a batch.
     """
 
     index: Tensor
     count: Tensor
+    whole: bool = False
+    wanted: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor, slots: int | None = None) -> ActivePatches:
@@ -109,6 +114,10 @@ class ActivePatches:
     def __getitem__(self, chains: slice) -> ActivePatches:
         """Return the active patches of a slice of the chains."""
         return ActivePatches(self.index[chains], self.count[chains])
+
+    def narrowed(self) -> ActivePatches:
+        """Return the wanted slots as the only ones; the others' ids may stand behind those of a row with fewer."""
+        return self if self.wanted is None else ActivePatches(self.index.gather(1, self.wanted), self.count)
 
     @property
     def occupied(self) -> Tensor:

@@ -4,7 +4,8 @@ A step takes the visible share of the active positions from alpha to alpha'. Eac
 masked again with probability sigma <= sigma_max = min(1, (1 - alpha') / alpha), and as many more of the masked ones are
 revealed, on average: so the visible share is that of a run without remasking.
 
-Source: Wang et al. 2025, "Remasking Discrete Diffusion Models with Inference-Time Scaling" (ReMDM), and its names.
+Source: Wang et al. 2025, "Remasking Discrete Diffusion Models with Inference-Time Scaling" (ReMDM), and its names;
+"quality" from Kim et al. 2025, "Fine-Tuning Masked Diffusion for Provable Self-Correction" (PRISM).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from ipr_fast import checks
 class Remasking:
     """Base class of remasking strategies; shares and probabilities are float64 tensors of one shape.
 
-    by_confidence: sigma is divided among the visible positions of a chain, see `Conf`.
+    by_confidence: sigma is divided among the visible positions of a chain, see `Conf`. by_quality: by the model's
+    ratings, see `Quality`.
     """
 
     by_confidence = False
+    by_quality = False
 
     def visible(self, elapsed: Tensor) -> Tensor:
         """Return alpha, the visible share after a share `elapsed` in [0, 1] of the steps; 0 at 0, 1 at 1."""
@@ -76,6 +79,13 @@ class Conf(Remasking):
 
 
 @dataclass(frozen=True)
+class Quality(Conf):
+    """As `Conf`, with psi the model's rating of the token that stands there now: `TokenPrediction.quality`."""
+
+    by_quality = True
+
+
+@dataclass(frozen=True)
 class Loop(Remasking):
     """Reveal a share `alpha`, hold it while remasking with sigma = min(eta, sigma_max), then reveal the rest.
 
@@ -119,6 +129,7 @@ REMASKINGS: dict[str, Callable[[], Remasking]] = {
     "cap": Cap,
     "rescale": Rescale,
     "conf": Conf,
+    "quality": Quality,
     "loop": Loop,
     "forward_backward": ForwardBackward,
 }

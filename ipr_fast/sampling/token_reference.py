@@ -17,7 +17,7 @@ from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.selection import Selection
-from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction
+from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction, rating
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
 TOP_KEY = 1 << 32  # keys are integers below it
@@ -87,7 +87,10 @@ def regenerate_tokens(
             sigma = tables.sigma[count, step]
             share = torch.ones(len(visible), device="cpu")
             if strategy.by_confidence and visible:
-                share = torch.tensor([-revealed_with[p] for p in visible], device="cpu").softmax(0)
+                psi = revealed_with
+                if strategy.by_quality:
+                    psi = active.scatter(rating(prediction), len(tokens))[0].tolist()
+                share = torch.tensor([-psi[p] for p in visible], device="cpu").softmax(0)
             thresholds = [_threshold(part * sigma) for part in share]
             remasked = [p for p, bound in zip(visible, thresholds, strict=True) if numbers.remask[p] < bound]
 

@@ -86,18 +86,26 @@ class TokenPrediction(NamedTuple):
     """A token model's output for n positions per chain: all N of them, or the A active slots.
 
     logits  (B, n, V)  of the token at the position; of any floating-point type
-    quality (B, n)     the model's own rating of the token that stands there, or None
+    quality (B, n)     the model's own rating of the token that stands there, higher if it is better, or None
     """
 
     logits: Tensor
     quality: Tensor | None = None
 
 
-def check_prediction(value: object, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Raise ValueError unless a model returned a TokenPrediction with logits of shape (B, A, V) on the device."""
+def check_prediction(
+    value: object, shape: tuple[int, int, int], device: torch.device, wanted: Tensor | None = None
+) -> None:
+    """Raise ValueError unless a model returned a TokenPrediction with logits of shape (B, A, V) on the device.
+
+    wanted (B, W): slots whose logits alone the model may return.
+    """
     if not isinstance(value, TokenPrediction):
         raise ValueError(f"model must return a TokenPrediction, got {type(value).__name__}")
-    for name, field, expected in (("logits", value.logits, shape), ("quality", value.quality, shape[:2])):
+    whole, logits = shape, value.logits
+    if wanted is not None and isinstance(logits, Tensor) and logits.shape[1:2] == wanted.shape[1:]:
+        shape = (shape[0], wanted.shape[1], shape[2])
+    for name, field, expected in (("logits", logits, shape), ("quality", value.quality, whole[:2])):
         if field is None and name == "quality":
             continue
         if not isinstance(field, Tensor) or tuple(field.shape) != expected or not field.is_floating_point():
@@ -106,6 +114,13 @@ def check_prediction(value: object, shape: tuple[int, int, int], device: torch.d
         checks.same_device(f"model: its {name}", field, device)
     if shape[2] > 1 and value.logits.stride(2) != 1:
         raise ValueError(f"model must return logits with contiguous rows, got strides {value.logits.stride()}")
+
+
+def rating(prediction: TokenPrediction) -> Tensor:
+    """Return a prediction's quality (B, n), float32, a NaN as 0. Raises ValueError if the model has none."""
+    if prediction.quality is None:
+        raise ValueError('model must return the quality of tokens for remask="quality", got None')
+    return prediction.quality.detach().float().nan_to_num(nan=0.0).contiguous()
 
 
 class TokenTables(NamedTuple):
@@ -139,7 +154,7 @@ class TokenSchedule:
         the two highest probabilities; "entropy", the lowest entropy. Probabilities are untempered; ties go to the
         lowest position.
     remask: None, a strategy of `ipr_fast.sampling.remask`, or its name: "cap", "rescale", "conf", "loop",
-        "forward_backward".
+        "forward_backward", or "quality", for models that rate tokens.
     temperature: tau >= 0, which divides the logits; 0 takes the most probable token.
     top_k: only the k most probable tokens; None for all. top_p: only the most probable tokens that cover a probability
         p in (0, 1] of the tempered law. Tokens as probable as the last one stay in.

@@ -56,6 +56,87 @@ def test_the_engine_equals_the_definition_however_chains_are_run(schedule, clues
         assert not torch.isin(tokens[~known], torch.tensor([2, Lookup.size])).any()
 
 
+class Rated(Lookup):
+    """Also rates each token, by the token and the one before it; a masked position's rating is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.ratings = 3 * torch.rand(self.size + 1, self.size + 1, generator=torch.Generator().manual_seed(2))
+
+    def __call__(self, tokens, active):
+        quality = self.ratings[tokens, tokens.roll(1, 1)].masked_fill(tokens == self.size, torch.nan)
+        return super().__call__(tokens, active)._replace(quality=active.gather(quality))
+
+
+@pytest.mark.parametrize("how", [("count", "confidence"), ("count", "random"), ("independent", "confidence")])
+def test_the_engine_masks_by_a_models_ratings_as_the_definition_does(how, clues):
+    schedule = TokenSchedule(8, *how, remask="quality")
+    expected = run(schedule, clues, model=Rated(), backend="reference")
+    for options in ({}, {"max_chains": 1}, {"max_chains": 4}):
+        found = run(schedule, clues, model=Rated(), **options)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert not torch.equal(expected[0], run(TokenSchedule(8, *how, remask="conf"), clues)[0])
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_a_model_without_ratings_cannot_be_masked_by_them(clues, backend):
+    with pytest.raises(ValueError, match=r'^model must return the quality of tokens for remask="quality", got None'):
+        run(TokenSchedule(8, remask="quality"), clues, backend=backend)
+
+
+def test_a_token_is_masked_again_by_the_softmax_of_its_rating():
+    """In the second of four steps of one position each: of two that show, which is masked again."""
+    seen = []
+
+    class Watched(Oracle):
+        def __call__(self, tokens, active):
+            seen.append(tokens.clone())
+            return super().__call__(tokens, active)._replace(quality=active.gather(tokens.float()))
+
+    schedule = TokenSchedule(4, order="random", remask="quality")
+    generate_batch(40_000, model=Watched(), schedule=schedule, seed=5, max_chains=40_000)
+    before, after = seen[2:4]
+    shown = (before != 3).sum(1) == 2
+    before, after = before[shown], after[shown]
+    weight = (-before.double()).exp().masked_fill(before == 3, 0)
+    expected = float(schedule.tables(4).sigma[4, 2]) * weight / weight.sum(1, keepdim=True)
+    for token in range(3):
+        at = before == token
+        again = (after[at] == 3).double()
+        error = (expected[at] * (1 - expected[at])).sum().sqrt()
+        assert abs(again.sum() - expected[at].sum()) < ALMOST_NEVER * error
+
+
+class Narrow(Lookup):
+    """Returns the logits of the wanted slots alone; `narrow` counts the calls in which these are not all."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow = 0
+
+    def __call__(self, tokens, active):
+        self.narrow += active.wanted is not None
+        return super().__call__(tokens, active.narrowed())
+
+
+class Spoiled(Lookup):
+    """Says NaN of all positions that hold a token."""
+
+    def __call__(self, tokens, active):
+        prediction = super().__call__(tokens, active)
+        shows = active.gather(tokens) != self.size
+        return TokenPrediction(prediction.logits.masked_fill(shows[..., None], torch.nan))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.reveal}-{s.order}-{s.steps}")
+@pytest.mark.parametrize("make", [Narrow, Spoiled])
+def test_logits_of_positions_that_hold_a_token_do_not_matter(schedule, make, clues):
+    model = make()
+    found = run(schedule, clues, model=model)
+    assert all(torch.equal(*pair) for pair in zip(found, run(schedule, clues), strict=True))
+    assert make is Spoiled or model.narrow
+
+
 @pytest.mark.parametrize(
     "policy",
     [all_patches(), fixed_patches([0, 5]), lambda x, iteration: torch.arange(11).expand_as(x) % 3 == iteration % 3],

@@ -48,7 +48,7 @@ def run(schedule, tokens, unknown):
     active, chain_ids = ActivePatches.from_mask(unknown, int(unknown.sum(1).max())), torch.arange(len(tokens))
     tokens = tokens.masked_fill(unknown, V)
     psi = None if schedule.remask is None or not schedule.remask.by_confidence else torch.zeros(active.index.shape)
-    history, last = [tokens], torch.full((len(tokens),), -1)
+    history, last, hidden = [tokens], torch.full((len(tokens),), -1), active.index.clone()
     for step in range(int(tables.steps[unknown.sum(1)].max())):
         logits = active.scatter(model(tokens, active).logits, N)
         drawn = torch.stack([drawn_by(b, logits[b], step, schedule) for b in range(len(tokens))])
@@ -70,12 +70,15 @@ def run(schedule, tokens, unknown):
             reveal=tables.reveal,
             sigma=tables.sigma,
             psi=psi,
+            hidden=hidden,
             step=last,
             iteration=torch.tensor(ITERATION),
             chain_ids=chain_ids,
             seed=philox.seed_tensor(SEED, "cpu"),
         )
         history.append(tokens)
+        assert torch.equal(hidden >= 0, active.occupied & (active.gather(tokens) == V))
+        assert torch.equal(hidden[hidden >= 0], active.index[hidden >= 0])
     return torch.stack(history)
 
 

@@ -79,6 +79,26 @@ def test_a_context_and_a_table_change_nothing(token_model, generator):
     assert_same_slots(found, token_model(tokens[:4], few), few)
 
 
+def test_where_all_is_active_no_context_is_computed(token_model, generator):
+    tokens = torch.randint(0, 6, (10, LENGTH), generator=generator)
+    active = ActivePatches.from_mask(torch.ones_like(tokens, dtype=torch.bool))
+    context = token_model.prepare(tokens.fill_(MASK), dataclasses.replace(active, whole=True))
+    assert not context.keys_values.any()
+    assert_same_slots(token_model(tokens, active, context=context), token_model(tokens, active), active)
+
+
+def test_logits_of_wanted_slots_alone(token_model, generator):
+    config = dataclasses.replace(token_model.config, vocabulary_size=token_model.width + 5)
+    model = randomise(TokenTransformer(config), seed=1)
+    tokens, mask, active = make_case(generator)
+    context = model.prepare(tokens.masked_fill(mask, MASK), active)
+    every = model(tokens, active, context=context).logits
+    wanted = torch.randint(0, LENGTH, (10, 3), generator=generator)
+    found = model(tokens, dataclasses.replace(active, wanted=wanted), context=context).logits
+    expected = every.gather(1, wanted[..., None].expand(-1, -1, every.shape[2]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_the_context_sees_itself_and_active_positions_see_everything(token_model, generator):
     tokens = torch.randint(1, 6, (10, LENGTH), generator=generator)
     is_active = torch.zeros(10, LENGTH, dtype=torch.bool)

@@ -37,6 +37,7 @@ def state(batch, positions, slots, generator):
         TokenSchedule(6, "independent"),
         TokenSchedule(6, "independent", remask="conf"),
         TokenSchedule(20, "independent", remask="loop"),
+        TokenSchedule(7, "count", "confidence", "quality"),
     ],
     ids=lambda s: f"{s.reveal}-{s.order}-{type(s.remask).__name__}",
 )
@@ -44,7 +45,9 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
     batch, positions, slots, schedule, device, generator, monkeypatch
 ):
     tokens, active = state(batch, positions, slots, generator)
-    tables, by_confidence = schedule.tables(positions), schedule.remask is not None and schedule.remask.by_confidence
+    tables, strategy = schedule.tables(positions), schedule.remask
+    by_confidence = strategy is not None and strategy.by_confidence
+    keeps = by_confidence and not strategy.by_quality
     score = torch.randint(0, 4, active.index.shape, generator=generator).float()
     score[score == 3] = torch.tensor([torch.inf, torch.nan, 1e-40])[torch.randint(0, 3, (1,), generator=generator)]
     psi, confidence = torch.rand(2, *active.index.shape, generator=generator)
@@ -54,12 +57,13 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
         for limit in (module.MAX_PROGRAM_SLOTS, 0):
             monkeypatch.setattr(module, "MAX_PROGRAM_SLOTS", limit)
             out, kept = tokens.clone().to(device), psi.clone().to(device)
+            hidden = torch.full_like(active.index, -7).to(device)
             last = torch.full((batch,), step - 1, device=device)
             reveal(
                 out,
                 drawn.to(device),
                 score=None if schedule.order == "random" else score.to(device),
-                confidence=confidence.to(device),
+                confidence=confidence.to(device) if keeps else None,
                 index=active.index.to(device),
                 count=active.count.to(device),
                 mask_id=MASK,
@@ -69,14 +73,17 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
                     if name != "steps"
                 },
                 psi=kept if by_confidence else None,
+                hidden=hidden,
                 step=last,
                 iteration=torch.tensor(2**32 - 1, device=device),
                 chain_ids=torch.arange(batch, device=device) + (2**32 - batch),
                 seed=seed_tensor(2**64 - 3, device),
             )
-            found.append((out, kept, last))
+            found.append((out, kept, last, hidden))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         assert (found[0][2] == step).all()
+        masked = active.occupied & (active.gather(found[0][0].cpu()) == MASK)
+        assert torch.equal(found[0][3].cpu(), torch.where(masked, active.index, -1))
         inactive = torch.ones_like(tokens, dtype=torch.bool)
         inactive[
             torch.arange(batch)[:, None].expand_as(active.index)[active.occupied], active.index[active.occupied].long()

@@ -112,6 +112,7 @@ class HuggingFaceDenoiser(nn.Module):
         """Predict the tokens of the active slots, by default of all positions."""
         if active is None:
             active = ActivePatches.from_mask(torch.ones_like(tokens, dtype=torch.bool))
+        active = active.narrowed()  # logits do not depend on what else is active
         inputs = self._inputs(tokens)
         if not self.guidance:
             return TokenPrediction(self._logits(tokens, active, inputs))

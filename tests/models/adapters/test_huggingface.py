@@ -1,6 +1,7 @@
 """Models of `transformers`, and models that are called as LLaDA, Dream and MDLM are, on the engine."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -101,6 +102,17 @@ def test_logits_are_those_of_the_model_at_the_slots_and_of_these_alone(family):
     assert_at_slots(found, expected, few)
     torch.testing.assert_close(everywhere, expected, **CLOSE)
     assert not network.get_output_embeddings()._forward_pre_hooks
+
+
+def test_logits_of_wanted_slots_alone():
+    network = masked_lm()
+    model, shapes = HuggingFaceDenoiser(network, LENGTH, mask_id=MASK), watch(network.get_output_embeddings())
+    x, active = tokens(4)
+    wanted = torch.tensor([[0, 4], [1, 2], [3, 0], [2, 1]])
+    with torch.inference_mode():
+        every, found = model(x, active).logits, model(x, dataclasses.replace(active, wanted=wanted)).logits
+    assert shapes == [(4, active.index.shape[1], SIZE), (4, 2, SIZE)]
+    torch.testing.assert_close(found, every.gather(1, wanted[..., None].expand(-1, -1, SIZE)), **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["Bert", "ModernBert"])
