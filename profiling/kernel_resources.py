@@ -225,8 +225,14 @@ def token_launches(name: str, positions: int) -> Iterator[Launch]:
     by_count = {"score": score, "visible": table.int(), "reveal": None, "sigma": None}
     remasks = {"score": None, "visible": table.int(), "reveal": None, "sigma": table, "psi": score, "confidence": score}
     by_chance = {"score": None, "visible": None, "reveal": table, "sigma": table}
-    for how, options in (("by score", by_count), ("remasks", remasks), ("by chance", by_chance)):
-        call = partial(reveal.reveal, tokens, tokens, iteration=number, **options, **counters)
+    by_quality = {"score": score, "visible": table.int(), "reveal": None, "sigma": table, "psi": score}
+    for how, options in (
+        ("by score", by_count),
+        ("remasks", remasks),
+        ("by chance", by_chance),
+        ("by quality", by_quality),
+    ):
+        call = partial(reveal.reveal, tokens, tokens, iteration=number, hidden=index.clone(), **options, **counters)
         yield from record(f"{name}, {how}", reveal, call)
 
 
