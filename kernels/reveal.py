@@ -92,7 +92,6 @@ def reveal_kernel(
     p_token = p_tokens + i_chain * N + tl.maximum(patch, 0)
     masked = occupied & (tl.load(p_token, mask=occupied, other=MASK) == MASK)
     visible = occupied & (masked == 0)
-    drawn = tl.load(p_drawn + o_in, mask=masked, other=-1)
 
     remasked = visible & (o_slot < 0)
     if REMASKS:
@@ -104,6 +103,7 @@ def reveal_kernel(
             probability = probability * tl.div_rn(weight, tl.maximum(tl.sum(weight, axis=0), 1.0))
         remasked = visible & (key_of(7, step, patch, iteration, chain_id, seed) < key_bound(probability))
 
+    candidates = masked & (tl.load(p_drawn + o_in, mask=masked, other=-1) >= 0)
     if COUNTS:
         number = tl.load(p_visible + o_table) - tl.sum(visible.to(tl.int32), axis=0)
         number += tl.sum(remasked.to(tl.int32), axis=0)
@@ -113,18 +113,19 @@ def reveal_kernel(
             key = score.to(tl.int32, bitcast=True).to(tl.int64)
         else:
             key = key_of(6, step, patch, iteration, chain_id, seed)
-        revealed = smallest(masked & (drawn >= 0), key, o_slot, number)
+        revealed = smallest(candidates, key, o_slot, number)
     else:
         bound = key_bound(tl.load(p_reveal + o_table))
-        revealed = masked & (drawn >= 0) & (key_of(6, step, patch, iteration, chain_id, seed) < bound)
+        revealed = candidates & (key_of(6, step, patch, iteration, chain_id, seed) < bound)
 
-    tl.store(p_token, tl.where(remasked, MASK, drawn), mask=revealed | remasked)
+    if LISTS:
+        hides = (masked & (revealed == 0)) | remasked
+        tl.store(p_hidden + o_in, tl.load(p_index + o_in, mask=hides, other=-1), mask=o_slot < A)
+    drawn = tl.load(p_drawn + o_in, mask=revealed, other=MASK)  # as the index, again: registers are few
+    tl.store(p_token, drawn, mask=revealed | remasked)
     if KEEPS_PSI:
         confidence = tl.load(p_confidence + o_in, mask=revealed, other=0.0)
         tl.store(p_psi + o_in, confidence, mask=revealed)
-    if LISTS:
-        hides = (masked & (revealed == 0)) | remasked
-        tl.store(p_hidden + o_in, tl.where(hides, patch, -1), mask=o_slot < A)
     tl.debug_barrier()  # all threads of this program have read the step
     tl.store(p_step + i_chain, step.to(tl.int64))
 

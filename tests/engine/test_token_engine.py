@@ -75,7 +75,10 @@ def test_the_engine_masks_by_a_models_ratings_as_the_definition_does(how, clues)
     for options in ({}, {"max_chains": 1}, {"max_chains": 4}):
         found = run(schedule, clues, model=Rated(), **options)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert not torch.equal(expected[0], run(TokenSchedule(8, *how, remask="conf"), clues)[0])
+    found, other = (
+        generate_batch(64, model=Rated(), schedule=TokenSchedule(8, *how, remask=name)) for name in ("quality", "conf")
+    )
+    assert (found != other).any(1).sum() > 10
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
