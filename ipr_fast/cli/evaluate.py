@@ -15,6 +15,7 @@ from ipr_fast import outputs
 from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
 from ipr_fast.cli.factory import is_factory
 from ipr_fast.cli.shard_options import ShardOptions, is_plan, run_plan
+from ipr_fast.evaluation.budget_plot import plot_budgets
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
@@ -97,6 +98,9 @@ def run(
             FILES, "Print the measurement in this JSON file; measure nothing.", "--report", parser=path, metavar="PATH"
         ),
     ] = None,
+    plot: Annotated[
+        Path | None, path_option(FILES, "PNG file for a curve of --report's shares by model calls.")
+    ] = None,
     count: Annotated[
         int | None,
         option(
@@ -172,7 +176,11 @@ def run(
     """
     if report_file is not None:
         print(read_report(report_file))
+        if plot is not None:
+            draw_plot(report_file, plot)
         return
+    if plot is not None:
+        raise ValueError("--plot draws the measurement of --report")
     given = {
         "model": model,
         "count": count,
@@ -240,6 +248,15 @@ def _measure(
         return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
     count, iters = given.get("count", DEFAULTS.count), given.get("iters", DIVERSITY_ITERS)
     return measure_diversity(task, denoiser, count, iters, seed=seed, progress=progress)
+
+
+def draw_plot(file: Path, out: Path) -> None:
+    """Draw the shares by budget of the measurement in a file. Raises ValueError for one without budgets."""
+    results = json.loads(file.read_bytes())
+    if "rows" not in results:
+        raise ValueError(f"--plot: {file}: is not a measurement by model calls, of tokens or guidance")
+    outputs.prepare_folder(out.parent)
+    plot_budgets(out, results)
 
 
 def read_report(file: Path) -> str:

@@ -106,14 +106,16 @@ def initialisation_table(results: dict) -> str:
 
 def token_table(results: dict) -> str:
     """Format the rows of `tokens.run_token_experiment`: shares of valid boards by the calls of a board."""
-    titles = {budget: f"{budget} calls" for budget in results["budgets"]}
-    counts = [[cell.get("boards", results["samples"]) for cell in row["cells"]] for row in results["rows"]]
-    fewer = any(count < results["samples"] for row in counts for count in row)
-    note = " Cells with fewer boards name their number." if fewer else ""
+    titles, samples = {budget: f"{budget} calls" for budget in results["budgets"]}, results["samples"]
+    boards = {cell.get("boards", samples) for row in results["rows"] for cell in row["cells"]}
+    if boards == {min(boards)} and boards != {samples}:
+        note = f" These are the first of {samples:,} chains."
+        return _budget_table({**results, "samples": min(boards)}, titles, note)
+    note = " Cells with fewer boards name their number." if min(boards) < samples else ""
 
     def share(cell: dict) -> str:
-        count = cell.get("boards", results["samples"])
-        return _share(cell) + (f" of {count:,}" if count < results["samples"] else "")
+        count = cell.get("boards", samples)
+        return _share(cell) + (f" of {count:,}" if count < samples else "")
 
     return _budget_table(results, titles, note, share)
 

@@ -129,9 +129,9 @@ REMASKINGS: dict[str, Callable[[], Remasking]] = {
     "cap": Cap,
     "rescale": Rescale,
     "conf": Conf,
-    "quality": Quality,
     "loop": Loop,
     "forward_backward": ForwardBackward,
+    "quality": Quality,
 }
 
 

@@ -192,8 +192,11 @@ def test_repair_and_orders_are_measured_and_reported(weights, tmp_path, capsys):
     command = ("evaluate", "tokens", "--model", weights, "--count", 6, "--clues", 0, 8, "--out", out, "--quiet")
     run(*command, "--keep", tmp_path / "kept")
     table = capsys.readouterr().out
-    run("evaluate", "--report", out)
+    run("evaluate", "--report", out, "--plot", tmp_path / "curve.png")
     assert capsys.readouterr().out in table
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    run("evaluate", "--plot", tmp_path / "curve.png", code=1)
+    assert "--plot draws the measurement of --report" in capsys.readouterr().err
     rows = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in rows][:2] == ["one pass, confidence", "confidence and IPR, alpha 0.1"]
     assert all(cell["calls"] <= cell["budget"] for row in rows for cell in row["cells"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ipr_fast.evaluation import plots
+from ipr_fast.evaluation.budget_plot import plot_budgets
 
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -48,3 +49,12 @@ def test_the_means_of_measures_are_drawn_side_by_side(tmp_path, generator, sampl
         measures = {name: torch.rand(iterations, samples, generator=generator) for name in ("a", "b", "c")}
         plots.plot_measures(tmp_path / "curves.png", measures, title="title")
         assert size_of(tmp_path / "curves.png") == pytest.approx((150 * 2.7 * 3, 150 * 2.6), abs=1)
+
+
+def test_shares_are_drawn_against_the_model_calls_even_where_cells_are_missing(tmp_path):
+    shares = [0.0, -0.0, 1e-17], [1.0, 0.9, 1.0], [0.3, 0.2, 0.5]
+    cells = [{"budget": budget, "share": share} for budget, share in zip((40, 5, 81), shares, strict=True)]
+    names = "one pass, confidence", "confidence and IPR, alpha 0.1", "ReMDM cap, confidence", "another"
+    rows = [{"name": name, "cells": cells[: 1 + number]} for number, name in enumerate(names)]
+    plot_budgets(tmp_path / "curve.png", {"adjective": "valid", "noun": "board", "rows": rows})
+    assert size_of(tmp_path / "curve.png") == (1290, 690)

@@ -132,7 +132,10 @@ def test_a_stopped_measurement_goes_on_from_its_folder(tmp_path):
     cells = [cell for row in seen[-1]["rows"] for cell in row["cells"]]
     assert len(cells) == 5
     assert all(cell["boards"] == 4 for cell in cells)
+    assert report(seen[-1]).splitlines()[-1].startswith("4 boards, seed 0, intervals 95 %. These are the first of 6 ")
+    seen[-1]["rows"][0]["cells"][0]["boards"] = 6
     assert "of 4 |" in report(seen[-1])
+    assert "Cells with fewer boards name their number." in report(seen[-1])
     model = Recited(1.0)
     results = run_token_experiment(TASK, model, "recited", settings, folder=tmp_path / "kept")
     whole = run_token_experiment(TASK, Recited(1.0), "recited", settings)

@@ -42,7 +42,10 @@ def test_a_vocabulary_that_cannot_be_is_refused(arguments, problem):
         ({"steps": 0}, "steps must be an int >= 1, got 0"),
         ({"reveal": "all"}, "reveal must be one of count, independent, got 'all'"),
         ({"order": None}, "order must be one of random, confidence, margin, entropy, got None"),
-        ({"remask": "some"}, "remask must be None, one of cap, rescale, conf, loop, forward_backward, or a Remasking"),
+        (
+            {"remask": "some"},
+            "remask must be None, one of cap, rescale, conf, loop, forward_backward, quality, or a Remasking",
+        ),
         ({"temperature": -0.1}, "temperature must be a finite number >= 0"),
         ({"temperature": math.inf}, "temperature must be a finite number >= 0"),
         ({"top_p": 0}, r"top_p must be in \(0, 1\], got 0"),
