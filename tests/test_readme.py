@@ -202,6 +202,13 @@ def test_the_results_on_tokens_are_the_committed_ones():
         assert re.search(rf"^\| {order} \| {re.escape(share)} \|", card, flags=re.MULTILINE)
 
 
+def test_the_results_on_tokens_by_model_calls_are_the_committed_ones():
+    results = measured("calls-token-sudoku-9x9.json")
+    assert report(results) in text("ipr_fast/evaluation")
+    assert all(cell["boards"] >= 500 for row in results["rows"] for cell in row["cells"])
+    assert {40, 20, 10, 5} <= {cell["budget"] for cell in results["rows"][0]["cells"]}
+
+
 def test_refinement_is_worth_it_in_the_committed_measurement():
     results = measured("quality-digit-sudoku-4x4.json")
     rows = {row["name"]: row for row in results["arms"]}
