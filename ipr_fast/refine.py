@@ -17,6 +17,8 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling import arguments, user_code
 from ipr_fast.sampling.acceptance import Acceptor, Metropolis, check_rule
+from ipr_fast.sampling.condition import Conditioning
+from ipr_fast.sampling.condition import checked as checked_condition
 from ipr_fast.sampling.guidance.generation import Guidance, check_guidance
 from ipr_fast.sampling.policies import MaskPolicy
 from ipr_fast.sampling.schedule import Schedule
@@ -41,6 +43,7 @@ def refine_batch(
     seed: int = 0,
     chain_ids: Tensor | None = None,
     first_iteration: int = 1,
+    condition: Conditioning | None = None,
     accept: Metropolis | None = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -63,6 +66,8 @@ def refine_batch(
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
         seed, chain id and iteration alone; so 25 iterations and 25 more with first_iteration=26 equal 50, up to the
         rounding of x in between.
+    condition: a tensor, or a dict or tuple of tensors, each with B rows: labels, embeddings, masks. A model's calls get
+        it as `condition=` in this form, with the rows of the chains that they hold.
     accept: Metropolis(reward, temperature): an iteration's samples are proposals, which a chain accepts or not by their
         reward; a chain that does not keeps its sample, bit for bit.
     callback: called as callback(iteration, x) after each iteration. It may return a bool tensor (B,): chains that are
@@ -96,7 +101,9 @@ def refine_batch(
     free = arguments.free_patches(known, len(x), space.grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
     backend, max_chains = resolve.backend_on(x.device, backend), resolve.chains_at_a_time(max_chains)
-    call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
+    rows = checked_condition(condition, len(x), x.device)
+    contract.condition(model, rows is not None)
+    call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
     select = make_selector(mask_fn, space.grid, free, ids, sampling.seed)
     if callback is not None and not callable(callback):
         raise ValueError(f"callback must be callable, got {type(callback).__name__}")
@@ -119,6 +126,7 @@ def generate_batch(
     temperature: float = 1.0,
     seed: int = 0,
     chain_ids: Tensor | None = None,
+    condition: Conditioning | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     max_chains: int | str = "auto",
@@ -162,7 +170,9 @@ def generate_batch(
     if known_values is not None and batch_size:
         _warn(space.complaint("known_values", given, ignored=free), contract.RangeWarning)
     backend, max_chains = resolve.backend_on(device, backend), resolve.chains_at_a_time(max_chains)
-    call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32))
+    rows = checked_condition(condition, batch_size, device)
+    contract.condition(model, rows is not None)
+    call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
     if not batch_size:
         return given
     if guidance is not None:

@@ -22,6 +22,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.sampling.condition import Condition
 from ipr_fast.sampling.guidance.generation import Generation, Guidance, row_ids
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling
@@ -44,19 +45,21 @@ class Call:
     backend: str
     max_chains: int | str
     tf32: bool
+    condition: Condition | None = None
 
     @contextmanager
     def engine(self, values: Tensor, most_active: int) -> Iterator[Engine | ReferenceEngine | TokenReferenceEngine]:
         """Provide the engine for values (B, N, ...), of which at most `most_active` are active in a chain."""
         model, sampling = self.space.model, self.sampling
+        layout = None if self.condition is None else self.condition.layout
         settings: LaneSettings
         reference: type[ReferenceEngine]
         if isinstance(sampling, TokenSampling):
-            settings, reference = TokenSettings.of(sampling, self.tf32), TokenReferenceEngine
+            settings, reference = TokenSettings.of(sampling, self.tf32, layout), TokenReferenceEngine
         else:
-            settings, reference = PatchSettings.of(sampling, self.tf32), ReferenceEngine
+            settings, reference = PatchSettings.of(sampling, self.tf32, layout), ReferenceEngine
         if self.backend == "reference":
-            yield reference(model, values, self.chain_ids, sampling)
+            yield reference(model, values, self.chain_ids, sampling, self.condition)
             return
         capture = CudaCapture if self.backend == "graphs" else None
         request = Request(
@@ -69,7 +72,7 @@ class Call:
             capture,
         )
         with runner_for(request) as runner:
-            yield Engine(runner, values, self.chain_ids, sampling)
+            yield Engine(runner, values, self.chain_ids, sampling, self.condition)
 
     @contextmanager
     def generation(self, guidance: Guidance, start: Tensor, free: Tensor) -> Iterator[Generation]:
@@ -78,7 +81,10 @@ class Call:
         assert isinstance(self.space, TokenSpace), "checked by check_guidance"
         assert isinstance(sampling, TokenSampling), "checked by check_guidance"
         rows = start.repeat(guidance.width, 1)
-        with replace(self, chain_ids=ids).engine(rows, int(free.sum(1).max())) as engine:
+        condition = (
+            None if self.condition is None else self.condition.map(lambda each: torch.cat([each] * guidance.width))
+        )
+        with replace(self, chain_ids=ids, condition=condition).engine(rows, int(free.sum(1).max())) as engine:
             assert not isinstance(engine, ReferenceEngine) or isinstance(engine, TokenReferenceEngine)
             yield Generation(engine, start, free, ids, sampling, self.space.vocabulary.mask_id, guidance.reward)
 

@@ -58,7 +58,7 @@ def least_bytes(step: Step, tick: Counts) -> int:
     These are weights, tables and context as far as the tick reads them, patches, and predictions.
     """
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.values.shape
-    prepared = lanes.precomputed.arguments(chains)
+    prepared = lanes.precomputed.arguments(chains, lanes.state.first(chains))
     given = [*lanes.model.parameters(), *tensors_of(prepared)]
     kept = [each for each in given if is_packed(each) or each.untyped_storage()._cdata in tick.given]
     read = step.slots if "context" in prepared else patches  # with a context, only active patches

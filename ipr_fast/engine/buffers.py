@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ipr_fast.kernels.slot_inputs import SlotInputs
+from ipr_fast.sampling.condition import Condition, Layout
 from ipr_fast.sampling.patches import ActivePatches
 
 
@@ -16,10 +17,13 @@ from ipr_fast.sampling.patches import ActivePatches
 class _Buffers:
     def first(self, num_lanes: int) -> Self:
         """Return views of the first lanes; scalars are shared by all lanes."""
-        fields = vars(self).items()
-        return replace(
-            self, **{name: value[:num_lanes] for name, value in fields if isinstance(value, Tensor) and value.ndim}
-        )
+        return replace(self, **{name: _first(value, num_lanes) for name, value in vars(self).items()})
+
+
+def _first(value: Any, num_lanes: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[:num_lanes] if value.ndim else value
+    return None if value is None else value.first(num_lanes)
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,17 @@ class LaneState(_Buffers):
     choice_iteration: Tensor  # () int64, counter of the choice of patches
     origin: Tensor  # () int64, always 0: the iteration of the initial generation
     seed: Tensor  # () int64
+    condition: Condition | None = None  # of each lane's chain
 
     @classmethod
-    def allocate(cls, values: Tensor) -> LaneState:
-        """Allocate the state of lanes for chains of these values."""
+    def allocate(cls, values: Tensor, layout: Layout | None = None) -> LaneState:
+        """Allocate the state of lanes for chains of these values, with conditions of this layout."""
         (num_lanes, num_patches), device = values.shape[:2], values.device
         chain_ids, size, step = torch.zeros(3, num_lanes, device=device, dtype=torch.int64).unbind()
         mask, free = torch.zeros(2, num_lanes, num_patches, device=device, dtype=torch.bool).unbind()
-        counters = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(4))
-        return cls(values, chain_ids, mask, free, size, step, *counters)
+        iteration, choice, origin, seed = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(4))
+        condition = None if layout is None else layout.allocate(num_lanes, device)
+        return cls(values, chain_ids, mask, free, size, step, iteration, choice, origin, seed, condition)
 
     def clear(self) -> None:
         """Make the lanes idle: with nothing to choose, no slot is taken and no patch moves."""
@@ -76,10 +82,6 @@ class PatchSlots(SlotState):
     previous_level: Tensor  # (W, A) float32, before the last step
     start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
     inputs: SlotInputs | None = None  # of a model that takes them
-
-    def first(self, num_lanes: int) -> Self:
-        inputs = None if self.inputs is None else self.inputs.first(num_lanes)
-        return replace(super().first(num_lanes), inputs=inputs)
 
     @classmethod
     def allocate(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
+from ipr_fast.sampling.condition import Condition
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenSampling
@@ -22,11 +23,19 @@ from ipr_fast.trace import span
 class Engine:
     """The B chains of a call: copies of `values` (B, N, ...) in the lanes' type, and `chain_ids` (B,) int64.
 
-    runner: runs them on its lanes; made for the same model and settings, on the device of the values.
+    runner: runs them on its lanes; made for the same model and settings, on the device of the values. condition: the
+    chains', in the layout of the settings.
     """
 
-    def __init__(self, runner: Runner, values: Tensor, chain_ids: Tensor, sampling: Sampling | TokenSampling) -> None:
-        self.runner, self.sampling, self.chain_ids = runner, sampling, chain_ids
+    def __init__(
+        self,
+        runner: Runner,
+        values: Tensor,
+        chain_ids: Tensor,
+        sampling: Sampling | TokenSampling,
+        condition: Condition | None = None,
+    ) -> None:
+        self.runner, self.sampling, self.chain_ids, self.condition = runner, sampling, chain_ids, condition
         self.values = values.to(runner.lanes.state.values.dtype, copy=True).contiguous()
         self.iteration = torch.zeros((), dtype=torch.int64, device=values.device)
         self._planned: tuple[Tensor, Plan] | None = None
@@ -119,6 +128,8 @@ class Engine:
         state.iteration.copy_(self.iteration)
         torch.index_select(self.values, 0, chains, out=state.values[:number])
         torch.index_select(self.chain_ids, 0, chains, out=state.chain_ids[:number])
+        if self.condition is not None and state.condition is not None:
+            self.condition.take(chains, out=state.condition)
         choice = selection.choice
         if choice is None:
             torch.index_select(selection.mask, 0, chains, out=state.mask[:number])

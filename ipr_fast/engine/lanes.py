@@ -20,6 +20,7 @@ from ipr_fast.engine.precision import float32_products
 from ipr_fast.engine.precomputed import Precomputed
 from ipr_fast.kernels.philox import seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice
+from ipr_fast.sampling.condition import Layout
 from ipr_fast.trace import span
 
 
@@ -28,6 +29,11 @@ class LaneSettings(Protocol):
 
     @property
     def tf32(self) -> bool: ...
+
+    @property
+    def condition(self) -> Layout | None:
+        """The form of the chains' conditions."""
+        ...
 
     @property
     def schedule(self) -> Any:
@@ -58,7 +64,8 @@ class Lanes(ABC):
         self.model, self.num_lanes, self.device, self.settings = model, num_lanes, device, settings
         self.precomputed = Precomputed(model, num_lanes, device)
         with torch.inference_mode(False):  # normal tensors count the writes to them
-            self.state = LaneState.allocate(torch.zeros(num_lanes, *shape, dtype=dtype, device=device))
+            values = torch.zeros(num_lanes, *shape, dtype=dtype, device=device)
+            self.state = LaneState.allocate(values, settings.condition)
         self.schedule: Any = None
         self.eager = False  # no CUDA graphs: the host may look at the data between two ticks
         self._slots: dict[int, Any] = {}

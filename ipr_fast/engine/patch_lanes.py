@@ -17,6 +17,7 @@ from ipr_fast.kernels.renoise import Slots, renoise
 from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.sampling.condition import Layout
 from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.trace import span
@@ -28,10 +29,11 @@ class PatchSettings(NamedTuple):
     stochasticity: float
     temperature: float
     tf32: bool = False
+    condition: Layout | None = None
 
     @classmethod
-    def of(cls, sampling: Sampling, tf32: bool = False) -> PatchSettings:
-        return cls(sampling.stochasticity, sampling.temperature, tf32)
+    def of(cls, sampling: Sampling, tf32: bool = False, condition: Layout | None = None) -> PatchSettings:
+        return cls(sampling.stochasticity, sampling.temperature, tf32, condition)
 
     @property
     def schedule(self) -> Schedule:
@@ -103,7 +105,8 @@ class PatchLanes(Lanes):
         prediction = self.predict(num_lanes, num_slots)
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        contract.prediction(prediction, (num_lanes, num_slots, state.values.shape[-1]))
+        num_patches, numel = state.values.shape[1:]
+        contract.prediction(prediction, (num_lanes, num_slots, numel), num_patches)
         (velocity, mix, log_variance), inputs = prediction, slots.inputs
         with span("advance"):
             advance(
@@ -141,12 +144,12 @@ class PatchLanes(Lanes):
         """Call the denoiser."""
         num_lanes = self.precomputed.lanes_called(num_lanes)
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
-        prepared, guarded = self.precomputed.arguments(num_lanes), {"levels": slots.level}
+        arguments, guarded = self.precomputed.arguments(num_lanes, state), {"levels": slots.level}
         if slots.inputs is not None:
-            prepared["slots"] = slots.inputs
+            arguments["slots"] = slots.inputs
             guarded |= {f"slots.{name}": each for name, each in slots.inputs._asdict().items()}
         with span("network"), guarded_call(self.model, state, slots, **guarded):
-            return self.model(state.values, slots.level, slots.active, **prepared)
+            return self.model(state.values, slots.level, slots.active, **arguments)
 
     def mix_range(self, prediction: Prediction | LogitPrediction, num_slots: int) -> Tensor | None:
         if isinstance(prediction, LogitPrediction):

@@ -17,12 +17,13 @@ from ipr_fast.engine.buffers import LaneState, SlotState
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling import user_code
+from ipr_fast.sampling.condition import call_arguments
 
 
 def guarded_call(model: Denoiser, state: LaneState, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
     """Guard a call of the model on these lanes: it must not write to its inputs."""
     inputs = {slots.values_name: state.values, "active.index": slots.index, "active.count": slots.count, **more}
-    return user_code.model_call(model, **inputs)
+    return user_code.model_call(model, **inputs, **({} if state.condition is None else state.condition.named))
 
 
 class Precomputed:
@@ -34,6 +35,7 @@ class Precomputed:
     def __init__(self, model: Denoiser, num_lanes: int, device: torch.device) -> None:
         self.has_context, self.has_table = contract.prepares(model), contract.tabulates(model)
         self.slot_dtype: torch.dtype | None = model.slot_dtype if contract.takes_slots(model) else None
+        self.is_conditioned = self.has_context and contract.prepare_takes_condition(model)
         self.num_lanes = num_lanes
         self.may_replace = True
         self.context: Any = None
@@ -68,10 +70,9 @@ class Precomputed:
 
         whole: tell the model that there is no context.
         """
-        table = self._table()
         if self.context is None:
             with guarded_call(model, state, slots):
-                self.context = model.prepare(state.values, replace(slots.active, whole=whole), **table)
+                self.context = model.prepare(state.values, replace(slots.active, whole=whole), **self._options(state))
             if self.context is None:
                 raise ValueError("model: prepare must return a context, got None")
             if self.lanes_called(num_lanes) == self.num_lanes:
@@ -79,17 +80,20 @@ class Precomputed:
         num_lanes = self.lanes_called(num_lanes)
         out, state, slots = self._context(num_lanes), state.first(num_lanes), slots.first(num_lanes)
         with guarded_call(model, state, slots):
-            context = model.prepare(state.values, replace(slots.active, whole=whole), out=out, **table)
+            context = model.prepare(state.values, replace(slots.active, whole=whole), out=out, **self._options(state))
         if context is out:
             return
         if not self.may_replace or num_lanes < self.num_lanes:
             raise ValueError("model: prepare must overwrite `out` and return it, got another context")
         self.context = context
 
-    def arguments(self, num_lanes: int) -> dict[str, Any]:
-        """Return the keyword arguments of a model call on the first lanes: `context` and `table`, if it has them."""
+    def arguments(self, num_lanes: int, state: LaneState) -> dict[str, Any]:
+        """Return the keyword arguments of a model call on the first lanes: `context`, `table`, `condition`, if any.
+
+        state: of these lanes.
+        """
         context = {} if self.context is None else {"context": self._context(self.lanes_called(num_lanes))}
-        return context | self._table()
+        return context | self._table() | call_arguments(state.condition)
 
     def lanes_called(self, num_lanes: int) -> int:
         """Return the lanes that a call must include to compute `num_lanes`: all, if its context has no `first`."""
@@ -97,6 +101,10 @@ class Precomputed:
 
     def _context(self, num_lanes: int) -> Any:
         return self.context if num_lanes == self.num_lanes else self.context.first(num_lanes)
+
+    def _options(self, state: LaneState) -> dict[str, Any]:
+        """Return the keyword arguments of `prepare`."""
+        return self._table() | (call_arguments(state.condition) if self.is_conditioned else {})
 
     def _table(self) -> dict[str, Any]:
         return {} if self.table is None else {"table": self.table}

@@ -15,6 +15,7 @@ from ipr_fast.kernels.categorical import Drawn
 from ipr_fast.kernels.mask_tokens import mask_tokens
 from ipr_fast.kernels.reveal import reveal
 from ipr_fast.models.token_denoiser import TokenDenoiser
+from ipr_fast.sampling.condition import Layout
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.tokens import (
     TokenPrediction,
@@ -34,10 +35,11 @@ class TokenSettings(NamedTuple):
 
     schedule: TokenSchedule
     tf32: bool = False
+    condition: Layout | None = None
 
     @classmethod
-    def of(cls, sampling: TokenSampling, tf32: bool = False) -> TokenSettings:
-        return cls(sampling.schedule, tf32)
+    def of(cls, sampling: TokenSampling, tf32: bool = False, condition: Layout | None = None) -> TokenSettings:
+        return cls(sampling.schedule, tf32, condition)
 
     def sample_shape(self, model: TokenDenoiser) -> tuple[int, int]:
         return model.length, 8
@@ -155,4 +157,4 @@ class TokenLanes(Lanes):
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         with span("network"), guarded_call(self.model, state, slots):
             active = replace(slots.active, wanted=wanted)
-            return self.model(state.values, active, **self.precomputed.arguments(num_lanes))
+            return self.model(state.values, active, **self.precomputed.arguments(num_lanes, state))

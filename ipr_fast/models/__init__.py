@@ -2,6 +2,7 @@
 
 from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.guided import Guided
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
@@ -13,6 +14,7 @@ from ipr_fast.sampling.prediction import Prediction
 __all__ = [
     "PRESETS",
     "Denoiser",
+    "Guided",
     "HuggingFaceDenoiser",
     "PatchTransformer",
     "PatchTransformerConfig",

@@ -51,7 +51,7 @@ def token_denoiser(model: object) -> TokenPositions:
             f"{length!r}"
         )
     function = _forward(model)
-    if not _accepts(function, (None, None), {}):
+    if not _accepts(function, (None, None), _condition_of(function)):
         name = checks.name_of(model)
         raise ValueError(f"model: {name} must be called as model(tokens, active), got {inspect.signature(function)}")
     user_code.check_eval_mode(model)
@@ -61,7 +61,7 @@ def token_denoiser(model: object) -> TokenPositions:
 def _check_call(model: Callable[..., object]) -> None:
     """Check that a model can be called as model(patches, levels, active)."""
     function = _forward(model)
-    if not _accepts(function, (None, None, None), {}):
+    if not _accepts(function, (None, None, None), _condition_of(function)):
         name = checks.name_of(model)
         raise ValueError(
             f"model: {name} must be called as model(patches, levels, active=None), got {inspect.signature(function)}"
@@ -88,8 +88,8 @@ def takes_slots(model: Denoiser) -> TypeGuard[SlotDenoiser]:
     return is_dtype and _takes(model, "slots") and tabulates(model) and prepares(model)
 
 
-def prediction(value: object, shape: tuple[int, int, int]) -> None:
-    """Check that a model returned a Prediction for slots of shape (B, A, P)."""
+def prediction(value: object, shape: tuple[int, int, int], num_patches: int | None = None) -> None:
+    """Check that a model returned a Prediction for slots of shape (B, A, P), of a chain's `num_patches`."""
     if isinstance(value, LogitPrediction):
         value = Prediction(*value)
     if not isinstance(value, Prediction):
@@ -100,12 +100,41 @@ def prediction(value: object, shape: tuple[int, int, int]) -> None:
             continue
         if not isinstance(field, Tensor) or tuple(field.shape) != expected[name] or not field.is_floating_point():
             came = checks.described(field)
+            if isinstance(field, Tensor) and field.ndim > 1 and field.shape[1] == num_patches != shape[1]:
+                came += f": the prediction of all {num_patches} patches, which lacks .at(active)"
             raise ValueError(f"model must return a floating-point {name} of shape {expected[name]}, got {came}")
+
+
+def condition(model: Any, given: bool) -> None:
+    """Check that a model's calls take a condition if one is given, and that one is given if they need it."""
+    function = _forward(model)
+    if given and not _has_argument(function, "condition"):
+        raise ValueError(
+            f"condition: {checks.name_of(model)} takes none, as its forward() has no argument `condition`; got "
+            f"{inspect.signature(function)}"
+        )
+    parameter = (_parameters(function) or {}).get("condition")
+    if not given and parameter is not None and parameter.default is parameter.empty:
+        raise ValueError(f"condition must be given: {checks.name_of(model)} needs one, got None")
+
+
+def prepare_takes_condition(model: Any) -> bool:
+    """Return whether the context that a model prepares depends on its condition."""
+    return _has_argument(model.prepare, "condition")
+
+
+def _condition_of(function: Callable[..., object]) -> dict[str, None]:
+    """Return the argument `condition` of a function that names it."""
+    return {"condition": None} if "condition" in (_parameters(function) or {}) else {}
 
 
 def _takes(model: Denoiser, name: str) -> bool:
     """Return whether a model's call takes a keyword argument `name`."""
-    parameters = _parameters(_forward(model))
+    return _has_argument(_forward(model), name)
+
+
+def _has_argument(function: Callable[..., object], name: str) -> bool:
+    parameters = _parameters(function)
     return parameters is None or name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
@@ -119,7 +148,7 @@ def _makes(
     method = getattr(model, name, None)
     if not _takes(model, made) or not callable(method):
         return False
-    if not _accepts(method, arguments, options):
+    if not _accepts(method, arguments, options | _condition_of(method)):
         raise ValueError(
             f"model: {checks.name_of(model)}.{name} must be {name}({wanted}), since forward() takes `{made}`; "
             f"got {name}{inspect.signature(method)}. Rename it if it serves another purpose"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
-from ipr_fast.sampling.prediction import LogitPrediction, Prediction
+from ipr_fast.sampling.prediction import Prediction
 
 
 @runtime_checkable
@@ -16,7 +16,8 @@ class Denoiser(Protocol):
     """A model of a sequential diffusion process: a callable with a `grid`. `ipr_fast.check_model` tests one.
 
     Row b of a call is not row b of your x: rows are the chains that run now, sorted by length, and others take their
-    places as they finish (`max_chains`). A model must not keep a tensor per chain, such as labels or embeddings.
+    places as they finish (`max_chains`). So a model must not keep a tensor per chain: labels or embeddings come as
+    `condition=`, with the rows of the call's chains, if its calls take that keyword argument; likewise to `prepare`.
 
     The process is rectified flow: a patch x at level t in [0, 1] is `z_t = (1 - t) x + t eps` with eps ~ N(0, 1), and
     the model predicts the velocity `u = eps - x`. Level 0 is clean, level 1 pure noise. Each patch has its own level.
@@ -29,10 +30,9 @@ class Denoiser(Protocol):
 
     The engine relies on this:
 
-    - **A row is computed from that row's inputs alone.** The engine passes nothing else by chain; one condition for all
-      chains can be kept in the model.
-    - **Inputs are read only**: patches, levels and active are the engine's own buffers. A write is a ValueError; torch
-      does not count writes through `.data` or NumPy, which only `check_model` finds.
+    - **A row is computed from that row's inputs alone.**
+    - **Inputs are read only**: patches, levels, active and condition are the engine's own buffers. A write is a
+      ValueError; torch does not count writes through `.data` or NumPy, which only `check_model` finds.
     - **Evaluation mode**: call `model.eval()`. A module in training mode that has dropout, batch norm or another layer
       that differs there is a ValueError.
     - **No gradients**: calls run under `torch.inference_mode`. A model that needs gradients, for guidance, opens
@@ -105,8 +105,6 @@ class SlotDenoiser(ContextDenoiser, TableDenoiser, Protocol):
         """The type in which the network takes the slots' patches."""
         ...
 
-    def __call__(
-        self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **prepared: Any
-    ) -> Prediction | LogitPrediction:
-        """Predict; with `context`, `table` and `slots` perhaps a LogitPrediction."""
+    def __call__(self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None, **prepared: Any) -> Any:
+        """Return a Prediction; with `context`, `table` and `slots` perhaps a `sampling.prediction.LogitPrediction`."""
         ...

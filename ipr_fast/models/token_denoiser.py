@@ -32,6 +32,7 @@ class TokenDenoiser(Protocol):
 
     Optional:
 
+    - a keyword argument `condition` of calls, and of `prepare`: as for a `Denoiser`.
     - `generate_schedule` and `refine_schedule` (`ipr_fast.TokenSchedule`): the defaults of the calls.
     - `prepare(tokens, active, out=None)` and a keyword argument `context` of calls: as for `ContextDenoiser`, with the
       active positions masked.

@@ -15,6 +15,7 @@ from torch import Tensor
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.sampling import flow, user_code
+from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction, mix_range
 from ipr_fast.sampling.schedule import Sampling, Schedule
@@ -98,13 +99,15 @@ def _nan_as_largest(log_variance: Tensor) -> Tensor:
     return log_variance.nan_to_num(nan=torch.finfo(log_variance.dtype).max)
 
 
-def _predict(model: Model, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
+def _predict(
+    model: Model, patches: Tensor, level: Tensor, unknown: Tensor, condition: Condition | None = None
+) -> Prediction:
     """Call the model for one chain and scatter its prediction to all N patches, with 0 in inactive ones."""
     active = ActivePatches.from_mask(unknown[None])
     patches, levels = patches[None], active.gather(level[None])
     inputs = {"patches": patches, "levels": levels, "active.index": active.index, "active.count": active.count}
-    with user_code.model_call(model, **inputs):
-        prediction = model(patches, levels, active)
+    with user_code.model_call(model, **inputs, **({} if condition is None else condition.named)):
+        prediction = model(patches, levels, active, **call_arguments(condition))
     return prediction.map(lambda field: active.scatter(field.float(), len(unknown))[0])
 
 
@@ -113,8 +116,10 @@ class ReferenceEngine:
 
     dtype = torch.float32
 
-    def __init__(self, model: Any, values: Tensor, chain_ids: Tensor, sampling: Any) -> None:
-        self.model, self.chain_ids, self.sampling = model, chain_ids, sampling
+    def __init__(
+        self, model: Any, values: Tensor, chain_ids: Tensor, sampling: Any, condition: Condition | None = None
+    ) -> None:
+        self.model, self.chain_ids, self.sampling, self.condition = model, chain_ids, sampling, condition
         self.values = values.to(self.dtype)
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
         self._is_first_call = True
@@ -163,10 +168,14 @@ class ReferenceEngine:
             fresh = normals(philox.STREAM_RENOISE, 0, self.iteration)
         noised = torch.where(unknown[:, None], fresh, patches)
         posterior = partial(normals, philox.STREAM_POSTERIOR, iteration=self.iteration)
-        return _regenerate(self._predict, noised, unknown, sampling, posterior)[0]
+        predict = partial(self._predict, self._condition_of(chain))
+        return _regenerate(predict, noised, unknown, sampling, posterior)[0]
 
-    def _predict(self, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
-        prediction = _predict(self.model, patches, level, unknown)
+    def _condition_of(self, chain: int) -> Condition | None:
+        return None if self.condition is None else self.condition.map(lambda tensor: tensor[chain : chain + 1])
+
+    def _predict(self, condition: Condition | None, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
+        prediction = _predict(self.model, patches, level, unknown, condition)
         if self._is_first_call:
             mix = None if prediction.variance_mix is None else prediction.variance_mix[None]
             self._is_first_call, self.mix_range = False, mix_range(mix, unknown[None])

@@ -6,6 +6,7 @@ It shares with the engine only the model, the schedule's numbers and the definit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ipr_fast.kernels.philox import STREAM_ORDER, STREAM_REMASK, seed_tensor, step_keys
 from ipr_fast.sampling import user_code
+from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
@@ -199,14 +201,12 @@ class TokenReferenceEngine(ReferenceEngine):
             each = (step_keys(seed, stream, step, iteration, chain_id, positions)[0] for stream in KEY_STREAMS)
             return Keys(*each)
 
-        tokens = self.values[chain]
-        return regenerate_tokens(self._call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys, steps=steps)[
-            0
-        ]
+        tokens, call = self.values[chain], partial(self._call, self._condition_of(chain))
+        return regenerate_tokens(call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys, steps=steps)[0]
 
-    def _call(self, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
+    def _call(self, condition: Condition | None, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
         inputs = {"tokens": tokens, "active.index": active.index, "active.count": active.count}
-        with user_code.model_call(self.model, **inputs):
-            prediction: TokenPrediction = self.model(tokens, active)
+        with user_code.model_call(self.model, **inputs, **({} if condition is None else condition.named)):
+            prediction: TokenPrediction = self.model(tokens, active, **call_arguments(condition))
         check_prediction(prediction, (*active.index.shape, self.model.vocabulary.size), tokens.device)
         return prediction
