@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import TINY, randomise
+from conditioned_models import Labelled, LabelledTokens, Prepared
+from small_models import TINY, TINY_TOKENS, randomise
+from small_token_models import Lookup
 from torch import nn
 
 import ipr_fast
 from ipr_fast import PatchGrid, Prediction, check_model
-from ipr_fast.model_check import CHECKS
-from ipr_fast.models import PatchTransformer, SRMUNet, SRMUNetConfig, contract
+from ipr_fast.model_check import CHECKS, TOKEN_CHECKS
+from ipr_fast.models import Guided, PatchTransformer, SRMUNet, SRMUNetConfig, TokenTransformer, contract
 
 UNET = SRMUNetConfig(1, 24, 8, (32, 64), (False, True), num_head_channels=32, t_emb_dim=64, d_emb=32)
 GRID = PatchGrid(1, 16, 16, 4)
@@ -203,7 +205,7 @@ def test_every_failure_is_listed():
         def predict(self, slots, levels):
             return NoSigmoid.predict(self, slots * levels.max().item(), levels)
 
-    with pytest.raises(ValueError, match=r"Both fails 3 of 7 checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
+    with pytest.raises(ValueError, match=r"Both fails 3 of \d checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
         check_model(Both())
 
 
@@ -235,3 +237,89 @@ def test_bundled_models_of_patches_pass():
     for model in map(ipr_fast.load_model, ipr_fast.bundled_models()):
         if not contract.is_token_denoiser(model):
             check_model(model)
+
+
+class AllWhenManySlots(Mixed):
+    """Takes as many slots as patches for all patches, in their order."""
+
+    def of_slots(self, full, active):
+        return full if active.index.shape[1] == GRID.num_patches else full.at(active)
+
+
+def test_a_prediction_of_all_patches_is_named_where_there_are_as_many_slots():
+    with pytest.raises(
+        ValueError, match=r"fails 1 of \d checks\nas many slots .* those of the slots, \.at\(active\)\?"
+    ):
+        check_model(AllWhenManySlots())
+
+
+def test_a_prediction_of_all_patches_is_named_by_its_shape(finished):
+    class All(Mixed):
+        def of_slots(self, full, active):
+            return full
+
+    message = r"got \(.*\) of torch.float32: the prediction of all 16 patches, which lacks \.at\(active\)"
+    with pytest.raises(ValueError, match=message):
+        check_model(All())
+    with pytest.raises(ValueError, match=message):
+        ipr_fast.refine_batch(finished, ipr_fast.random_patches(), 1, model=All())
+
+
+# ------------------------------------------------------------------------------------------------ tokens, conditions
+
+FOUR = torch.tensor([3, 0, 7, 12])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Lookup(), randomise(TokenTransformer(TINY_TOKENS), seed=0), LabelledTokens()],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_good_model_of_tokens_passes_every_check(model):
+    condition = FOUR if isinstance(model, LabelledTokens) else None
+    assert check_model(model, condition=condition).splitlines() == [f"ok: {name}" for name in TOKEN_CHECKS]
+
+
+class Bad(Lookup):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def __call__(self, tokens, active):
+        prediction = super().__call__(tokens, active)
+        return prediction._replace(logits=self.change(prediction.logits, tokens))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits, tokens: logits * float("nan"), "a token can be drawn at every position: logits have NaN"),
+        (lambda logits, tokens: logits - logits.mean(0), "a row depends on its own inputs alone: in another batch"),
+        (lambda logits, tokens: logits + len(logits[0]), "as many slots as patches change nothing"),
+        (lambda logits, tokens: logits + float(tokens.sum()), "a CUDA graph can hold the operations"),
+    ],
+)
+def test_a_bad_model_of_tokens_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_model(Bad(change))
+
+
+def test_a_condition_belongs_to_its_row():
+    class OfOthers(Labelled):
+        def of_rows(self, condition):
+            return super().of_rows(condition).flip(0)
+
+    class Kept(Prepared):
+        def prepare(self, patches, active, out=None, *, condition, table=None):
+            return super().prepare(patches, active, out, condition=torch.zeros_like(condition))
+
+    for model in (Labelled(), Prepared(), Guided(Prepared(), 2.0, torch.tensor(16))):
+        assert check_model(model, condition=FOUR).splitlines() == [f"ok: {name}" for name in CHECKS]
+    with pytest.raises(ValueError, match="a row depends on its own inputs alone"):
+        check_model(OfOthers(), condition=FOUR)
+    with pytest.raises(ValueError, match="prepare and tabulate change nothing"):
+        check_model(Kept(), condition=FOUR)
+    with pytest.raises(ValueError, match="condition must have a row for each of the 4 chains"):
+        check_model(Labelled(), condition=FOUR[:3])
+    with pytest.raises(ValueError, match="condition must be given: Labelled needs one"):
+        check_model(Labelled())
