@@ -106,7 +106,7 @@ def checked(value: object, batch: int, device: torch.device) -> Condition | None
         if tensor.ndim == 0 or len(tensor) != batch:
             raise ValueError(f"{name} must have a row for each of the {batch} chains, got {checks.described(tensor)}")
         checks.same_device(name, tensor, device)
-        if bool(tensor.isnan().any()):  # a mask of attention may hold infinities
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):  # a mask of attention may hold infinities
             raise ValueError(f"{name} must have no NaN")
     return condition.map(Tensor.detach)
 

@@ -71,6 +71,9 @@ class HuggingFaceDenoiser(nn.Module):
         Many models look at their attention mask on the host, which a CUDA graph does not allow: `backend="torch"`.
     mask_id, pad_id, never: ids of mask and padding and the ids not to be sampled, in place of those found.
 
+    The `condition` of a call is a dict of further inputs of the model, with a row for each chain: embeddings of a text
+    to attend to, for instance.
+
     The last layer, as large as the vocabulary, is computed for active positions only, if it is the Linear layer that
     `model.get_output_embeddings()` returns and the model is not compiled.
 
@@ -108,12 +111,19 @@ class HuggingFaceDenoiser(nn.Module):
         if self.padded:
             self._check_padding()
 
-    def forward(self, tokens: Tensor, active: ActivePatches | None = None) -> TokenPrediction:
+    def forward(
+        self, tokens: Tensor, active: ActivePatches | None = None, *, condition: dict[str, Tensor] | None = None
+    ) -> TokenPrediction:
         """Predict the tokens of the active slots, by default of all positions."""
         if active is None:
             active = ActivePatches.from_mask(torch.ones_like(tokens, dtype=torch.bool))
         active = active.narrowed()  # logits do not depend on what else is active
         inputs = self._inputs(tokens)
+        if condition is not None:
+            if not isinstance(condition, dict) or not condition.keys().isdisjoint({"input_ids", *inputs}):
+                own = ", ".join(("input_ids", *inputs))
+                raise ValueError(f"condition must be a dict of the model's inputs other than {own}")
+            inputs |= condition
         if not self.guidance:
             return TokenPrediction(self._logits(tokens, active, inputs))
         unprompted = tokens.clone()

@@ -299,6 +299,38 @@ def test_every_convention_runs_on_the_engine_as_on_the_definition(network, guida
     assert not (found == model.vocabulary.mask_id).any()
 
 
+class Tinted(LLaDALike):
+    """Takes embeddings (B, d) that are added to its tokens'."""
+
+    def forward(self, input_ids, tint):
+        return self.lm_head(self.network(input_ids, shift=tint[:, None]))
+
+
+@pytest.mark.parametrize("guidance", [{}, {"prompt_length": 2, "guidance": 1.5}], ids=["plain", "guided"])
+def test_a_condition_is_more_inputs_of_a_chain(guidance):
+    model = HuggingFaceDenoiser(Tinted(), LENGTH, **guidance)
+    tint = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    known = torch.arange(LENGTH) < torch.tensor([2, 9, 4, 2, 7])[:, None]
+    prompt = torch.full((5, LENGTH), 3)
+
+    def run(rows, **options):
+        return generate_batch(
+            len(rows),
+            model=model,
+            known=known[rows],
+            known_values=prompt[rows],
+            schedule=TokenSchedule(3),
+            chain_ids=torch.tensor(rows),
+            condition={"tint": tint[rows]},
+            **options,
+        )
+
+    alone = torch.cat([run([chain], backend="reference") for chain in range(5)])
+    assert torch.equal(run([0, 1, 2, 3, 4], max_chains=2), alone)
+    with pytest.raises(ValueError, match="condition must be a dict of the model's inputs other than input_ids"):
+        generate_batch(5, model=model, condition={"input_ids": tint})
+
+
 @pytest.mark.parametrize(
     ("network", "options"),
     [(LLaDALike(), {}), (DreamLike(), {"padded": True, "guidance": 1.0, "prompt_length": 2}), (MDLMLike(), {})],
