@@ -209,6 +209,12 @@ def test_the_results_on_tokens_by_model_calls_are_the_committed_ones():
     assert {40, 20, 10, 5} <= {cell["budget"] for cell in results["rows"][0]["cells"]}
 
 
+def test_the_repair_of_boards_of_tokens_is_the_committed_one():
+    results = measured("repair-token-sudoku-9x9.json")
+    assert report(results) in text("ipr_fast/evaluation")
+    assert [arm["pairs"] for arm in results["repair"]] == [1, 3, 5]
+
+
 def test_refinement_is_worth_it_in_the_committed_measurement():
     results = measured("quality-digit-sudoku-4x4.json")
     rows = {row["name"]: row for row in results["arms"]}
