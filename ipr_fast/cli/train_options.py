@@ -75,9 +75,6 @@ class TrainingOptions:
     few_active: Annotated[
         float | None, _setting("few_active", "Share of samples with few active patches, for tasks that count.")
     ] = None
-    own_schedules: Annotated[
-        float | None, _setting("own_schedules", "Share of samples with levels of the model's own schedules.")
-    ] = None
     compile: Annotated[
         bool | None,
         option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),

@@ -36,25 +36,11 @@ class Draw(NamedTuple):
     step: Tensor
 
 
-class Shares(NamedTuple):
-    """Shares in [0, 1] of samples that are drawn otherwise than usual.
-
-    few_active: see `sample_roles`. own_schedules: see `sample_levels`, which takes their overlaps from `overlaps`.
-    """
-
-    few_active: float = 0.0
-    own_schedules: float = 0.0
-    overlaps: tuple[float, ...] = ()
-
-
-USUAL = Shares()
-
-
-def draw(shape: torch.Size, generator: torch.Generator, shares: Shares = USUAL) -> Draw:
-    """Draw the random numbers for patches of shape (B, N, P)."""
+def draw(shape: torch.Size, generator: torch.Generator, few_active: float = 0.0) -> Draw:
+    """Draw the random numbers for patches of shape (B, N, P). few_active: as for `sample_roles`."""
     batch, num_patches, _ = shape
-    is_active = sample_roles(batch, num_patches, generator, shares.few_active)
-    levels = sample_levels(is_active, generator, shares.own_schedules, shares.overlaps)
+    is_active = sample_roles(batch, num_patches, generator, few_active)
+    levels = sample_levels(is_active, generator)
     noise = torch.randn(shape, generator=generator, device=generator.device)
     return Draw(is_active, levels, noise, uniform(batch, num_patches, generator))
 
@@ -72,40 +58,27 @@ def sample_roles(batch: int, num_patches: int, generator: torch.Generator, few_a
     return uniform(batch, num_patches, generator).argsort(1).argsort(1) < count
 
 
-def sample_levels(
-    is_active: Tensor, generator: torch.Generator, own_schedules: float = 0.0, overlaps: tuple[float, ...] = ()
-) -> Tensor:
+def sample_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     """Draw levels (B, N) in [0, 1], 0 for the context.
 
     Half of the samples have the levels of a schedule in progress, with a random order, overlap and progress. The others
     have independent logit-normal levels around a centre uniform in [0, 1], with a spread from nearly equal levels to
     nearly only 0 and 1. Both contain levels of exactly 0 and 1.
-
-    own_schedules: the share of all samples that gets the levels of a schedule in progress with one of `overlaps`.
     """
     batch, num_patches = is_active.shape
     levels = torch.where(
         uniform(batch, 1, generator) < 0.5,
-        _staircase_levels(is_active, _staggers(batch, generator), generator),
+        _staircase_levels(is_active, generator),
         _scattered_levels(batch, num_patches, generator),
     )
-    if own_schedules:
-        own = 1 - torch.tensor(overlaps, device=generator.device)
-        which = torch.randint(len(overlaps), (batch, 1), generator=generator, device=generator.device)
-        in_progress = _staircase_levels(is_active, own[which], generator)
-        levels = torch.where(uniform(batch, 1, generator) < own_schedules, in_progress, levels)
     return levels * is_active
 
 
-def _staggers(batch: int, generator: torch.Generator) -> Tensor:
-    """Draw 1 - overlap, (batch, 1): 1 in a quarter of the samples, else uniform."""
-    stagger = uniform(batch, 1, generator)
-    return torch.where(uniform(batch, 1, generator) < 0.25, 1.0, stagger)
-
-
-def _staircase_levels(is_active: Tensor, stagger: Tensor, generator: torch.Generator) -> Tensor:
+def _staircase_levels(is_active: Tensor, generator: torch.Generator) -> Tensor:
     batch, num_patches = is_active.shape
     count = is_active.sum(1, keepdim=True)
+    stagger = uniform(batch, 1, generator)  # 1 - overlap
+    stagger = torch.where(uniform(batch, 1, generator) < 0.25, 1.0, stagger)
     keys = uniform(batch, num_patches, generator) + 2.0 * ~is_active  # active patches first
     rank = keys.argsort(1).argsort(1)
     progress = uniform(batch, 1, generator) * ((count - 1) * stagger + 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.tasks.base import SymbolTask, Task
-from ipr_fast.training.objective import Draw, Losses, Shares, compute_losses, draw
+from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.training.samples import check_form, check_values
 
 
@@ -25,24 +25,16 @@ class PatchBatch(NamedTuple):
 class PatchObjective:
     """The objective of a task's samples and a model. head: of the symbols, for a `SymbolTask` with a symbol weight.
 
-    symbol_weight, mean_weight: as for `Losses.total`. few_active, own_schedules: as for `Shares`.
+    symbol_weight, mean_weight: as for `Losses.total`. few_active: as for `sample_roles`.
     """
 
     losses_type = Losses
 
     def __init__(
-        self,
-        task: Task,
-        model: PatchTransformer,
-        symbol_weight: float,
-        mean_weight: float,
-        few_active: float,
-        own_schedules: float,
+        self, task: Task, model: PatchTransformer, symbol_weight: float, mean_weight: float, few_active: float
     ) -> None:
         self.task, self.model = task, model
-        self.symbol_weight, self.mean_weight = symbol_weight, mean_weight
-        overlaps = (model.generate_schedule.overlap, model.refine_schedule.overlap)
-        self.shares = Shares(few_active, own_schedules, overlaps)
+        self.symbol_weight, self.mean_weight, self.few_active = symbol_weight, mean_weight, few_active
         self.head: nn.Linear | None = None
         if isinstance(task, SymbolTask) and symbol_weight:
             self.head = nn.Linear(model.config.width, task.num_symbols)
@@ -60,7 +52,7 @@ class PatchObjective:
             check_values(self.task, samples)
             self._has_seen_values = True
         clean = grid.to_patches(samples)
-        return PatchBatch(clean, draw(clean.shape, generator, self.shares), symbols)
+        return PatchBatch(clean, draw(clean.shape, generator, self.few_active), symbols)
 
     def losses(self, batch: PatchBatch) -> Losses:
         """Return the losses of a batch."""

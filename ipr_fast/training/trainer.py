@@ -57,8 +57,6 @@ class TrainSettings:
     symbol_weight >= 0: of the cross-entropy of symbols, for a `SymbolTask`; 0 trains without a symbol head.
     mean_weight >= 0: of the error of a sample's mean, for tasks that count (`mean_error` in objective.py).
     few_active in [0, 1]: share of samples with more context than usual, likewise (`sample_roles` in objective.py).
-    own_schedules in [0, 1]: share of samples whose levels are those of the model's own schedules in progress, for
-        patches (`sample_levels` in objective.py).
     compile: fuse network and losses with torch.compile; the first step, which compiles, does not count as minutes.
     seed in 0..2**64-1.
 
@@ -81,7 +79,6 @@ class TrainSettings:
     symbol_weight: float = 0.5
     mean_weight: float = 0.0
     few_active: float = 0.0
-    own_schedules: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,8 +94,7 @@ class TrainSettings:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("weight_decay", "symbol_weight", "mean_weight"):
             checks.number(name, getattr(self, name), 0)
-        for name in ("few_active", "own_schedules"):
-            checks.number(name, getattr(self, name), 0, 1)
+        checks.number("few_active", self.few_active, 0, 1)
         if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         checks.integer("warmup", self.warmup, 0)
@@ -260,8 +256,7 @@ def make_objective(task: Task, model: TrainedModel, settings: TrainSettings) -> 
     """Make the objective of a model, and its head, on the CPU."""
     if isinstance(model, TokenTransformer):
         return TokenObjective(task, model, settings.few_active)
-    own = settings
-    return PatchObjective(task, model, own.symbol_weight, own.mean_weight, own.few_active, own.own_schedules)
+    return PatchObjective(task, model, settings.symbol_weight, settings.mean_weight, settings.few_active)
 
 
 @contextmanager
