@@ -141,9 +141,8 @@ def generate_batch(
         (B, N), with the values of the given patches. Both or neither.
     schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0); for tokens TokenSchedule().
     device: by default the model's.
-    guidance: for tokens, generate toward a reward: `IterRef(reward, ...)` or another of `ipr_fast.sampling.guidance`,
-        whose `last` then holds the calls of the model and the reward. The schedule must reveal by "count" without
-        remasking. There is no progress bar.
+    guidance: generate toward a reward: `IterRef(reward, ...)` or another of `ipr_fast.sampling.guidance`, whose `last`
+        then holds the calls of the model and the reward. A schedule of tokens must reveal by "count" without remasking.
     Other arguments and errors: see `refine_batch`.
 
     Returns float32 images (B, C, H, W), or int64 tokens (B, N); known patches hold the given values, bit for bit if
@@ -175,17 +174,27 @@ def generate_batch(
     call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
     if not batch_size:
         return given
-    if guidance is not None:
-        with span("generate_batch"), call.generation(guidance, given, free) as generation:
-            return _with_warnings(space, guidance.generate(generation), None)
-
     values = space.to_values(given)
+    if guidance is not None:
+        return _with_warnings(space, *_guided(call, guidance, values, free, progress))
     selected = Selection(free.clone(), free.sum(1).cpu())
     with span("generate_batch"), call.engine(values, max(selected.counts.tolist())) as engine:
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
             engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
         return _with_warnings(space, space.to_samples(engine.values, values, free), engine.mix_range)
+
+
+def _guided(
+    call: resolve.Call, guidance: Guidance, values: Tensor, free: Tensor, progress: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Generate samples by a guidance. Returns them and the range (2,) of the first call's variance mix."""
+    steps = max(call.sampling.num_steps(n) for n in set(free.sum(1).tolist()))
+    bar = Pace(values.device, guidance.stages(steps), "generate", "stage", progress, decimals=1)
+    with span("generate_batch"), bar as pace, call.generation(guidance, values, free, pace.step) as generation:
+        x = guidance.generate(generation)
+        user_code.check_eval_mode(call.space.model)
+        return x, generation.engine.mix_range
 
 
 def _known_values(known_values: Tensor | None, batch_size: int, space: Space, device: torch.device) -> Tensor:
@@ -236,9 +245,10 @@ def _iterate(
                 if acceptor is None:
                     touched |= selected.mask
                 else:
-                    proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
-                    acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
-                    user_code.check_eval_mode(call.space.model)
+                    with span("acceptance"):
+                        proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
+                        acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
+                        user_code.check_eval_mode(call.space.model)
             if not steps:
                 pace.step()
             if callback is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from ipr_fast.models.files.checkpoints import bundled_model_for, load_model
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.condition import Condition
 from ipr_fast.sampling.guidance.generation import Generation, Guidance, row_ids
+from ipr_fast.sampling.guidance.patch_generation import PatchGeneration
+from ipr_fast.sampling.guidance.token_generation import TokenGeneration
 from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.token_reference import TokenReferenceEngine
@@ -75,18 +78,34 @@ class Call:
             yield Engine(runner, values, self.chain_ids, sampling, self.condition)
 
     @contextmanager
-    def generation(self, guidance: Guidance, start: Tensor, free: Tensor) -> Iterator[Generation]:
-        """Provide the generation of tokens (B, N) by a guidance, from the known ones."""
-        sampling, ids = self.sampling, row_ids(self.chain_ids, guidance.width)
-        assert isinstance(self.space, TokenSpace), "checked by check_guidance"
-        assert isinstance(sampling, TokenSampling), "checked by check_guidance"
-        rows = start.repeat(guidance.width, 1)
+    def generation(
+        self, guidance: Guidance, known: Tensor, free: Tensor, step_bar: Callable[[float], object]
+    ) -> Iterator[Generation]:
+        """Provide the generation by a guidance of what is free (B, N), from the known values (B, N, ...).
+
+        step_bar: see `Generation`.
+        """
+        space, sampling, ids = self.space, self.sampling, row_ids(self.chain_ids, guidance.width)
+        rows = known.repeat(guidance.width, *(1,) * (known.ndim - 1))
+        changed = free.repeat(guidance.width, 1)
         condition = (
             None if self.condition is None else self.condition.map(lambda each: torch.cat([each] * guidance.width))
         )
         with replace(self, chain_ids=ids, condition=condition).engine(rows, int(free.sum(1).max())) as engine:
-            assert not isinstance(engine, ReferenceEngine) or isinstance(engine, TokenReferenceEngine)
-            yield Generation(engine, start, free, ids, sampling, self.space.vocabulary.mask_id, guidance.reward)
+            shared: dict[str, Any] = {
+                "engine": engine,
+                "free": free,
+                "ids": ids,
+                "reward": guidance.reward,
+                "to_samples": lambda values: space.to_samples(values, rows, changed),
+                "step_bar": step_bar,
+            }
+            if isinstance(space, TokenSpace):
+                assert isinstance(sampling, TokenSampling), "checked by TokenSpace.sampling"
+                yield TokenGeneration(known, space.vocabulary.mask_id, sampling, **shared)
+            else:
+                assert isinstance(sampling, Sampling), "checked by PatchSpace.sampling"
+                yield PatchGeneration(known, sampling, **shared)
 
 
 def model_for(x: Tensor) -> Denoiser | TokenDenoiser:

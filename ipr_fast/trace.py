@@ -25,17 +25,18 @@ def span(name: str) -> AbstractContextManager:
 
 
 @contextmanager
-def tracing(kind: str = "nvtx") -> Iterator[None]:
+def tracing(kind: str | Callable[[str], AbstractContextManager] = "nvtx") -> Iterator[None]:
     """Turn ranges on within this block, in all threads.
 
-    kind: "nvtx" for Nsight Systems and Nsight Compute, in the domain ipr_fast; "torch" for torch.profiler. Raises
-    ValueError for another kind, ImportError if the package nvtx is not installed.
+    kind: "nvtx" for Nsight Systems and Nsight Compute, in the domain ipr_fast; "torch" for torch.profiler; or a
+    function that returns the range of a name. Raises ValueError for another kind, ImportError if the package nvtx is
+    not installed.
     """
-    if kind not in ("nvtx", "torch"):
+    if not callable(kind) and kind not in ("nvtx", "torch"):
         raise ValueError(f'kind must be "nvtx" or "torch", got {kind!r}')
     if kind == "nvtx" and nvtx is None:
         raise ImportError('ranges of NVTX need the package nvtx; tracing("torch") does not')
-    make = _nvtx_range if kind == "nvtx" else _torch_range
+    make = kind if callable(kind) else _nvtx_range if kind == "nvtx" else _torch_range
     _makers.append(make)
     try:
         yield

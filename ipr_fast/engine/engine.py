@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.engine.runner import Runner
-from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket
+from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket, stages
 from ipr_fast.sampling.condition import Condition
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
@@ -87,26 +87,43 @@ class Engine:
                 self._leave(chains, selection)
 
     @torch.inference_mode()
-    def resume(self, selection: Selection, first: Tensor, steps: Tensor) -> None:
-        """Go on with regenerations of the selected positions of tokens, as `values` stand, without masking them.
+    def resume(
+        self,
+        selection: Selection,
+        first: Tensor,
+        steps: Tensor,
+        slots: tuple[Tensor, ...] = (),
+        *,
+        initial: bool = True,
+        on_share: Callable[[float], object] | None = None,
+    ) -> None:
+        """Go on with regenerations of the selected patches or positions of tokens, as `values` stand.
 
         first, steps: (B,) int64 on the CPU; the steps first .. first + steps - 1 are done, of a chain with 0 none.
-        selection: a mask and its counts.
+        selection: a mask and its counts. slots: what the slots hold, see `Lanes.carried`: (B, A) each, A the largest
+        count; updated. initial: patches that wait hold the noise of the initial generation, not of this iteration.
+        on_share: called with the share of the work that a step was.
         """
-        runner, state, most_active = self.runner, self.runner.lanes.state, max(selection.counts.tolist())
-        plan = make_plan(steps, int, runner.lanes.num_lanes, runner.lanes_for)
+        runner, lanes, most_active = self.runner, self.runner.lanes, max(selection.counts.tolist())
+        plan = make_plan(steps, int, lanes.num_lanes, runner.lanes_for)
         order, step = plan.order.to(self.values.device), first.to(self.values.device) - 1
+        on_step = None if on_share is None else partial(on_share, 1 / max(1, plan.steps))
         for wave in plan.waves:
-            chains = order[wave.chains]
-            segments = runner.segments(wave, most_active, chooses=False, initial=True)
+            chains, parts = order[wave.chains], stages(steps[plan.order[wave.chains]].tolist(), runner.lanes_for)
+            wave = wave._replace(phases=tuple(phase for _, phase in parts))
+            segments = runner.segments(wave, most_active, chooses=False, initial=initial)
             runner.capture(segments)
             self._enter(chains, wave, selection)
-            runner.run(segments[:1])  # lists the slots, and masks their positions
-            torch.index_select(self.values, 0, chains, out=state.values[: len(chains)])
-            torch.index_select(step, 0, chains, out=state.step[: len(chains)])
-            runner.lanes.resume(wave.lanes, most_active)
-            runner.run(segments[1:])
-            self._leave(chains, selection)
+            runner.run(segments[:1])  # lists the slots, and makes them noise or masks
+            lanes.put_back(self.values[chains], step[chains], tuple(each[chains] for each in slots), most_active)
+            lanes.resume(wave.lanes, most_active)
+            still = [running for running, _ in parts[1:]]
+            for (running, _), left, segment in zip(parts, [*still, 0], segments[1:], strict=True):
+                runner.run([segment], on_step=on_step)
+                done = slice(left, running)  # lanes may be more than the chains that run, and go on with these
+                self.values.index_copy_(0, chains[done], lanes.state.values[done])
+                for kept, now in zip(slots, lanes.carried(most_active), strict=True):
+                    kept.index_copy_(0, chains[done], now[done])
 
     def _plan(self, counts: Tensor) -> Plan:
         """Return the plan for these counts, with its order on the device; the last plan is kept."""

@@ -128,6 +128,17 @@ class Lanes(ABC):
     def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Any:
         """Do one step: call the model and update the chains. Returns the model's prediction."""
 
+    def carried(self, num_slots: int) -> tuple[Tensor, ...]:
+        """Return the slots' buffers (W, A) that a chain needs, beside its values, to go on after a step."""
+        return ()
+
+    def put_back(self, values: Tensor, step: Tensor, carried: tuple[Tensor, ...], num_slots: int) -> None:
+        """Let the first lanes, which have begun, go on from values (n, N, ...) after the steps up to `step` (n,)."""
+        self.state.values[: len(values)] = values
+        self.state.step[: len(values)] = step
+        for own, kept in zip(self.carried(num_slots), carried, strict=True):
+            own[: len(values)] = kept
+
     def resume(self, num_lanes: int, num_slots: int) -> None:  # noqa: B027 - optional
         """Notice that the values of the first lanes, whose slots `begin` has listed, were replaced."""
 

@@ -91,10 +91,15 @@ class PatchLanes(Lanes):
                 choice=self.choice(state) if chooses else None,
                 noise=noise,
             )
+        self.resume(num_lanes, num_slots)
+        self.prepare(num_lanes, num_slots, whole)
+
+    def resume(self, num_lanes: int, num_slots: int) -> None:
+        """Compute the inputs of a model that takes them, which `advance` and `denoise` then keep up."""
+        state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         if slots.inputs is not None:
             dtype, levels = slots.inputs.values.dtype, self.precomputed.levels
             slot_inputs(state.values, slots.index, slots.level, levels, dtype, out=slots.inputs)
-        self.prepare(num_lanes, num_slots, whole)
 
     def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Prediction | LogitPrediction:
         """Do one step: denoiser call, schedule, posterior step of the moving patches. Returns the prediction.
@@ -139,6 +144,16 @@ class PatchLanes(Lanes):
                 noise=noise,
             )
         return prediction
+
+    def carried(self, num_slots: int) -> tuple[Tensor, ...]:
+        slots = self.slots(num_slots)
+        return slots.level, slots.start
+
+    def put_back(self, values: Tensor, step: Tensor, carried: tuple[Tensor, ...], num_slots: int) -> None:
+        """See `Lanes.put_back`; patches that wait keep the noise that the lanes have begun with."""
+        active, (_, start) = self.slots(num_slots).active[: len(values)], carried
+        waits = active.scatter((start < 0).float(), values.shape[1])[..., None] > 0
+        super().put_back(torch.where(waits, self.state.values[: len(values)], values), step, carried, num_slots)
 
     def predict(self, num_lanes: int, num_slots: int) -> Prediction | LogitPrediction:
         """Call the denoiser."""

@@ -79,15 +79,22 @@ def make_plan(
     return Plan(order, tuple(waves), sum(lengths))
 
 
-def _phases(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> tuple[Phase, ...]:
-    """Return the phases of chains that take `lengths` steps, longest first."""
-    phases: list[Phase] = []
+def stages(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> list[tuple[int, Phase]]:
+    """Return how many of the chains that take `lengths` steps, longest first, run until the next of them is done."""
+    found = []
     done = 0
     for running in range(len(lengths), 0, -1):
-        steps = lengths[running - 1] - done  # until the shortest running chain is done
-        if steps == 0:
-            continue
-        done, lanes = lengths[running - 1], lanes_for(running)
+        steps = lengths[running - 1] - done
+        if steps:
+            found.append((running, Phase(lanes_for(running), steps)))
+        done = lengths[running - 1]
+    return found
+
+
+def _phases(lengths: Sequence[int], lanes_for: Callable[[int], int]) -> tuple[Phase, ...]:
+    """Return the phases of chains that take `lengths` steps, longest first: stages on as many lanes are one."""
+    phases: list[Phase] = []
+    for _, (lanes, steps) in stages(lengths, lanes_for):
         if phases and phases[-1].lanes == lanes:
             steps += phases.pop().steps
         phases.append(Phase(lanes, steps))

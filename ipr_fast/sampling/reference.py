@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ from ipr_fast.sampling.selection import Selection
 Model = Callable[..., Prediction]  # an `ipr_fast.Denoiser`
 Noise = Callable[[int], Tensor]
 Predict = Callable[[Tensor, Tensor, Tensor], Prediction]
+
+
+class Standing(NamedTuple):
+    """Where a regeneration of one chain stands before a step.
+
+    step: the next one. level (N,): of every patch. started: the step at which a patch started, of those that did.
+    """
+
+    step: int
+    level: Tensor
+    started: dict[int, int]
 
 
 def regenerate(
@@ -46,23 +57,33 @@ def regenerate(
         raise ValueError(f"patches must be (N, P) and unknown a bool (N,), got {got}")
     user_code.check_eval_mode(model)
     sampling = Sampling(schedule, stochasticity, temperature)
-    return _regenerate(partial(_predict, model), patches, unknown, sampling, noise)
+    start = Standing(0, unknown.to(patches.dtype), {})
+    patches, levels, _ = _regenerate(partial(_predict, model), patches, unknown, sampling, noise, start)
+    return patches, levels
 
 
 @torch.no_grad()
 def _regenerate(
-    predict: Predict, patches: Tensor, unknown: Tensor, sampling: Sampling, noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """See `regenerate`; predict(patches, level, unknown) calls the model."""
+    predict: Predict,
+    patches: Tensor,
+    unknown: Tensor,
+    sampling: Sampling,
+    noise: Noise,
+    standing: Standing,
+    steps: int | None = None,
+) -> tuple[Tensor, Tensor, Standing]:
+    """See `regenerate`; predict(patches, level, unknown) calls the model. Goes on from `standing`, for `steps` steps.
+
+    Returns where it stands, too.
+    """
     patches, schedule = patches.clone(), sampling.schedule
     num_active = int(unknown.sum())
     num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)
-    level = unknown.to(patches.dtype)
-    started_at: dict[int, int] = {}
-    waiting = unknown.nonzero().flatten().tolist()
-    levels = [level]
+    level, started_at = standing.level, dict(standing.started)
+    waiting = [patch for patch in unknown.nonzero().flatten().tolist() if patch not in started_at]
+    levels, end = [level], num_steps if steps is None else standing.step + steps
 
-    for step in range(num_steps):
+    for step in range(standing.step, end):
         velocity, mix, log_variance = predict(patches, level, unknown)
 
         # At s = S_k the waiting patch with the lowest log-variance starts, of equals the first.
@@ -91,7 +112,7 @@ def _regenerate(
         )
         level = next_level
         levels.append(level)
-    return patches, torch.stack(levels)
+    return patches, torch.stack(levels), Standing(end, level, started_at)
 
 
 def _nan_as_largest(log_variance: Tensor) -> Tensor:
@@ -147,6 +168,38 @@ class ReferenceEngine:
             for _ in range(self.num_steps(selection.counts)):
                 on_step()
 
+    def resume(
+        self,
+        selection: Selection,
+        first: Tensor,
+        steps: Tensor,
+        slots: tuple[Tensor, ...] = (),
+        *,
+        initial: bool = True,
+        on_share: Callable[[float], object] | None = None,
+    ) -> None:
+        """See `Engine.resume`; slots: level and start, as in `PatchLanes.carried`."""
+        for chain, (begin, number) in enumerate(zip(first.tolist(), steps.tolist(), strict=True)):
+            if number:
+                self._resume_chain(chain, selection.mask[chain], begin, number, tuple(s[chain] for s in slots), initial)
+        if on_share is not None:
+            on_share(1.0)
+
+    def _resume_chain(
+        self, chain: int, unknown: Tensor, begin: int, number: int, slots: tuple[Tensor, ...], initial: bool
+    ) -> None:
+        """Do these steps of a chain; update its values, and its slots (A,)."""
+        level, start = slots
+        ids = unknown.nonzero().flatten()
+        started = {n: s for n, s in zip(ids.tolist(), start[: len(ids)].tolist(), strict=True) if s >= 0}
+        levels = torch.zeros(len(unknown), device=level.device).index_copy_(0, ids, level[: len(ids)])
+        waits = unknown.index_copy(0, ids, start[: len(ids)] < 0)
+        self.values[chain], _, standing = self._steps_of(
+            chain, unknown, waits, initial, Standing(begin, levels, started), number
+        )
+        level[: len(ids)] = standing.level[ids]
+        start[: len(ids)] = torch.tensor([standing.started.get(n, -1) for n in ids.tolist()], device=start.device)
+
     def notice_changes(self) -> None:
         """See `Engine.notice_changes`; the reference keeps nothing between calls of the model."""
 
@@ -155,6 +208,19 @@ class ReferenceEngine:
         return self.sampling.num_steps(max(counts.tolist(), default=0))
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
+        start = Standing(0, unknown.to(self.dtype), {})
+        return self._steps_of(chain, unknown, unknown, use_initial_noise, start)[0]
+
+    def _steps_of(
+        self,
+        chain: int,
+        unknown: Tensor,
+        waits: Tensor,
+        use_initial_noise: bool,
+        standing: Standing,
+        steps: int | None = None,
+    ) -> tuple[Tensor, Tensor, Standing]:
+        """Replace the patches that wait (N,) by noise and do a chain's steps: see `_regenerate`."""
         patches, sampling = self.values[chain], self.sampling
 
         def normals(stream: int, step: int, iteration: Tensor | int) -> Tensor:
@@ -166,10 +232,10 @@ class ReferenceEngine:
             fresh = normals(philox.STREAM_INITIAL, 0, 0)
         else:
             fresh = normals(philox.STREAM_RENOISE, 0, self.iteration)
-        noised = torch.where(unknown[:, None], fresh, patches)
+        noised = torch.where(waits[:, None], fresh, patches)
         posterior = partial(normals, philox.STREAM_POSTERIOR, iteration=self.iteration)
         predict = partial(self._predict, self._condition_of(chain))
-        return _regenerate(predict, noised, unknown, sampling, posterior)[0]
+        return _regenerate(predict, noised, unknown, sampling, posterior, standing, steps)
 
     def _condition_of(self, chain: int) -> Condition | None:
         return None if self.condition is None else self.condition.map(lambda tensor: tensor[chain : chain + 1])

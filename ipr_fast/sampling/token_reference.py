@@ -18,7 +18,6 @@ from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
-from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction, rating
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
@@ -169,11 +168,10 @@ class TokenReferenceEngine(ReferenceEngine):
 
     dtype = torch.int64
 
-    def resume(self, selection: Selection, first: Tensor, steps: Tensor) -> None:
-        """See `Engine.resume`."""
-        for chain, (begin, number) in enumerate(zip(first.tolist(), steps.tolist(), strict=True)):
-            if number:
-                self.values[chain] = self._steps(chain, selection.mask[chain], range(begin, begin + number))
+    def _resume_chain(
+        self, chain: int, unknown: Tensor, begin: int, number: int, slots: tuple[Tensor, ...], initial: bool
+    ) -> None:
+        self.values[chain] = self._steps(chain, unknown, range(begin, begin + number))
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
         return self._steps(chain, unknown, None)

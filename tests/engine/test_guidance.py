@@ -340,11 +340,6 @@ def test_what_it_cannot_be_applied_to_is_refused(options, message):
         generate_batch(1, **{"model": Lookup(), "guidance": BestOfN(mean, 4), **options})
 
 
-def test_models_of_images_are_refused(model):
-    with pytest.raises(ValueError, match=r"^guidance: BestOfN is for models of tokens, got a model of images"):
-        generate_batch(1, model=model, guidance=BestOfN(mean, 4))
-
-
 @pytest.mark.parametrize("method", [IterRef, BestOfN, Steering, SVDD])
 @pytest.mark.parametrize(
     ("reward", "message"),

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.sampling.guidance.generation import Cost, Generation, pick
+from ipr_fast.sampling.guidance.generation import Cost, Generation
 from ipr_fast.sampling.rewards import Reward, callable_reward
 
 
 class BestOfN:
     """Return the best of n independent samples of each chain; of equals the first.
 
-    reward: called with samples (n * B, N). n: >= 1; the first sample is that of a generation without guidance.
+    reward: called with samples (n * B, ...). n: >= 1; the first sample is that of a generation without guidance.
 
     `last`: the `Cost` of the last call.
     """
@@ -26,10 +26,15 @@ class BestOfN:
     def width(self) -> int:
         return self.n
 
+    def stages(self, steps: int) -> int:
+        return self.n
+
     def generate(self, generation: Generation) -> Tensor:
-        """Return samples (B, N)."""
-        rows = generation.start.expand(self.n, -1, -1)
-        rows = generation.proceed(rows, torch.zeros_like(generation.totals), generation.totals, 0)
+        """Return samples (B, ...)."""
+        rows = generation.start.expand(self.n)
+        rows = generation.proceed(
+            rows, torch.zeros_like(generation.totals), generation.totals, 0, stages=self.stages(0)
+        )
         best = generation.rewards(rows).argmax(0, keepdim=True)
         self.last = generation.cost
-        return pick(rows, best)[0]
+        return generation.samples(rows.pick(best))[0]

@@ -1,13 +1,17 @@
-"""A generation of tokens that stops between two steps, steps back, branches and goes on: what guidance is made of.
+"""A generation that stops between two steps, steps back, branches and goes on: what guidance is made of.
 
 Each of B chains has `width` rows, which run together in the engine's lanes. Row w of chain i draws its random numbers
 as chain i + w floor(2^32 / width), so row 0 is the chain of a generation without guidance. Steps of that generation
 draw in iteration 0; every other use draws in an iteration of its own from `FIRST_ITERATION` on, far beyond those of
 refinement. So candidates are fresh, and no chain depends on its batch.
+
+`TokenGeneration` and `PatchGeneration` know what a state is.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,8 +20,8 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels.accept import log_uniforms
 from ipr_fast.kernels.philox import MAX_CHAIN_ID, seed_tensor
-from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.sampling.rewards import Reward, check_nan, rewards_of
+from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenSampling, TokenSchedule
 
@@ -35,6 +39,38 @@ class Cost(NamedTuple):
     reward_calls: Tensor
 
 
+class States(NamedTuple):
+    """States of a generation, (W, B) of them.
+
+    values (W, B, N, ...): tokens or patches. slots: what else the engine needs to go on, (W, B, A) each, see
+    `Lanes.carried`.
+    """
+
+    values: Tensor
+    slots: tuple[Tensor, ...] = ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> States:
+        return States(function(self.values), tuple(function(each) for each in self.slots))
+
+    def row(self, number: int) -> States:
+        """Return one row as states (1, B)."""
+        return self.map(lambda each: each[number : number + 1])
+
+    def expand(self, width: int) -> States:
+        """Repeat one row (1, B)."""
+        return self.map(lambda each: each.expand(width, *each.shape[1:]))
+
+    def pick(self, chosen: Tensor) -> States:
+        """Return the chosen rows (R, B)."""
+        return self.map(lambda each: pick(each, chosen))
+
+    def where(self, taken: Tensor, others: States) -> States:
+        """Return these states where `taken` (B,), the others elsewhere."""
+        pairs = zip((self.values, *self.slots), (others.values, *others.slots), strict=True)
+        values, *slots = (torch.where(taken.view(1, -1, *(1,) * (a.ndim - 2)), a, b) for a, b in pairs)
+        return States(values, tuple(slots))
+
+
 class Guidance(Protocol):
     """A method that generates samples toward a reward."""
 
@@ -45,8 +81,12 @@ class Guidance(Protocol):
         """How many rows a chain has at most."""
         ...
 
+    def stages(self, steps: int) -> int:
+        """Return the length of the progress bar for a generation of so many steps."""
+        ...
+
     def generate(self, generation: Generation) -> Tensor:
-        """Return samples (B, N)."""
+        """Return samples (B, ...)."""
         ...
 
 
@@ -56,19 +96,30 @@ class PartEngine(Protocol):
     values: Tensor
     iteration: Tensor
 
+    @property
+    def mix_range(self) -> Tensor | None: ...
+
     def begin(self, iteration: int) -> None: ...
 
-    def resume(self, selection: Selection, first: Tensor, steps: Tensor) -> None: ...
+    def resume(
+        self,
+        selection: Selection,
+        first: Tensor,
+        steps: Tensor,
+        slots: tuple[Tensor, ...] = (),
+        *,
+        initial: bool = True,
+        on_share: Callable[[float], object] | None = None,
+    ) -> None: ...
 
 
 def check_guidance(guidance: object, schedule: object) -> None:
-    """Raise ValueError for what is no guidance, and for samples that it cannot be applied to."""
-    if not hasattr(guidance, "generate") or isinstance(guidance, type):
+    """Raise ValueError for what is no guidance, and for schedules that it cannot be applied to."""
+    if not all(hasattr(guidance, name) for name in ("generate", "stages")) or isinstance(guidance, type):
         raise ValueError(f"guidance must be such as ipr_fast.IterRef(reward, ...), got {checks.name_of(guidance)}")
-    name = type(guidance).__name__
-    if not isinstance(schedule, TokenSchedule):
-        raise ValueError(f"guidance: {name} is for models of tokens, got a model of images")
-    if schedule.reveal != "count" or schedule.remask is not None:
+    counts = not isinstance(schedule, TokenSchedule) or (schedule.reveal == "count" and schedule.remask is None)
+    if not counts:
+        name = type(guidance).__name__
         raise ValueError(
             f'guidance: {name} needs a schedule that reveals by "count" and does not remask, got {schedule}'
         )
@@ -82,34 +133,41 @@ def row_ids(chain_ids: Tensor, width: int) -> Tensor:
     return (chain_ids + apart * torch.arange(width, device=chain_ids.device)[:, None]).flatten()
 
 
-class Generation:
-    """The generation of B chains, each with `width` rows (W, B, N). Numbers of steps (B,) are int64 on the CPU.
+class Generation(ABC):
+    """The generation of B chains, each with `width` rows. Numbers of steps (B,) are int64 on the CPU.
 
-    engine: has width * B rows. start (B, N): the known tokens; free (B, N) bool: where there are none. ids: those of
-    `row_ids`. totals (B,): the steps T of each chain.
+    engine: has width * B rows. free (B, N) bool: what is generated; the rest of `known` (B, N, ...) is given. ids:
+    those of `row_ids`. to_samples: turns values (width * B, N, ...) into samples. step_bar: called with the stages
+    that were done. totals (B,): the steps T of each chain. start: the states (1, B) before the first step.
     """
+
+    start: States
 
     def __init__(
         self,
         engine: PartEngine,
-        start: Tensor,
         free: Tensor,
         ids: Tensor,
-        sampling: TokenSampling,
-        mask_id: int,
+        sampling: Sampling | TokenSampling,
         reward: Reward,
+        to_samples: Callable[[Tensor], Tensor],
+        step_bar: Callable[[float], object],
     ) -> None:
-        self.engine, self.free, self.mask_id, self.reward = engine, free, mask_id, reward
-        self.batch, self.width = len(start), len(ids) // len(start)
-        self.ids, self.seed = ids.view(self.width, self.batch), seed_tensor(sampling.seed, start.device)
-        self.start = start.masked_fill(free, mask_id)
-        counts = free.sum(1).cpu()
-        self.totals = torch.tensor([sampling.num_steps(n) for n in counts.tolist()], device="cpu")
-        visible = sampling.schedule.tables(free.shape[1]).visible
-        assert visible is not None, "guidance needs a schedule that reveals by count"
-        self._visible = torch.nn.functional.pad(visible[counts].long(), (1, 0))  # (B, T + 1), after so many steps
-        self._selection = Selection(free.repeat(self.width, 1), counts.repeat(self.width))
+        self.engine, self.free, self.reward, self.to_samples = engine, free, reward, to_samples
+        self.batch, self.width, self.step_bar = len(free), len(ids) // len(free), step_bar
+        self.ids, self.seed = ids.view(self.width, self.batch), seed_tensor(sampling.seed, free.device)
+        self.counts = free.sum(1).cpu()
+        self.totals = torch.tensor([sampling.num_steps(n) for n in self.counts.tolist()], device="cpu")
+        self._selection = Selection(free.repeat(self.width, 1), self.counts.repeat(self.width))
         self._model_calls, self._reward_calls = torch.zeros(2, self.batch, dtype=torch.int64, device="cpu").unbind()
+
+    @abstractmethod
+    def before(self, done: Tensor, steps: int) -> Tensor:
+        """Return the numbers of steps (B,) to go back to from `done` (B,), at least `steps` less where there are."""
+
+    @abstractmethod
+    def step_back(self, states: States, to: Tensor, iteration: int) -> States:
+        """Noise random parts of states (W, B), so that they stand as after `to` (B,) steps: see `before`."""
 
     @property
     def cost(self) -> Cost:
@@ -119,38 +177,48 @@ class Generation:
         """Return how many steps (B,) are done when a share `level` of them is left."""
         return (self.totals.double() * (1 - level) + 0.5).long()
 
-    def proceed(self, tokens: Tensor, first: Tensor, last: Tensor, iteration: int) -> Tensor:
-        """Do the steps first..last - 1 of tokens (W, B, N) after `first` steps; first, last: (B,) or (W, B)."""
-        rows, engine = tokens.shape[0] * self.batch, self.engine
+    def proceed(self, states: States, first: Tensor, last: Tensor, iteration: int, stages: float = 0.0) -> States:
+        """Do the steps first..last - 1 of states (W, B) after `first` steps; first, last: (B,) or (W, B).
+
+        stages: how much of the progress bar that is.
+        """
+        shape, engine = states.values.shape[:2], self.engine
+        rows = shape[0] * self.batch
         begin, number = (torch.zeros(self.width * self.batch, dtype=torch.int64, device="cpu") for _ in range(2))
-        begin[:rows] = first.expand(tokens.shape[:2]).flatten()
-        number[:rows] = (last - first).expand(tokens.shape[:2]).flatten()
+        begin[:rows] = first.expand(shape).flatten()
+        number[:rows] = (last - first).expand(shape).flatten()
         self._model_calls += number.view(self.width, self.batch).sum(0)
         engine.begin(iteration)
-        engine.values[:rows] = tokens.flatten(0, 1)
-        engine.resume(self._selection, begin, number)
-        return engine.values[:rows].view_as(tokens).clone()
+        engine.values[:rows] = states.values.flatten(0, 1)
+        slots = tuple(each.new_zeros(self.width * self.batch, each.shape[2]) for each in states.slots)
+        for own, given in zip(slots, states.slots, strict=True):
+            own[:rows] = given.flatten(0, 1)
+        on_share = (lambda share: self.step_bar(share * stages)) if stages else None
+        if stages and not bool(number.any()):
+            self.step_bar(stages)
+        engine.resume(self._selection, begin, number, slots, initial=iteration == 0, on_share=on_share)
+        values = engine.values[:rows].unflatten(0, shape).clone()
+        return States(values, tuple(own[:rows].unflatten(0, shape) for own in slots))
 
-    def step_back(self, tokens: Tensor, to: Tensor, iteration: int) -> Tensor:
-        """Mask random ones of the revealed tokens (W, B, N), so that they stand as after `to` (B,) steps."""
-        left = self._visible.gather(1, to[:, None])[:, 0].to(tokens.device).repeat(len(tokens))
-        seen = (self.free & (tokens != self.mask_id)).flatten(0, 1)
-        size = (seen.sum(1) - left).clamp_min(0)
-        choice = PatchChoice(seen, size, torch.full((), iteration, device=tokens.device))
-        masked = choose_patches(choice, seed=self.seed, chain_ids=self.ids[: len(tokens)].flatten())
-        return tokens.masked_fill(masked.view_as(tokens), self.mask_id)
-
-    def completions(self, tokens: Tensor, done: Tensor, iteration: int, asked: Tensor | None = None) -> Tensor:
-        """Draw all masked tokens (W, B, N) of states after `done` (B,) steps at once, from one call of the model.
+    def completions(self, states: States, done: Tensor, iteration: int, asked: Tensor | None = None) -> States:
+        """Finish states (W, B) after `done` (B,) steps at once, by one call of the model: by their last step.
 
         asked (W, B) bool on the CPU: the rows to complete; None for all.
         """
-        last = self.totals.expand(tokens.shape[:2])
+        last = self.totals.expand(states.values.shape[:2])
         unfinished = done < last if asked is None else (done < last) & asked
-        return self.proceed(tokens, last - unfinished.long(), last, iteration)
+        return self.proceed(states, last - unfinished.long(), last, iteration)
 
-    def rewards(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """Return the rewards (W, B) float64 of samples (W, B, N); NaN where they are not asked (W, B) for."""
+    def samples(self, states: States) -> Tensor:
+        """Return states (W, B) as samples (W, B, ...)."""
+        shape = states.values.shape[:2]
+        rows = self.engine.values.clone()
+        rows[: shape[0] * self.batch] = states.values.flatten(0, 1)
+        return self.to_samples(rows)[: shape[0] * self.batch].unflatten(0, shape)
+
+    def rewards(self, states: States, asked: Tensor | None = None) -> Tensor:
+        """Return the rewards (W, B) float64 of finished states (W, B); NaN where they are not asked (W, B) for."""
+        x = self.samples(states)
         asked = torch.ones(x.shape[:2], dtype=torch.bool, device="cpu") if asked is None else asked
         rows = asked.flatten().nonzero().flatten().to(x.device)
         found = rewards_of(self.reward, x.flatten(0, 1)[rows], 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels.accept import Kept, accept
-from ipr_fast.sampling.guidance.generation import FIRST_ITERATION, Cost, Generation
+from ipr_fast.sampling.guidance.generation import FIRST_ITERATION, Cost, Generation, States
 from ipr_fast.sampling.rewards import Reward, callable_reward
 
 
@@ -73,54 +73,63 @@ class IterRef:
     def width(self) -> int:
         return self.candidates
 
+    def stages(self, steps: int) -> int:
+        return len(self.levels) * (1 + self.moves) + 1
+
     def generate(self, generation: Generation) -> Tensor:
-        """Return samples (B, N)."""
+        """Return samples (B, ...)."""
         proposed, accepted = torch.zeros(2, generation.batch, dtype=torch.int64, device="cpu").unbind()
-        tokens, done = generation.start, torch.zeros_like(generation.totals)
+        state, done, stretch = generation.start, torch.zeros_like(generation.totals), 0
         for number, level in enumerate(self.levels):
-            steps = generation.steps_at(level)
-            tokens = generation.proceed(tokens[None], done, steps, 0)[0]
-            tokens = self._refine(generation, tokens, steps, number, proposed, accepted)
-            done = steps
-        tokens = generation.proceed(tokens[None], done, generation.totals, 0)[0]
+            steps, iteration = generation.steps_at(level), FIRST_ITERATION + number * (self.moves + 2)
+            state = generation.proceed(state, done, steps, stretch, stages=1)
+            state = self._refine(generation, state, steps, iteration, proposed, accepted)
+            done, stretch = steps, iteration + self.moves + 1
+        state = generation.proceed(state, done, generation.totals, stretch, stages=1)
         self.last = Refinement(proposed, accepted, generation.cost)
-        return tokens
+        return generation.samples(state)[0]
 
     def _refine(
-        self, generation: Generation, tokens: Tensor, done: Tensor, number: int, proposed: Tensor, accepted: Tensor
-    ) -> Tensor:
-        """Return states (B, N) after the moves at the level of this number; add to `proposed` and `accepted`."""
-        iteration = FIRST_ITERATION + number * (self.moves + 1)
-        back = (done - self.noise_steps).clamp_min(0)
+        self, generation: Generation, state: States, done: Tensor, iteration: int, proposed: Tensor, accepted: Tensor
+    ) -> States:
+        """Return states (1, B) after the moves at a level; add to `proposed` and `accepted` (B,)."""
+        back = generation.before(done, self.noise_steps)
         left = torch.where(back < done, self.moves, 0)
         moving = (left > 0)[None]
-        completed = generation.completions(tokens[None], done, iteration, moving)
-        kept = Kept(tokens.clone(), generation.rewards(completed, moving)[0])
+        if not bool(moving.any()):
+            generation.step_bar(self.moves)
+        completed = generation.completions(state, done, iteration, moving)
+        kept = Kept(state.values[0].clone(), generation.rewards(completed, moving)[0])
         order = torch.arange(self.candidates, device="cpu")[:, None]
         while bool(left.any()):
             iteration += 1
             asked = order < left
-            states = generation.step_back(kept.values.expand(self.candidates, -1, -1), back, iteration)
+            states = generation.step_back(state.expand(self.candidates), back, iteration)
             states = generation.proceed(states, back, torch.where(asked, done, back), iteration)
             rewards = generation.rewards(generation.completions(states, done, iteration, asked), asked)
-            tried, moved = self._try(generation, states, rewards, asked.to(states.device), kept).cpu()
+            state, outcome = self._try(generation, state, states, rewards, asked.to(rewards.device), kept)
+            tried, moved = outcome.cpu()
             left -= tried
             proposed += tried
             accepted += moved
-        return kept.values
+            generation.step_bar(float(tried.sum() / moving.sum()))
+        return state
 
-    def _try(self, generation: Generation, states: Tensor, rewards: Tensor, asked: Tensor, kept: Kept) -> Tensor:
-        """Try candidates (C, B, N) in order up to the first acceptance.
+    def _try(
+        self, generation: Generation, state: States, tried: States, rewards: Tensor, asked: Tensor, kept: Kept
+    ) -> tuple[States, Tensor]:
+        """Try candidates (C, B) in order up to the first acceptance; `kept` is updated.
 
-        Returns how many were tried and how many accepted, (2, B) int64; `kept` is updated.
+        Returns the states (1, B) that chains go on from, and how many were tried and how many accepted: (2, B) int64.
         """
-        temperature = torch.full((), self.temperature, dtype=torch.float64, device=states.device)
-        tried, moved = torch.zeros(2, generation.batch, dtype=torch.int64, device=states.device).unbind()
-        accepted = torch.zeros(generation.batch, dtype=torch.bool, device=states.device)
-        for row, state in enumerate(states):
+        temperature = torch.full((), self.temperature, dtype=torch.float64, device=rewards.device)
+        number, moved = torch.zeros(2, generation.batch, dtype=torch.int64, device=rewards.device).unbind()
+        accepted = torch.zeros(generation.batch, dtype=torch.bool, device=rewards.device)
+        for row in range(self.candidates):
             trying = asked[row] & (moved == 0)
+            candidate = tried.row(row)
             accept(
-                state,
+                candidate.values[0].clone(),
                 torch.where(trying, rewards[row], torch.nan),  # which is never accepted
                 kept=kept,
                 accepted=accepted,
@@ -129,9 +138,10 @@ class IterRef:
                 chain_ids=generation.ids[row],
                 seed=generation.seed,
             )
-            tried += trying
+            state = candidate.where(accepted, state)
+            number += trying
             moved += accepted
-        return torch.stack([tried, moved])
+        return state, torch.stack([number, moved])
 
 
 def level_list(levels: Sequence[float]) -> tuple[float, ...]:

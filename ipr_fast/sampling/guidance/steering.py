@@ -19,7 +19,7 @@ class Steering:
     r is the reward of a completion of the state, as for `IterRef`, and r0 that of the particle's ancestor at the level
     before ("difference" potentials), so the weights of a path multiply to exp(r(x) / temperature).
 
-    reward: called with samples (particles * B, N). particles: >= 1. temperature: > 0. levels: in [0, 1); the last
+    reward: called with samples (particles * B, ...). particles: >= 1. temperature: > 0. levels: in [0, 1); the last
         weighting, of finished samples, is always made. returns: "best", the particle of the highest reward; "draw", one
         drawn by the last weights, whose law tends to p(x) exp(r(x) / temperature) as particles grow in number.
 
@@ -48,20 +48,23 @@ class Steering:
     def width(self) -> int:
         return self.particles
 
+    def stages(self, steps: int) -> int:
+        return len({*self.levels, 0.0})
+
     def generate(self, generation: Generation) -> Tensor:
-        """Return samples (B, N)."""
-        rows = generation.start.expand(self.particles, -1, -1)
-        done = torch.zeros_like(generation.totals)
-        before = torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
+        """Return samples (B, ...)."""
+        rows = generation.start.expand(self.particles)
+        done, stretch = torch.zeros_like(generation.totals), 0
+        before = torch.zeros(rows.values.shape[:2], dtype=torch.float64, device=rows.values.device)
         for number, level in enumerate((*(level for level in self.levels if level), 0.0)):
-            iteration, steps = FIRST_ITERATION + number, generation.steps_at(level)
-            rows = generation.proceed(rows, done, steps, 0)
+            iteration, steps = FIRST_ITERATION + 2 * number, generation.steps_at(level)
+            rows = generation.proceed(rows, done, steps, stretch, stages=1)
             rewards = generation.rewards(generation.completions(rows, steps, iteration))
-            weights, done = (rewards - before) / self.temperature, steps
+            weights, done, stretch = (rewards - before) / self.temperature, steps, iteration + 1
             if level:
                 ancestors = generation.choose(weights, self.particles, iteration)
-                rows, before = pick(rows, ancestors), pick(rewards, ancestors)
+                rows, before = rows.pick(ancestors), pick(rewards, ancestors)
         self.last = generation.cost
-        if self.returns == "best":
-            return pick(rows, rewards.argmax(0, keepdim=True))[0]
-        return pick(rows, generation.choose(weights, 1, iteration))[0]
+        best = self.returns == "best"
+        chosen = rewards.argmax(0, keepdim=True) if best else generation.choose(weights, 1, iteration)
+        return generation.samples(rows.pick(chosen))[0]
