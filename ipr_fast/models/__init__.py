@@ -1,6 +1,7 @@
 """Denoisers and their weights files."""
 
 from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
+from ipr_fast.models.adapters.likelihood import Likelihood
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.guided import Guided
 from ipr_fast.models.patch_transformer import PatchTransformer
@@ -16,6 +17,7 @@ __all__ = [
     "Denoiser",
     "Guided",
     "HuggingFaceDenoiser",
+    "Likelihood",
     "PatchTransformer",
     "PatchTransformerConfig",
     "Prediction",
