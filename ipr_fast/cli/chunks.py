@@ -163,13 +163,39 @@ class RefineArguments(SamplingArguments):
     accept: Metropolis | None
 
 
+@dataclass
+class Tally:
+    """What the acceptance of a run did, in the chunks that it ran: see `Acceptance`. asked: samples for the reward."""
+
+    proposed: int = 0
+    accepted: int = 0
+    asked: int = 0
+
+    def add(self, rule: Metropolis) -> None:
+        """Add the last call in which this rule was used."""
+        if rule.last is None:  # a call without iterations
+            return
+        self.proposed += int(rule.last.proposed.sum())
+        self.accepted += int(rule.last.accepted.sum())
+        self.asked += rule.last.reward_calls * len(rule.last.reward)
+
+    def __str__(self) -> str:
+        return f"accepted {self.accepted:,} of {self.proposed:,} proposals; the reward judged {self.asked:,} samples"
+
+
 def refine_in_chunks(
-    x: Tensor, mask_fn: MaskPolicy, arguments: RefineArguments, *, folder: RunFolder, device: torch.device
+    x: Tensor,
+    mask_fn: MaskPolicy,
+    arguments: RefineArguments,
+    *,
+    folder: RunFolder,
+    device: torch.device,
+    tally: Tally | None = None,
 ) -> Tensor:
     """Refine samples (B, ...) on the CPU as `refine_batch` does, a chunk at a time on `device`.
 
     Follows the plan of `folder`, continuing from its saved chunks. Returns samples of the shape and dtype of x, on the
-    CPU; patches that were never selected keep their bits.
+    CPU; patches that were never selected keep their bits. tally: counts what was accepted.
     """
     plan, before, known = folder.plan, _unrounded(x), arguments["known"]
     space = space_of(arguments["model"])
@@ -194,6 +220,8 @@ def refine_in_chunks(
             snapshot = folder.load(index, before[rows]) or Snapshot(plan.first_iteration - 1, before[rows])
             if snapshot.iteration < plan.last:
                 snapshot = _refine_chunk(folder, index, snapshot, mask_fn, device, chunks[index])
+                if tally is not None and arguments["accept"] is not None:
+                    tally.add(arguments["accept"])
             after[rows] = snapshot.samples
     return torch.where(after == before, x, after.to(x.dtype))
 

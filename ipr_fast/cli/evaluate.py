@@ -34,7 +34,7 @@ OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
     "tokens": ("model", "count", "clues", "keep"),
-    "guidance": ("model", "count", "clues", "budgets"),
+    "guidance": ("model", "count", "clues", "budgets", "calls", "keep"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -158,7 +158,11 @@ def run(
     ] = None,
     keep: Annotated[
         Path | None,
-        path_option(FILES, "Folder for the boards of tokens made; the same command goes on from them."),
+        path_option(FILES, "Folder for what tokens and guidance have made; the same command goes on from it."),
+    ] = None,
+    calls: Annotated[
+        int | None,
+        option(REFINEMENT, "Model calls of a pass of tokens, for guidance.", min=1, show_default="one for each cell"),
     ] = None,
     every: Annotated[
         int | None,
@@ -190,6 +194,7 @@ def run(
         "arms": None if arms is None else _listed(arms),
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
+        "calls": calls,
         "every": every,
         "keep": keep,
     }
@@ -221,12 +226,12 @@ def _measure(
         return compare_initialisations(boards, every, seed=seed, device=device, say=say)
     name = given.pop("model", DEFAULT_TOKEN_MODEL if experiment == "tokens" else DEFAULT_MODEL)
     denoiser = load(name, None if is_factory(name) else "float32", device)
-    task = task_for(denoiser)
+    task, folder = task_for(denoiser), given.pop("keep", None)
+    found = (lambda results: None) if out is None else partial(outputs.write_json, out)
     if experiment == "tokens":
         if not isinstance(denoiser, TokenDenoiser) or not isinstance(task, TokenSudoku):
             raise ValueError(f"model: this is an experiment on tokens, got a model of {task.name}")
-        folder, settings = given.pop("keep", None), TokenExperimentSettings(seed=seed, **given)
-        found = (lambda results: None) if out is None else partial(outputs.write_json, out)
+        settings = TokenExperimentSettings(seed=seed, **given)
         return run_token_experiment(task, denoiser, name, settings, progress=progress, folder=folder, found=found)
     if experiment == "repair":
         return measure_repair(
@@ -241,7 +246,7 @@ def _measure(
         )
     if experiment == "guidance":
         guided = GuidanceSettings(seed=seed, **given)
-        return run_guidance_experiment(task, denoiser, name, guided, progress=progress)
+        return run_guidance_experiment(task, denoiser, name, guided, progress=progress, folder=folder, found=found)
     if isinstance(denoiser, TokenDenoiser) or isinstance(task, TokenSudoku):
         raise ValueError(f"model: {experiment} is measured on images, got a model of {task.name}; see evaluate tokens")
     if experiment == "arms":

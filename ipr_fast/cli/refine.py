@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ipr_fast import checks, files
-from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, refine_in_chunks, run_folder
+from ipr_fast.cli.chunks import ChunkPlan, RefineArguments, Tally, refine_in_chunks, run_folder
 from ipr_fast.cli.common import (
     ACCEPTANCE,
     FILES,
@@ -32,7 +32,9 @@ from ipr_fast.cli.sampling_options import SamplingOptions
 from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.models.files.content_hash import content_hash, model_hash
 from ipr_fast.sampling.acceptance import Metropolis
-from ipr_fast.sampling.policies import random_patches
+from ipr_fast.sampling.arguments import free_patches
+from ipr_fast.sampling.policies import num_chosen, random_patches
+from ipr_fast.spaces import space_of
 
 CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
 
@@ -153,6 +155,18 @@ def run(
     }
     with run_folder(Path(f"{out}.partial"), settings, plan, resume=resume) as folder:
         policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
-        x = refine_in_chunks(images, policy, arguments, folder=folder, device=device)
+        tally = Tally()
+        x = refine_in_chunks(images, policy, arguments, folder=folder, device=device, tally=tally)
         files.write_samples(out, files.Samples(x, samples.names, samples.depth))
+    if arguments["accept"] is not None:
+        print(f"{tally}; {_model_calls(refinement, arguments, len(images)):,.1f} model calls a sample")
     tell(out, x, "refined samples")
+
+
+def _model_calls(refinement: RefinementOptions, arguments: RefineArguments, count: int) -> float:
+    """Return the mean number of model calls of a sample, of all iterations."""
+    space, known = space_of(arguments["model"]), arguments["known"]
+    sampling = space.sampling(arguments["schedule"], "refine_schedule", 0.5, 1.0, 0, "random")
+    free = free_patches(known, count, space.grid, arguments["chain_ids"].device).sum(1).tolist()
+    steps = sum(sampling.num_steps(num_chosen(refinement.ratio, number)) for number in free)
+    return refinement.iters * steps / max(1, count)

@@ -6,16 +6,21 @@ The reward is minus the violations of a board, by the judge that also counts the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipr_fast.evaluation import environment
+from ipr_fast.evaluation.cells import Cells
 from ipr_fast.evaluation.evaluate import draw_clues
-from ipr_fast.evaluation.experiments import compare, described
+from ipr_fast.evaluation.experiments import described
+from ipr_fast.evaluation.kept import weights_hash
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
@@ -26,13 +31,16 @@ from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.guidance.steering import Steering
 from ipr_fast.sampling.guidance.svdd import SVDD
 from ipr_fast.sampling.policies import num_chosen, random_patches
+from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.spaces import space_of
 from ipr_fast.tasks.catalog import KnownTask
-from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku
+from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
-ALPHA = 0.25
+ALPHA = 0.25  # the share of patches that an iteration of IPR, or a move of IterRef, renoises
 LEVELS = (0.5, 0.25, 0.0)  # of IterRef and, but for 0, of FK steering
+RIVAL = "best of N"
 
 
 @dataclass(frozen=True)
@@ -40,134 +48,184 @@ class GuidanceSettings:
     """Settings of an experiment on `count` samples.
 
     clues: given cells a board, uniform in clues[0]..clues[1]. budgets: multiples of one pass, ascending, the first 1.
-    temperature: of Metropolis' rule, IterRef and FK steering, in violations.
+    calls: of a pass of tokens, and a quarter of them of an iteration; None for the model's schedules. temperature: of
+    Metropolis' rule, IterRef and FK steering, in violations.
     """
 
     count: int = 2000
     clues: tuple[int, int] = (0, 0)
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16)
+    calls: int | None = None
     temperature: float = 0.5
     seed: int = 0
 
 
-class Cells:
-    """The cells of a table: the report of each arm at each budget, with its mean calls a board."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, dict[int, tuple[BoardReport, float, float]]] = {}
-
-    def add(self, arm: str, budget: int, report: BoardReport, model_calls: float, reward_calls: float) -> None:
-        self.found.setdefault(arm, {})[budget] = report, model_calls, reward_calls
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows, ready for JSON: each cell compared with best of N at its budget."""
-        rivals = self.found["best of N"]
-        return [
-            {
-                "name": arm,
-                "cells": [
-                    {"budget": at, "calls": calls, "reward_calls": asked, **compare(rivals[at][0], report)}
-                    for at, (report, calls, asked) in cells.items()
-                ],
-            }
-            for arm, cells in self.found.items()
-        ]
-
-
 class GuidanceExperiment:
-    """Runs arms on B chains of a model of boards."""
+    """Runs arms on B chains of a model of boards, and adds their cells to `cells`.
+
+    Best of N, greedy chains and the best boards so far need no more calls once they have a valid board. They are not
+    run on, but their cells count the calls of their budget.
+    """
 
     def __init__(
         self,
         task: DigitSudoku | TokenSudoku,
         model: Denoiser | TokenDenoiser,
         settings: GuidanceSettings,
+        cells: Cells,
         progress: bool = False,
     ) -> None:
-        self.model, self.settings, self.judge = model, settings, task.judge()
+        self.model, self.settings, self.cells, self.judge = model, settings, cells, task.judge()
         self.options: dict[str, Any] = {"model": model, "seed": settings.seed, "progress": progress}
-        cells, clues = task.side**2, draw_clues(task, settings.count, settings.clues, settings.seed)
-        free = torch.full((settings.count,), cells, device="cpu")
-        self.given: dict[str, Any] = {}
+        self.chains = torch.arange(settings.count, device=contract.device_of(model) or torch.device("cpu"))
+        clues = draw_clues(task, settings.count, settings.clues, settings.seed)
+        free = torch.full((settings.count,), task.side**2, device="cpu")
+        self.given: dict[str, Tensor] = {}
         if clues is not None:
-            device = contract.device_of(model) or torch.device("cpu")
-            self.given = {"known": clues[0].to(device), "known_values": clues[1].to(device)}
+            self.given = {"known": clues[0].to(self.chains.device), "known_values": clues[1].to(self.chains.device)}
             free = (~clues[0]).sum(1)
+        self.schedules = schedules_of(model, settings.calls)
         self.pass_calls = self._mean_steps("generate_schedule", free.tolist())
         self.iteration_calls = self._mean_steps("refine_schedule", [num_chosen(ALPHA, n) for n in free.tolist()])
 
     def _mean_steps(self, schedule: str, active: list[int]) -> float:
-        sampling = space_of(self.model).sampling(None, schedule, 0.5, 1.0, 0, "random")
+        sampling = space_of(self.model).sampling(self.schedules[schedule], schedule, 0.5, 1.0, 0, "random")
         return sum(map(sampling.num_steps, active)) / len(active)
 
+    @cached_property
+    def start(self) -> Tensor:
+        """The boards of one pass."""
+        return self.generate(self.chains)
+
+    def violations(self, x: Tensor) -> Tensor:
+        return self.judge(x).violations
+
     def reward(self, x: Tensor) -> Tensor:
-        return -self.judge(x).violations.double()
+        return -self.violations(x).double()
 
-    def generate(self, sample: int = 0, guidance: Guidance | None = None) -> Tensor:
-        """Generate a board of each chain; sample: which of its independent ones."""
-        count = self.settings.count
-        ids = torch.arange(sample * count, (sample + 1) * count, device=contract.device_of(self.model))
-        return generate_batch(count, chain_ids=ids, guidance=guidance, **self.given, **self.options)
+    def generate(self, rows: Tensor, sample: int = 0, guidance: Guidance | None = None) -> Tensor:
+        """Generate boards of these chains (R,); sample: which of a chain's independent ones."""
+        return generate_batch(
+            len(rows),
+            chain_ids=rows + sample * self.settings.count,
+            guidance=guidance,
+            schedule=self.schedules["generate_schedule"],
+            **self._clues(rows, "known", "known_values"),
+            **self.options,
+        )
 
-    def best_of_n(self, cells: Cells) -> Tensor:
-        """Add the best of as many samples as the budget has passes; return the first ones."""
-        first = best = self.generate()
-        reports = {1: self.judge(best)}
-        for sample in range(1, self.settings.budgets[-1]):
-            x = self.generate(sample)
-            better = self.reward(x) > self.reward(best)
-            best = torch.where(better.view(-1, *(1,) * (x.ndim - 1)), x, best)
-            reports[sample + 1] = self.judge(best)
-        for budget in self.settings.budgets:
-            cells.add("best of N", budget, reports[budget], budget * self.pass_calls, budget)
-        return first
+    def _clues(self, rows: Tensor, *names: str) -> dict[str, Any]:
+        return {name: each[rows] for name, each in self.given.items() if name in names}
 
-    def refined(self, cells: Cells, arm: str, start: Tensor, accept: Metropolis | None, best: bool = False) -> None:
-        """Add one pass and as many iterations as the budget has calls left. best: of each chain's best board so far."""
+    def best_of_n(self) -> None:
+        """Add the best of as many samples as the budget has passes."""
+        fewest, budgets = self.violations(self.start), self.settings.budgets
+        for number in range(1, budgets[-1] + 1):
+            rows = fewest.nonzero().flatten()
+            if number > 1 and len(rows):
+                fewest[rows] = fewest[rows].minimum(self.violations(self.generate(rows, number - 1)))
+            if number in budgets:
+                self.cells.add(RIVAL, number, fewest.clone(), number * self.pass_calls, number)
+
+    def refined(self, accept: Metropolis | None, *, last: str | None = None, best: str | None = None) -> None:
+        """Add one pass and as many iterations as the budget has calls left.
+
+        last, best: arms, of each chain's last board and of its best one so far; None for neither.
+        """
         at = {int((budget - 1) * self.pass_calls / self.iteration_calls): budget for budget in self.settings.budgets}
-        held = self.judge(start)
+        now = self.violations(self.start)
+        fewest, stops = now.clone(), last is None or (accept is not None and accept.temperature == 0)
+        rows = fewest.nonzero().flatten() if stops else self.chains
 
-        def note(iteration: int, x: Tensor) -> None:
-            nonlocal held
-            report = self.judge(x)
-            if best:
-                better = report.violations < held.violations
-                pairs = zip(report, held, strict=True)
-                report = BoardReport(*(torch.where(better.view(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in pairs))
-            held = report
-            if iteration in at:
-                calls = self.pass_calls + iteration * self.iteration_calls
-                cells.add(arm, at[iteration], report, calls, 1 + iteration if best or accept is not None else 0)
+        def note(iteration: int, x: Tensor | None = None) -> Tensor | None:
+            if x is not None:
+                now[rows] = self.violations(x)
+                torch.minimum(fewest, now, out=fewest)
+            budget, calls = at.pop(iteration, None), self.pass_calls + iteration * self.iteration_calls
+            if budget is not None and last is not None:
+                self.cells.add(last, budget, now.clone(), calls, 0 if accept is None else 1 + iteration)
+            if budget is not None and best is not None:
+                self.cells.add(best, budget, fewest.clone(), calls, 1 + iteration)
+            return fewest[rows] == 0 if stops else None
 
-        note(0, start)
-        known: dict[str, Any] = {name: self.given[name] for name in self.given if name == "known"}
-        refine_batch(start, random_patches(ALPHA), max(at), callback=note, accept=accept, **known, **self.options)
+        note(0)
+        if at and len(rows):
+            refine_batch(
+                self.start[rows],
+                random_patches(ALPHA),
+                max(at),
+                chain_ids=rows,
+                accept=accept,
+                callback=note,
+                schedule=self.schedules["refine_schedule"],
+                **self._clues(rows, "known"),
+                **self.options,
+            )
+        for iteration in list(at):  # all boards were valid
+            note(iteration)
 
-    def guided(self, cells: Cells, arm: str, budget: int, guidance: Guidance) -> None:
+    def guided(self, arm: str, budget: int, guidance: Guidance) -> None:
         """Add a generation toward the reward."""
-        x = self.generate(0, guidance)
+        x = self.generate(self.chains, 0, guidance)
         last: Any = guidance.last  # type: ignore[attr-defined]
-        cost = getattr(last, "cost", last)
-        calls, asked = (float(each.double().mean()) for each in cost)
-        cells.add(arm, budget, self.judge(x), calls, asked)
+        calls, asked = (float(each.double().mean()) for each in getattr(last, "cost", last))
+        self.cells.add(arm, budget, self.violations(x), calls, asked)
+
+    def measure(self, done: Callable[[], object]) -> None:
+        """Run the arms whose cells are missing; call `done` after each."""
+        cells, temperature = self.cells, self.settings.temperature
+        tempered = f"IPR, Metropolis, T = {temperature:g}, best so far"
+        arms: dict[str, Callable[[], None]] = {
+            RIVAL: self.best_of_n,
+            "IPR": partial(self.refined, None, last="IPR", best="IPR, best so far"),
+            "IPR, greedy": partial(self.refined, Metropolis(self.reward), last="IPR, greedy"),
+            tempered: partial(self.refined, Metropolis(self.reward, temperature), best=tempered),
+        }
+        for arm, run in arms.items():
+            if not cells.holds(arm, self.settings.budgets[-1]):
+                run()
+                cells.save()
+                done()
+        schedule = space_of(self.model).sampling(None, "generate_schedule", 0.5, 1.0, 0, "random").schedule
+        every = schedule.steps_per_patch if isinstance(schedule, Schedule) else 1
+        for budget in self.settings.budgets:
+            for arm, guidance in guidances(self.pass_calls, budget, self.reward, temperature, every).items():
+                if not cells.holds(arm, budget):
+                    self.guided(arm, budget, guidance)
+                    cells.save()
+                    done()
 
 
-def guidances(calls: float, budget: int, reward: Callable[[Tensor], Tensor], temperature: float) -> dict[str, Guidance]:
+def schedules_of(model: Denoiser | TokenDenoiser, calls: int | None) -> dict[str, Schedule | TokenSchedule | None]:
+    """Return the schedules of a pass and of an iteration; None for the model's. calls: see `GuidanceSettings`."""
+    if calls is None:
+        return {"generate_schedule": None, "refine_schedule": None}
+    if not isinstance(model, TokenDenoiser):
+        raise ValueError("calls: they are a setting of models of tokens, got a model of images")
+    return {"generate_schedule": TokenSchedule(calls), "refine_schedule": TokenSchedule(max(1, round(ALPHA * calls)))}
+
+
+def guidances(
+    calls: float, budget: int, reward: Callable[[Tensor], Tensor], temperature: float, every: int = 1
+) -> dict[str, Guidance]:
     """Return methods by arm that take at most `budget` times the model calls of one pass, where they can.
 
-    A move of IterRef takes two calls, one at level 0; a particle one more a level; a step of SVDD two a candidate.
+    calls: of one pass. every: steps from one choice of SVDD to the next. A state is completed by one call, but for
+    finished ones: a move of IterRef takes the calls of a share ALPHA of the pass and this one; a particle of FK
+    steering one more at each level; a candidate of SVDD one more at each choice but the last.
     """
-    extra = len(LEVELS) - 1  # levels whose states are completed
-    moves = int(((budget - 1) * calls - extra) / (2 * extra + 1))
-    particles, candidates = int(budget * calls / (calls + extra)), int(budget * calls / (2 * calls - 1))
+    extra, noise_steps = len(LEVELS) - 1, max(1, int(ALPHA * calls))
+    moves = int(((budget - 1) * calls - extra) / ((extra + 1) * noise_steps + extra))
+    particles = int(budget * calls / (calls + extra))
+    candidates = int(budget * calls / (calls + math.ceil(calls / every) - 1))
     found: dict[str, Guidance] = {}
     if moves >= 1:
-        found[f"IterRef, T = {temperature:g}"] = IterRef(reward, temperature, LEVELS, moves)
+        found[f"IterRef, T = {temperature:g}"] = IterRef(reward, temperature, LEVELS, moves, noise_steps)
     if particles >= 2:
         levels = tuple(level for level in LEVELS if level)
         found[f"FK steering, T = {temperature:g}"] = Steering(reward, temperature, particles, levels)
     if candidates >= 2:
-        found["SVDD"] = SVDD(reward, 0.0, candidates)
+        found["SVDD"] = SVDD(reward, 0.0, candidates, every)
     return found
 
 
@@ -178,31 +236,28 @@ def run_guidance_experiment(
     settings: GuidanceSettings,
     *,
     progress: bool = False,
+    folder: Path | None = None,
+    found: Callable[[dict], object] = lambda results: None,
 ) -> dict:
     """Measure valid boards by method and budget; return rows ready for JSON, each cell compared with best of N.
 
-    name: of the model, for the record. IterRef, FK steering and SVDD are measured on tokens only. Raises ValueError for
-    a task without boards.
+    name: of the model, for the record. folder: keeps what was measured, so that a stopped measurement goes on from it.
+    found: called with the results so far. Raises ValueError for a task without boards.
     """
     if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"model: guidance is measured on boards of digits, got a model of {task.name}")
-    experiment, cells, temperature = GuidanceExperiment(task, model, settings, progress), Cells(), settings.temperature
-    reward = experiment.reward
-    start = experiment.best_of_n(cells)
-    experiment.refined(cells, "IPR", start, None)
-    experiment.refined(cells, "IPR, best so far", start, None, best=True)
-    experiment.refined(cells, "IPR, greedy", start, Metropolis(reward))
-    accept = Metropolis(reward, temperature)
-    experiment.refined(cells, f"IPR, Metropolis, T = {temperature:g}, best so far", start, accept, best=True)
-    if isinstance(model, TokenDenoiser):
-        for budget in settings.budgets:
-            for arm, guidance in guidances(experiment.pass_calls, budget, reward, temperature).items():
-                experiment.guided(cells, arm, budget, guidance)
-    return {
-        **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),
-        "multiples": settings.budgets,
-        "pass_calls": experiment.pass_calls,
-        "temperature": temperature,
-        "rows": cells.rows(),
-        "environment": environment.describe(contract.device_of(model) or torch.device("cpu")),
-    }
+    cells = Cells({"model": name, "weights": weights_hash(model), **asdict(settings)}, folder)
+    experiment = GuidanceExperiment(task, model, settings, cells, progress)
+
+    def results() -> dict:
+        return {
+            **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),
+            "multiples": settings.budgets,
+            "pass_calls": experiment.pass_calls,
+            "temperature": settings.temperature,
+            "rows": cells.rows(RIVAL),
+            "environment": environment.describe(experiment.chains.device, cells.commits),
+        }
+
+    experiment.measure(lambda: found(results()))
+    return results()

@@ -11,6 +11,7 @@ from ipr_fast.cli import chunks
 from ipr_fast.cli.factory import is_factory
 from ipr_fast.cli.main import main
 from ipr_fast.files import read_samples
+from ipr_fast.sampling.policies import num_chosen
 
 MODULE = '''
 import sys
@@ -235,7 +236,11 @@ def test_samples_are_accepted_by_a_reward(options, rule, monkeypatch, capsys):
     x, model, schedule = read_samples("x.npy").images, sys.modules["mine"].make().eval(), ipr_fast.Schedule(2, 0.5)
     expected = ipr_fast.refine_batch(x, ipr_fast.random_patches(), 3, model=model, schedule=schedule, accept=rule)
     torch.testing.assert_close(read_samples("out.npy").images, expected, atol=1e-6, rtol=0)
-    assert 0 < int(rule.last.accepted.sum()) < int(rule.last.proposed.sum())
+    accepted, proposed = int(rule.last.accepted.sum()), int(rule.last.proposed.sum())
+    assert 0 < accepted < proposed
+    told = f"accepted {accepted} of {proposed} proposals; the reward judged {4 * len(x)} samples; "
+    calls = 3 * schedule.steps(num_chosen(0.25, model.grid.num_patches))
+    assert f"{told}{calls:.1f} model calls a sample\n" in capsys.readouterr().out
     plain = ipr_fast.refine_batch(x, ipr_fast.random_patches(), 3, model=model, schedule=schedule)
     assert not torch.equal(plain, expected)
 

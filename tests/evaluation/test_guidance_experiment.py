@@ -1,12 +1,15 @@
 """Methods that use a reward, side by side at equal model calls."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from small_models import randomise
 
+from ipr_fast import load_model
 from ipr_fast.cli.main import main
 from ipr_fast.evaluation import guidance
+from ipr_fast.evaluation.cells import Cells
 from ipr_fast.evaluation.guidance import GuidanceSettings, guidances, run_guidance_experiment
 from ipr_fast.evaluation.report import report
 from ipr_fast.models import TokenTransformer, TokenTransformerConfig
@@ -46,7 +49,7 @@ def test_every_arm_keeps_to_the_budget_and_counts_its_rewards(results):
 
 def test_cells_are_those_of_the_library_calls(model, results):
     task = TokenSudoku(4)
-    experiment = guidance.GuidanceExperiment(task, model, SETTINGS)
+    experiment = guidance.GuidanceExperiment(task, model, SETTINGS, Cells({}))
     options = {"model": model, "known": experiment.given["known"]}
     x = generate_batch(30, known_values=experiment.given["known_values"], **options)
     (cells,) = (row["cells"] for row in results["rows"] if row["name"] == "IPR")
@@ -57,15 +60,16 @@ def test_cells_are_those_of_the_library_calls(model, results):
 
 
 @pytest.mark.parametrize("budget", [1, 2, 4, 16])
-@pytest.mark.parametrize("steps", [16, 81])
-def test_guided_generations_take_the_calls_that_were_planned(budget, steps, model):
+@pytest.mark.parametrize(("steps", "every"), [(16, 1), (48, 3), (81, 1)])
+def test_guided_generations_take_the_calls_that_were_planned(budget, steps, every, model):
     """On boards without clues, whose passes take `steps` calls; only the plan where that is slow."""
-    arms = guidances(steps, budget, lambda x: x.double().mean(1), 0.5)
+    arms = guidances(steps, budget, lambda x: x.double().flatten(1).mean(1), 0.5, every)
     assert len(arms) == {1: 0, 2: 1}.get(budget, 3)
-    if steps > 16 or budget > 4:
+    if steps > 48 or budget > 4:
         return
+    boards = load_model("digit-sudoku-4x4")
     for arm in arms.values():
-        generate_batch(2, model=model, guidance=arm)
+        generate_batch(2, model=model if every == 1 else boards, guidance=arm)
         cost = getattr(arm.last, "cost", arm.last)
         assert 0.5 * budget * steps < cost.model_calls.double().mean() <= budget * steps
 
@@ -91,6 +95,44 @@ def test_the_command_measures_images_too(tmp_path, capsys, monkeypatch):
     assert main(arguments) == 0
     assert "| IPR, greedy | " in capsys.readouterr().out
     assert [row["name"] for row in json.loads(out.read_text())["rows"]][:2] == ["best of N", "IPR"]
+
+
+def test_a_stopped_measurement_goes_on_from_its_folder(tmp_path, model, monkeypatch):
+    settings, told = GuidanceSettings(count=5, budgets=(1, 3)), []
+
+    def measure(**options):
+        return run_guidance_experiment(TokenSudoku(4), model, "random", settings, folder=tmp_path, **options)
+
+    def stop(results):
+        told.append(results)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(found=stop)
+    assert [row["name"] for row in told[-1]["rows"]] == ["best of N", "IPR", "IPR, best so far", "IPR, greedy"]
+    made = []
+    monkeypatch.setattr(guidance.GuidanceExperiment, "best_of_n", None)  # it is there
+    going_on = measure(found=made.append)
+    assert len(made) == 1 + 2  # SVDD has no budget of two candidates
+    monkeypatch.undo()
+    whole = run_guidance_experiment(TokenSudoku(4), model, "random", settings)
+    assert going_on == whole
+    with pytest.raises(ValueError, match=r"cells.json: a run of other settings: seed 0 \(now 1\)"):
+        run_guidance_experiment(TokenSudoku(4), model, "random", replace(settings, seed=1), folder=tmp_path)
+    (tmp_path / "cells.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"cells.json: holds no measurement that can be gone on with"):
+        measure()
+
+
+def test_calls_of_a_pass_of_tokens_are_a_setting(model):
+    settings = GuidanceSettings(count=4, budgets=(1, 2), calls=8)
+    results = run_guidance_experiment(TokenSudoku(4), model, "random", settings)
+    assert results["pass_calls"] == 8
+    (cells,) = (row["cells"] for row in results["rows"] if row["name"] == "IPR")
+    assert cells[-1]["calls"] == 8 + 4 * 2
+    with pytest.raises(ValueError, match=r"^calls: they are a setting of models of tokens, got a model of images"):
+        guidance.schedules_of(load_model("digit-sudoku-4x4"), 8)
 
 
 @pytest.mark.parametrize("budgets", ["2,4", "1,4,2", "1,1", "1,x", ""])
