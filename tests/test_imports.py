@@ -113,6 +113,13 @@ def test_no_modules_import_each_other_in_a_circle():
     assert circle(ROOT) == []
 
 
+def test_one_module_imports_ray():
+    names = 'import_extra("ray"', "import ray", "from ray"
+    files = (ROOT / "ipr_fast").rglob("*.py")
+    found = [path for path in files if any(name in path.read_text() for name in names)]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == ["ipr_fast/evaluation/scale/cluster.py"]
+
+
 def test_every_folder_is_read():
     found = {layer(ROOT, path) for path in modules(ROOT).values()}
     assert found == set(ORDER)

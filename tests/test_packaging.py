@@ -124,7 +124,8 @@ def test_a_clone_imports_without_an_install(tmp_path):
 
 
 def test_nothing_of_the_extras_is_imported_with_the_package():
-    code = "import ipr_fast, ipr_fast.cli.main, sys; print(sorted({'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)))"
+    extras = {"sklearn", "matplotlib", "PIL", "pyarrow", "ray"}
+    code = f"import ipr_fast, ipr_fast.cli.main, sys; print(sorted({extras} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
 
 
