@@ -88,9 +88,9 @@ class Crew:
             raise ValueError(f"{self.folder.path}: {TRIES} workers died on each of these shards: {names}")
 
     def _hire(self, queued: int) -> None:
-        """Ask for actors, without waiting for them."""
+        """Ask for actors, without waiting for them: at least one, for which a cluster that scales adds a node."""
         resource = "GPU" if self.device == "cuda" else "CPU"
-        room = int(self.ray.cluster_resources().get(resource, 0))
+        room = max(1, int(self.ray.cluster_resources().get(resource, 0)))
         wanted = min(queued, (room if self.workers is None else self.workers) - len(self._working))
         for _ in range(wanted - len(self._starting) - len(self._idle)):
             actor = self._actor.remote(str(self.folder.path.resolve()), self.folder.manifest)
