@@ -31,7 +31,7 @@ def test_the_least_bytes_of_a_transformer_by_hand():
     width, depth, slots = TINY.width, TINY.depth, 3 * 4
     layer = 12 * width * width + (3 + 1 + 4 + 1) * width
     tokens = (16 + 1) * width + (width + 1) * 33  # patches in and out
-    tables = 16 * (1 + depth * 6 * width + 2 * width) + 16 * width  # of sixteen levels; of sixteen places
+    tables = 16 * (depth * 6 * width + 2 * width) + 16 * width  # of sixteen levels; of sixteen places
     context = 2 * depth * (3 * 16 + 1) * width
     state, predictions = 2 * slots * 16, slots * 33
     assert work.least_bytes == 4 * (depth * layer + tokens + tables + context + state + predictions)
