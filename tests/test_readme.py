@@ -191,6 +191,12 @@ def test_results_are_the_committed_ones(model, fewest):
         assert ipr_fast.evaluation.intervals.Estimate(*rows[name]["share"]).percent() in card
 
 
+def test_the_other_arms_on_9x9_boards_are_the_committed_ones():
+    results = measured("arms-digit-sudoku-9x9.json")
+    assert report(results) in text("ipr_fast/evaluation")
+    assert results["samples"] >= 128
+
+
 def test_the_results_on_tokens_are_the_committed_ones():
     results = measured("quality-token-sudoku-9x9.json")
     assert results["model"] == "token-sudoku-9x9"
