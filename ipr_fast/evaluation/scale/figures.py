@@ -109,7 +109,7 @@ def _dense(found: list[dict[int, bytes]], shown: list[int], task: KnownTask, pla
 
 
 def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor=plots.PAPER)
+    file = io.BytesIO()  # in memory
+    figure.savefig(file, format="png", dpi=150, facecolor=plots.PAPER)
     plots.load_pyplot().close(figure)
-    return buffer.getvalue()
+    return file.getvalue()
