@@ -19,7 +19,7 @@ from ipr_fast.sampling.acceptance import Acceptance, Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
-from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches
+from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches, sweep_patches
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
@@ -54,4 +54,5 @@ __all__ = [
     "refine_batch",
     "save_model",
     "swap_patches",
+    "sweep_patches",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.sampling.arguments import Grid
 
@@ -78,6 +79,20 @@ class RandomPatches(MaskPolicy):
 
 
 @dataclass(frozen=True)
+class SweepPatches(RandomPatches):
+    """See `sweep_patches`."""
+
+    def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
+        size = self.sizes(free).clamp_min(1)[:, None]  # 0 where nothing is free
+        blocks = ((free.sum(1, keepdim=True) + size - 1) // size).clamp_min(1)
+        sweep, block = (iteration - 1) // blocks, (iteration - 1) % blocks
+        keys = philox.patch_keys(seed, philox.STREAM_POLICIES, sweep, chain_ids, free.shape[1])
+        keys = torch.where(free, keys, philox.MAX_KEY + 1)
+        place = keys.argsort(dim=1, stable=True).argsort(dim=1)  # ties by patch
+        return free & (place // size == block)
+
+
+@dataclass(frozen=True)
 class AllPatches(MaskPolicy):
     """See `all_patches`."""
 
@@ -116,6 +131,16 @@ def random_patches(ratio: float = 0.25, *, fixed: bool = False) -> MaskPolicy:
     fixed: choose once for each chain, and renoise the same patches in every iteration.
     """
     return RandomPatches(ratio, fixed)
+
+
+def sweep_patches(ratio: float = 0.25) -> MaskPolicy:
+    """Choose every free patch once a sweep: each iteration takes the next block of a random order.
+
+    A block has max(1, floor(ratio * free)) patches of a chain, the last one of a sweep those that are left; a sweep
+    takes ceil(free / block) iterations. ratio: in (0, 1]. Each chain has its own order, a new one for each sweep, which
+    depends on seed, chain id and the number of the sweep alone.
+    """
+    return SweepPatches(ratio)
 
 
 def num_chosen(ratio: float, free: int) -> int:

@@ -19,15 +19,17 @@ from ipr_fast.sampling.policies import (
     FixedPatches,
     MaskPolicy,
     RandomPatches,
+    SweepPatches,
     all_patches,
     fixed_patches,
     random_patches,
+    sweep_patches,
 )
 from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]
 
-TRUSTED = (RandomPatches, FixedPatches, AllPatches)  # policies that never choose more patches than their sizes
+TRUSTED = (RandomPatches, SweepPatches, FixedPatches, AllPatches)  # never choose more patches than their sizes
 
 
 class Selection(NamedTuple):
@@ -49,7 +51,7 @@ def make_selector(
     mask_fn: object, grid: Grid, free: Tensor, chain_ids: Tensor, seed: int
 ) -> PolicySelector | FunctionSelector:
     """Return the selector of a `mask_fn` argument, for free patches (B, N). Raises ValueError if it is no mask_fn."""
-    for factory in (random_patches, fixed_patches, all_patches):
+    for factory in (random_patches, sweep_patches, fixed_patches, all_patches):
         if mask_fn is factory:
             raise ValueError(f"mask_fn: {factory.__name__} makes a policy, call it: {factory.__name__}(...)")
     if isinstance(mask_fn, type) and issubclass(mask_fn, MaskPolicy):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipr_fast import PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch
+from ipr_fast import PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch, sweep_patches
 from ipr_fast.sampling import policies
 
 GRID = PatchGrid(1, 16, 16, 4)
@@ -47,6 +47,45 @@ def test_fixed_random_patches_are_chosen_once_for_each_chain():
         random_patches(0.25, fixed=1)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 1.0])
+def test_a_sweep_takes_every_free_patch_once(ratio, ragged_known):
+    free = ~ragged_known
+    count = free.sum(1)
+    size = torch.tensor([policies.num_chosen(ratio, n) for n in count.tolist()])
+    blocks = (-(-count // size.clamp_min(1))).clamp_min(1)
+    seen = torch.zeros(2, *free.shape, dtype=torch.long)  # in the first two sweeps of each chain
+    for iteration in range(1, 2 * int(blocks.max()) + 1):
+        mask, sizes = choose(sweep_patches(ratio), free, iteration)
+        assert torch.equal(sizes, size)
+        sweep, block = (iteration - 1) // blocks, (iteration - 1) % blocks
+        left = (count - block * size).clamp(max=size)
+        assert torch.equal(mask.sum(1), left)
+        for number in (0, 1):
+            seen[number] += mask & (sweep == number)[:, None]
+    assert torch.equal(seen[0], free.long())
+    assert torch.equal(seen[1], free.long())
+
+
+def test_sweeps_have_orders_of_their_own():
+    free = torch.ones(64, 16, dtype=torch.bool)
+    first, later = (choose(sweep_patches(), free, iteration)[0] for iteration in (1, 5))
+    assert len(first.unique(dim=0)) > 32
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, choose(sweep_patches(), free, seed=1)[0])
+    share = torch.stack([choose(sweep_patches(), free, seed=seed)[0] for seed in range(50)]).float().mean((0, 1))
+    assert (share - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / 3200)
+
+
+def test_a_swept_run_may_be_continued(model, finished, ragged_known):
+    options = {"model": model, "known": ragged_known, "schedule": Schedule(2, 0.5)}
+    whole = refine_batch(finished, sweep_patches(0.3), 5, **options)
+    half = refine_batch(finished, sweep_patches(0.3), 2, **options)
+    assert torch.equal(refine_batch(half, sweep_patches(0.3), 3, first_iteration=3, **options), whole)
+    for other in ({"max_chains": 5}, {"backend": "reference"}):  # products of other sizes round otherwise
+        expected = refine_batch(finished, sweep_patches(0.3), 5, **options, **other)
+        assert (whole - expected).abs().max() < 2e-5
+
+
 def test_all_patches_are_the_free_ones(ragged_known):
     mask, sizes = choose(all_patches(), ~ragged_known)
     assert torch.equal(mask, ~ragged_known)
@@ -78,8 +117,9 @@ def test_fixed_patches_take_every_form(form, ragged_known):
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan"), "0.5", True, None])
 def test_a_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"ratio must be a number in \(0, 1\]"):
-        random_patches(ratio)
+    for factory in (random_patches, sweep_patches):
+        with pytest.raises(ValueError, match=r"ratio must be a number in \(0, 1\]"):
+            factory(ratio)
 
 
 @pytest.mark.parametrize(
