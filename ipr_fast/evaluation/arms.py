@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
@@ -63,8 +64,16 @@ class Arm:
         for field, value, known in (("policy", self.policy, POLICIES), ("noise", self.noise, NOISES)):
             if value not in known:
                 raise ValueError(f"arm {self.name}: {field} must be one of {', '.join(known)}, got {value!r}")
-        if not isinstance(self.iterations, int) or self.iterations < 0:
-            raise ValueError(f"arm {self.name}: iterations must be an int >= 0, got {self.iterations!r}")
+        try:
+            checks.integer("iterations", self.iterations, 0)
+            checks.number("stochasticity", self.stochasticity, 0, 1)
+            checks.number("temperature", self.temperature, 0)
+            if self.accept is not None:
+                checks.number("accept", self.accept, 0)
+            if self.swapped is not None:
+                checks.integer("swapped", self.swapped, 0)
+        except ValueError as error:
+            raise ValueError(f"arm {self.name}: {error}") from error
         if self.policy == "independent" and self.swapped is not None:
             raise ValueError(f"arm {self.name}: independent samples start from noise, not from swapped cells")
         random_patches(self.ratio)  # checks the ratio

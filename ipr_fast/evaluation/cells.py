@@ -59,9 +59,11 @@ class Cells:
             settings = dict(kept["settings"])
             for row in kept["cells"]:
                 outcome = Outcome(torch.tensor(row["violations"], dtype=torch.int64, device="cpu"))
-                cell = Cell(outcome, row["calls"], row["reward_calls"], row["commit"])
-                self.found.setdefault(row["arm"], {})[row["budget"]] = cell
-        except (OSError, ValueError, TypeError, KeyError) as error:
+                if outcome.violations.shape != (settings["count"],):
+                    raise ValueError(f"violations must be {settings['count']} numbers")
+                cell = Cell(outcome, float(row["calls"]), float(row["reward_calls"]), str(row["commit"]))
+                self.found.setdefault(row["arm"], {})[checks.integer("budget", row["budget"], 1)] = cell
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path}: holds no measurement that can be gone on with ({error!r})") from error
         checks.same_settings(path, settings, self.settings)
 

@@ -43,20 +43,26 @@ class KeptTokens:
     def has(self, name: str) -> bool:
         return name in self._held or (self.folder is not None and self._file(name).exists())
 
-    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the tokens of a piece, from the folder or from `make`, which is then kept."""
+    def get(self, name: str, shape: tuple[int, int], vocabulary: int, make: Callable[[], Tensor]) -> Tensor:
+        """Return the tokens of a piece, from the folder or from `make`, which is then kept.
+
+        Raises ValueError for a file that does not hold ids below `vocabulary` of that shape.
+        """
         if name not in self._held:
-            self._held[name] = self._read(name) if self.has(name) else self._write(name, make())
+            self._held[name] = self._read(name, shape, vocabulary) if self.has(name) else self._write(name, make())
         return self._held[name]
 
     def _file(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / (re.sub(r"[^a-z0-9.]+", "-", name.lower()) + ".npy")
 
-    def _read(self, name: str) -> Tensor:
+    def _read(self, name: str, shape: tuple[int, int], vocabulary: int) -> Tensor:
         file = self._file(name)
         try:
-            return torch.from_numpy(np.load(file)).long()
+            tokens = np.load(file)
+            if tokens.dtype != np.int32 or tokens.shape != shape or (tokens < 0).any() or (tokens >= vocabulary).any():
+                raise ValueError(f"it must hold int32 ids below {vocabulary} of shape {shape}")
+            return torch.from_numpy(tokens).long()
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{file}: cannot be read as samples ({error}); remove it to make them again") from error
 
@@ -82,7 +88,7 @@ def weights_hash(model: object) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: is not the record of a run ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file}: is not the record of a run")

@@ -79,7 +79,8 @@ class TokenExperiment:
 
     def boards(self, name: str, budget: int, part: int) -> Tensor:
         """Return the boards (b, N) of a part of a cell, on the CPU."""
-        return self.kept.get(_piece(name, budget, part), lambda: self._make(name, budget, part))
+        shape, size = (len(self._chains(part)), self.length), self.model.vocabulary.size
+        return self.kept.get(_piece(name, budget, part), shape, size, lambda: self._make(name, budget, part))
 
     def reports(self, name: str, budget: int) -> BoardReport | None:
         """Judge the boards of a cell that are there, from the first on; None if there are none."""

@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ipr_fast.cli.main import main
 from ipr_fast.evaluation import intervals
-from ipr_fast.evaluation.scale.folder import Share
+from ipr_fast.evaluation.scale.folder import RunFolder, Share
 from ipr_fast.evaluation.scale.pages import Heading, Picture, Table, to_html, to_markdown
+from ipr_fast.evaluation.scale.shards import shards_of
+from ipr_fast.evaluation.scale.summary import compare_runs
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
@@ -124,3 +127,15 @@ def test_the_exact_test_of_mcnemar_is_binomial():
     assert intervals.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
     assert intervals.mcnemar(4, 5) == pytest.approx(1)
     assert 0 < intervals.mcnemar(500, 700) < 1e-7
+
+
+def test_runs_with_other_shards_are_compared_by_chains_and_those_of_other_clues_are_not(run, tmp_path):
+    same = run_file(write_plan(tmp_path, TEXT.replace("batch = 4", "batch = 5")), tmp_path / "same").path
+    one, other = RunFolder.at(run), RunFolder.at(same)
+    assert len(shards_of(one.plan)) != len(shards_of(other.plan))
+    found = {row["arm"]: row for row in compare_runs(one, other)}
+    assert set(found) == {"one pass", "refined", "best of 2"}
+    for row in found.values():
+        assert (row["samples"], row["fixed"], row["broken"]) == (20, 0, 0)
+    other.plan = replace(other.plan, clues=(0, 1))
+    assert compare_runs(one, other) == []

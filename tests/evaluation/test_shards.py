@@ -210,3 +210,16 @@ def test_nothing_is_lost_or_doubled_by_100_kills(tmp_path):
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert not list((tmp_path / "killed").glob("*.writing"))
     assert RunFolder.at(tmp_path / "killed").identity == RunFolder.at(tmp_path / "whole").identity
+
+
+def test_a_corrected_plan_takes_the_place_of_one_without_shards(file, tmp_path):
+    folder = run_file(file, tmp_path, Share(1, 6))
+    other = {**folder.manifest, "weights": "others"}
+    with pytest.raises(ValueError, match=r"holds another run, of .*: weights"), open_run(tmp_path, other, Share()):
+        pass
+    for shard in tmp_path.glob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(ValueError, match="holds another run"), open_run(tmp_path, other, Share(2, 3)):
+        pass
+    with open_run(tmp_path, other, Share()):
+        assert RunFolder.at(tmp_path).manifest == other

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,10 +158,12 @@ def test_a_damaged_piece_is_named(tmp_path):
     experiment = TokenExperiment(TASK, Recited(), TokenExperimentSettings(4, (0, 0)), folder=tmp_path)
     experiment.boards(RIVAL, 4, 0)
     (file,) = tmp_path.glob("*.npy")
-    file.write_bytes(file.read_bytes()[:40])
-    again = TokenExperiment(TASK, Recited(), TokenExperimentSettings(4, (0, 0)), folder=tmp_path)
-    with pytest.raises(ValueError, match=f"{file.name}: cannot be read as samples"):
-        again.boards(RIVAL, 4, 0)
+    tokens = np.load(file)
+    for damaged in (tokens[:2], tokens + 99, tokens[0], tokens.astype(np.float32), None):
+        file.write_bytes(file.read_bytes()[:40]) if damaged is None else np.save(file, damaged)
+        again = TokenExperiment(TASK, Recited(), TokenExperimentSettings(4, (0, 0)), folder=tmp_path)
+        with pytest.raises(ValueError, match=f"{file.name}: cannot be read as samples"):
+            again.boards(RIVAL, 4, 0)
 
 
 def test_a_budget_of_one_call_is_refused():

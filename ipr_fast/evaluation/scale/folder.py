@@ -116,9 +116,10 @@ def open_run(path: Path, manifest: dict[str, Any], share: Share) -> Iterator[Run
     """
     prepare_folder(path)
     with _alone(path, share):
-        if (path / MANIFEST).exists():
-            _check_same(path, _read_manifest(path), manifest)
-        elif other := next((p.name for p in path.iterdir() if not _is_ours(p.name)), None):
+        earlier = _read_manifest(path) if (path / MANIFEST).exists() else None
+        if earlier is not None and (share.total > 1 or any(path.glob("*.parquet"))):
+            _check_same(path, earlier, manifest)  # without shards, another plan may take its place
+        elif earlier is None and (other := next((p.name for p in path.iterdir() if not _is_ours(p.name)), None)):
             raise ValueError(f"{path}: holds other files ({other}); choose an empty folder")
         else:
             with replacing(path / MANIFEST, suffix=f".{os.getpid()}{WRITING}") as file:

@@ -55,8 +55,15 @@ class Plan:
         checks.integer("samples", self.samples, 1, MOST_CHAINS)
         checks.integer("batch", self.batch, 1)
         checks.integer("kept", self.kept, 0)
-        for seed in self.seeds:
+        for seed in _listed("seeds", self.seeds):
             checks.integer("seeds", seed, 0, MOST_SEED - 1)
+        if not isinstance(self.title, str) or not isinstance(self.mnist, str | None):
+            raise ValueError(f"title and mnist must be text, got {self.title!r} and {self.mnist!r}")
+        for field in ("recorded", "clues"):
+            for value in _listed(field, getattr(self, field)):
+                checks.integer(field, value, 0)
+        if len(self.clues) != 2 or self.clues[0] > self.clues[1]:
+            raise ValueError(f"clues must be [LOW, HIGH] with LOW <= HIGH, got {list(self.clues)}")
         names = [arm.name for arm in self.arms]
         if not names or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"there must be arms, and seeds that differ, got {names} and {list(self.seeds)}")
@@ -116,8 +123,29 @@ def read_plan(source: str) -> Plan:
         raise ValueError(f"experiment {source}: {missing}{error}") from error
 
 
+def _listed(name: str, value: object) -> tuple:
+    if not isinstance(value, tuple):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return value
+
+
 def _plan(name: str, values: dict[str, Any]) -> Plan:
+    known = [field.name for field in fields(Plan) if field.name not in ("name", "arms", "comparisons")]
+    if unknown := sorted(set(values) - {*known, "arms", "compare"}):
+        raise ValueError(f"a plan has no {', '.join(unknown)}; it has {', '.join(known)}, arms, compare")
+    if missing := [each for each in ("title", "task", "model", "samples", "arms") if each not in values]:
+        raise ValueError(f"there is no {', '.join(missing)}")
     listed, compared = values.pop("arms"), values.pop("compare", None)
+    if not isinstance(listed, dict) or not all(isinstance(each, dict) for each in listed.values()):
+        raise ValueError(f'arms must be tables [arms."NAME"], got {listed!r}')
+    if compared is not None and not (
+        isinstance(compared, list)
+        and all(
+            isinstance(each, dict) and isinstance(each.get("arm"), str) and not set(each) - {"arm", "with"}
+            for each in compared
+        )
+    ):
+        raise ValueError(f"compare must be tables [[compare]] with arm and, optionally, with, got {compared!r}")
     arms = []
     for arm, settings in listed.items():
         unknown = sorted(set(settings) - set(ARM_FIELDS))
@@ -128,6 +156,6 @@ def _plan(name: str, values: dict[str, Any]) -> Plan:
         own = [Comparison(arm.name) if arm.iterations else Comparison(arm.name, arms[0].name) for arm in arms]
         comparisons = tuple(each for each in own if each.arm != each.rival)
     else:
-        comparisons = tuple(Comparison(each["arm"], each.get("with")) for each in compared)
+        comparisons = tuple(dict.fromkeys(Comparison(each["arm"], each.get("with")) for each in compared))
     lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Plan(name=name, arms=tuple(arms), comparisons=comparisons, **lists)

@@ -36,7 +36,7 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
         if found := compare_runs(run, other):
             blocks.append(comparison_table(found, f"{rival}"))
         else:
-            blocks.append("The two have no chains and arms in common.")
+            blocks.append("The two have no chains, of the same task and clues, and arms in common.")
     for block in blocks:
         if isinstance(block, Picture):
             written.append(out / block.name)

@@ -66,6 +66,12 @@ class Worker:
         ):
             raise ValueError(f"{plan.task} has no cells: there can be no clues and no swapped cells")
         self.judge: Judge = self.task.judge()
+        one = Chains(model, self.judge, torch.zeros(1, dtype=torch.int64, device="cpu"), seed=0)
+        for arm in plan.arms:
+            one.costs(arm, 0)  # makes the schedules
+        most = one.num_patches
+        if plan.clues[1] > most or any(arm.swapped is not None and 2 * arm.swapped > most for arm in plan.arms):
+            raise ValueError(f"clues and twice the swapped pairs must be at most {most}, the cells of a board")
         device = contract.device_of(model) or torch.device("cpu")
         self.processor = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
 

@@ -73,18 +73,31 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
 
 def compare_runs(one: RunFolder, other: RunFolder) -> list[dict[str, Any]]:
-    """Compare two runs sample by sample: the last samples of arms of one name, on the chains that both have done."""
-    arms = [arm for arm in one.plan.arms if any(arm.name == rival.name for rival in other.plan.arms)]
-    pairs = {arm.name: Pairs() for arm in arms}
-    theirs = {shard: shard for shard in other.finished()}
-    for shard in one.finished():
-        if shard not in theirs:
-            continue
-        mine, its = blocks(one, shard)[0], blocks(other, shard)[0]
-        for arm in arms:
-            before = its[arm.name, other.plan.arm(arm.name).iterations]
-            pairs[arm.name].add(before["good"], mine[arm.name, arm.iterations]["good"])
+    """Compare two runs sample by sample: the last samples of arms of one name, on the chains that both have done.
+
+    Runs of other tasks or clues have no samples in common.
+    """
+    if (one.plan.task, one.plan.clues) != (other.plan.task, other.plan.clues):
+        return []
+    names = [arm.name for arm in one.plan.arms if any(arm.name == rival.name for rival in other.plan.arms)]
+    pairs = {name: Pairs() for name in names}
+    theirs = _last_good(other, names)
+    for key, mine in _last_good(one, names).items():
+        if (its := theirs.get(key)) is not None:
+            both = (mine >= 0)[: len(its)] & (its >= 0)[: len(mine)]
+            pairs[key[0]].add(its[: len(both)][both] > 0, mine[: len(both)][both] > 0)
     return [{"arm": name, "rival": None, **each.described()} for name, each in pairs.items() if each.n]
+
+
+def _last_good(folder: RunFolder, names: list[str]) -> dict[tuple[str, int], Any]:
+    """Return whether the last sample of each chain is good, by arm and seed: 1 or 0, and -1 where it is not done."""
+    found = {(name, seed): np.full(folder.plan.samples, -1, np.int8) for name in names for seed in folder.plan.seeds}
+    for shard in folder.finished():
+        columns = blocks(folder, shard)[0]
+        for name in names:
+            last = columns[name, folder.plan.arm(name).iterations]
+            found[name, shard.seed][shard.first : shard.last] = last["good"]
+    return found
 
 
 def blocks(folder: RunFolder, shard: Shard) -> tuple[dict[tuple[str, int], Block], dict[str, str]]:

@@ -146,6 +146,8 @@ class IterRef:
 
 def level_list(levels: Sequence[float]) -> tuple[float, ...]:
     """Return levels in [0, 1), highest first. Raises ValueError for others, and for none or equal ones."""
+    if not isinstance(levels, Sequence):
+        raise ValueError(f"levels must be a sequence of numbers in [0, 1), got {levels!r}")
     found = [checks.number("levels", level, 0, 1) for level in levels]
     if not found or max(found) == 1 or len(set(found)) < len(found):
         raise ValueError(f"levels must be distinct numbers in [0, 1), got {tuple(levels)}")
