@@ -20,9 +20,9 @@ from ipr_fast.evaluation import environment
 from ipr_fast.evaluation.cells import Cells
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.evaluation.experiments import described
-from ipr_fast.evaluation.kept import weights_hash
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
+from ipr_fast.models.files.content_hash import model_hash
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.acceptance import Metropolis
@@ -246,7 +246,7 @@ def run_guidance_experiment(
     """
     if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"model: guidance is measured on boards of digits, got a model of {task.name}")
-    cells = Cells({"model": name, "weights": weights_hash(model), **asdict(settings)}, folder)
+    cells = Cells({"model": name, "weights": model_hash(model, name), **asdict(settings)}, folder)
     experiment = GuidanceExperiment(task, model, settings, cells, progress)
 
     def results() -> dict:

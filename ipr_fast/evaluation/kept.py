@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -72,17 +71,6 @@ class KeptTokens:
             with outputs.replacing(self._file(name)) as file:
                 np.save(file, tokens.to(torch.int32).numpy())
         return tokens
-
-
-def weights_hash(model: object) -> str:
-    """Return a SHA-256 of a module's parameters and buffers; "" for a model of another kind."""
-    if not isinstance(model, torch.nn.Module):
-        return ""
-    total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from torch import Tensor
 from ipr_fast.evaluation import environment
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.evaluation.experiments import Cost, compare, described
-from ipr_fast.evaluation.kept import KeptTokens, weights_hash
+from ipr_fast.evaluation.kept import KeptTokens
 from ipr_fast.evaluation.token_methods import RIVAL, Method, methods
 from ipr_fast.models import contract
+from ipr_fast.models.files.content_hash import model_hash
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import num_chosen, random_patches
@@ -67,7 +68,7 @@ class TokenExperiment:
             self.known, self.values = (each.to(self.device) for each in clues)
         self.length, self.methods = task.length, methods(task.length)
         self.free = [task.length] * settings.count if self.known is None else (~self.known).sum(1).tolist()
-        run = {"model": name, "weights": weights_hash(model), "clues": settings.clues, "seed": settings.seed}
+        run = {"model": name, "weights": model_hash(model, name), "clues": settings.clues, "seed": settings.seed}
         self.kept = KeptTokens(folder, {**run, "samples": settings.count, "part": settings.part})
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import torch
@@ -48,25 +48,34 @@ class MaskPolicy(ABC):
 
 
 @dataclass(frozen=True)
-class RandomPatches(MaskPolicy):
-    """See `random_patches`."""
+class SharePolicy(MaskPolicy):
+    """A policy that chooses a share `ratio` of each chain's free patches, see `num_chosen`."""
 
     ratio: float
-    fixed: bool = False
-    size_of: Tensor | None = None  # (N + 1,) int64 on the device, set by `bind`: number chosen of n free patches
+    size_of: Tensor | None = field(default=None, kw_only=True)  # (N + 1,) int64, set by `bind`: `num_chosen` of n free
 
     def __post_init__(self) -> None:
         if not _is_ratio(self.ratio):
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
-        checks.boolean("fixed", self.fixed)
 
-    def bind(self, grid: Grid, batch: int, device: torch.device) -> RandomPatches:
+    def bind(self, grid: Grid, batch: int, device: torch.device) -> SharePolicy:
         sizes = [num_chosen(self.ratio, n) for n in range(grid.num_patches + 1)]
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
     def sizes(self, free: Tensor) -> Tensor:
         assert self.size_of is not None, "bind is called before"
         return self.size_of[free.sum(1)]
+
+
+@dataclass(frozen=True)
+class RandomPatches(SharePolicy):
+    """See `random_patches`."""
+
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.boolean("fixed", self.fixed)
 
     def choice(self, free: Tensor, iteration: Tensor) -> PatchChoice:
         """Describe the choice among the free patches (B, N), for the engine to make."""
@@ -79,7 +88,7 @@ class RandomPatches(MaskPolicy):
 
 
 @dataclass(frozen=True)
-class SweepPatches(RandomPatches):
+class SweepPatches(SharePolicy):
     """See `sweep_patches`."""
 
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
