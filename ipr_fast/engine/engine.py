@@ -77,7 +77,7 @@ class Engine:
         begin = {"chooses": selection.choice is not None, "initial": initial or self.sampling.fixed_noise}
         for wave in plan.waves:
             chains = plan.order[wave.chains]
-            whole = wave.least_active == self.values.shape[1]
+            whole = selection.is_whole and wave.least_active == self.values.shape[1]
             segments = self.runner.segments(wave, self._num_slots(plan, wave, selection.varies), whole=whole, **begin)
             self.runner.capture(segments)
             with span("enter"):

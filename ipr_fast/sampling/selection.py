@@ -29,7 +29,8 @@ from ipr_fast.trace import span
 
 MaskFn = Callable[[Tensor, int], Tensor]
 
-TRUSTED = (RandomPatches, SweepPatches, FixedPatches, AllPatches)  # never choose more patches than their sizes
+# Policies that never choose more patches than their sizes, and all N where a size is N.
+TRUSTED = (RandomPatches, SweepPatches, FixedPatches, AllPatches)
 
 
 class Selection(NamedTuple):
@@ -39,12 +40,14 @@ class Selection(NamedTuple):
     counts  (B,) int64 on the CPU: upper bounds of the patches in each chain
     choice  a random choice that the engine makes and writes into the mask
     varies  True if counts differ from iteration to iteration
+    is_whole  False if a chain whose count is N may have fewer patches in the mask
     """
 
     mask: Tensor
     counts: Tensor
     choice: PatchChoice | None = None
     varies: bool = False
+    is_whole: bool = True
 
 
 def make_selector(
@@ -110,7 +113,7 @@ class PolicySelector:
         if type(self.policy) is RandomPatches:
             choice = self.policy.choice(self.free, on_device)
             return Selection(torch.zeros_like(self.free), self.counts, choice)
-        return Selection(self._choose(iteration, on_device), self.counts)
+        return Selection(self._choose(iteration, on_device), self.counts, is_whole=self._is_trusted)
 
     def freeze(self, chains: Tensor) -> bool:
         """Remove the chains (B,) bool from those to refine. Returns True when none is left."""

@@ -3,8 +3,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_models import randomise
 
-from ipr_fast import PatchGrid, Schedule, all_patches, fixed_patches, random_patches, refine_batch, sweep_patches
+from ipr_fast import (
+    PatchGrid,
+    Schedule,
+    TokenSchedule,
+    all_patches,
+    fixed_patches,
+    random_patches,
+    refine_batch,
+    sweep_patches,
+)
+from ipr_fast.models import TokenTransformer, TokenTransformerConfig
 from ipr_fast.sampling import policies
 
 GRID = PatchGrid(1, 16, 16, 4)
@@ -175,3 +186,27 @@ def test_a_subclass_of_fixed_patches_makes_its_own_choice(model, finished):
 def test_a_mask_of_numbers_is_not_taken_for_patch_ids(model, finished, kind):
     with pytest.raises(ValueError, match=r"patch ids must differ, got .* a mask must be bool"):
         refine_batch(finished, fixed_patches((torch.arange(16) < 2).to(kind)), 1, model=model)
+
+
+class OddPatches(policies.MaskPolicy):
+    """A policy that says "at most all" and chooses every second patch."""
+
+    def sizes(self, free):
+        return free.sum(1)
+
+    def choose(self, free, **_):
+        return free & (torch.arange(free.shape[1]) % 2 == 1)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_policy_may_choose_fewer_patches_than_all_that_it_allowed_for(model, finished, tokens):
+    """The others are context, which the model has to prepare."""
+    options = {"model": model, "schedule": Schedule(2, 0.5)}
+    if tokens:
+        config = TokenTransformerConfig(vocabulary_size=5, mask_id=0, columns=16, width=32, depth=2, num_heads=2)
+        options = {"model": randomise(TokenTransformer(config), seed=0), "schedule": TokenSchedule(4)}
+        finished = torch.randint(1, 5, (12, 16), generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        refine_batch(finished, OddPatches(), 2, backend=name, **options).double() for name in ("torch", "reference")
+    )
+    assert (found - expected).abs().max() < 2e-5
