@@ -10,8 +10,9 @@ from typing import Annotated
 import torch
 import typer
 
+from ipr_fast import checks
 from ipr_fast.cli.common import DTYPES, RunOptions, flag, model_from, one_of, option
-from ipr_fast.evaluation.scale.cluster import run_on_ray
+from ipr_fast.evaluation.scale.cluster import check_address, run_on_ray
 from ipr_fast.evaluation.scale.folder import Share, make_manifest, open_run
 from ipr_fast.evaluation.scale.plan import MOST_CHAINS, plan_names, read_plan
 from ipr_fast.evaluation.scale.records import load_parquet
@@ -74,6 +75,10 @@ def run_plan(
         raise ValueError("--workers is the number of workers on Ray; give --ray too")
     if run.seed:
         raise ValueError(f"--seed: {source} has seeds of its own; change them in its file")
+    if count is not None:
+        checks.integer("--count", count, 1, MOST_CHAINS)
+    if shards.ray is not None:
+        check_address(shards.ray)
     load_parquet()  # a missing extra must not cost the user a run
     plan = read_plan(source).changed(model=model, samples=count, kept=MOST_CHAINS if shards.samples else None)
     device, dtype, share = run.checked_device(), shards.dtype or "float32", shards.shard or Share()
@@ -81,9 +86,12 @@ def run_plan(
         denoiser = load_planned(plan, torch.device("cpu") if shards.ray else device, dtype)
     worker = Worker(plan, denoiser)  # refuses what does not fit, before there is a folder
     with open_run(out, make_manifest(plan, denoiser, device, dtype), share) as folder:
-        if shards.ray is None:
-            run_in_process(folder, worker, share, progress=run.progress)
-        else:
-            run_on_ray(folder, share, shards.ray, workers=shards.workers, progress=run.progress)
+        try:
+            if shards.ray is None:
+                run_in_process(folder, worker, share, progress=run.progress)
+            else:
+                run_on_ray(folder, share, shards.ray, workers=shards.workers, progress=run.progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on with the shards that are left") from None
         done, total = len(folder.finished()), len(shards_of(plan))
     print(f"{done} of {total} shards are in {out}" + ("" if done < total else f"; ipr-fast report {out}"))

@@ -1,10 +1,13 @@
 """`ipr-fast evaluate NAME`: experiments in shards."""
 
 import json
+import signal
+import socket
 
 import pytest
 
 from ipr_fast.cli.main import main
+from ipr_fast.evaluation.scale.folder import RunFolder
 
 pytest.importorskip("pyarrow")
 from small_plans import rows, write_plan
@@ -53,6 +56,7 @@ def test_the_bar_shows_shards_samples_a_second_and_the_time_left(file, tmp_path,
         (["--out", "OUT", "--model", "nobody"], "model must be a bundled model"),
         (["--out", "OUT", "--model", "token-sudoku-9x9"], "model token-sudoku-9x9 makes samples of token-sudoku-9x9"),
         (["--out", "FILE"], "FILE: cannot be made a folder"),
+        (["--out", "OUT", "--count", 2**40], f"--count must be an int in 1..{2**32}, got {2**40}"),
     ],
 )
 def test_what_cannot_be_run_is_told_in_a_line(file, tmp_path, arguments, said, capsys):
@@ -70,6 +74,34 @@ def test_the_folder_of_another_run_is_named(file, tmp_path, capsys):
     assert f"{tmp_path}: holds another run, of plan: samples 3 (now 4)\n" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert set(manifest) >= {"experiment", "configuration", "weights", "ipr_fast", "torch", "dtype", "device"}
+
+
+def test_an_interrupted_run_says_how_to_go_on(file, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "compute", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        assert evaluated(file, "--out", tmp_path, "--count", 3) == 130
+    said = "ipr-fast evaluate: interrupted (the same command goes on with the shards that are left)"
+    assert capsys.readouterr().err.strip().endswith(said)
+    assert evaluated(file, "--out", tmp_path, "--count", 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:{}", "--ray: no cluster answers at 127.0.0.1:{} ([Errno 111] Connection refused)"),
+        ("ray://127.0.0.1:{}", "--ray: no cluster answers at ray://127.0.0.1:{} ([Errno 111] Connection refused)"),
+        ("[::1]:{}", "--ray: no cluster answers at [::1]:{} ("),
+        ("head", "--ray must be auto, local, HOST:PORT or ray://HOST:PORT, got 'head'"),
+        ("head:x", "--ray must be auto, local, HOST:PORT or ray://HOST:PORT, got 'head:x'"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told(file, tmp_path, address, said, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens at it
+        port = taken.getsockname()[1]
+        assert evaluated(file, "--out", tmp_path / "out", "--ray", address.format(port)) == 1
+    assert said.format(port) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "x", "1"])

@@ -9,10 +9,11 @@ import torch
 
 from ipr_fast.cli.main import main
 from ipr_fast.evaluation import intervals
+from ipr_fast.evaluation.scale import folder, records
 from ipr_fast.evaluation.scale.folder import RunFolder, Share
 from ipr_fast.evaluation.scale.pages import Heading, Picture, Table, to_html, to_markdown
 from ipr_fast.evaluation.scale.shards import shards_of
-from ipr_fast.evaluation.scale.summary import compare_runs
+from ipr_fast.evaluation.scale.summary import compare_runs, kept_samples, summarise
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
@@ -100,7 +101,28 @@ def test_what_cannot_be_reported_is_told(tmp_path, capsys, run):
     shard = next(run.glob("*.parquet"))
     (tmp_path / "empty" / shard.name).write_bytes(shard.read_bytes()[:-9])
     assert main(["report", str(tmp_path / "empty")]) == 1
-    assert f"{shard.name}: a damaged shard" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{shard.name}: a damaged shard" in error
+    assert "`ipr-fast evaluate`, makes it again" in error
+
+
+def test_stored_samples_are_read_for_the_gallery_alone(run, monkeypatch):
+    read, names = records.read_shard, []
+
+    def spy(path, identity, num_rows, wanted=None):
+        table = read(path, identity, num_rows, wanted)
+        names.append(set(table.column_names))
+        return table
+
+    monkeypatch.setattr(folder, "read_shard", spy)
+    opened = RunFolder.at(run)
+    summarise(opened)
+    costs = {"model_calls", "evaluations", "reward_calls"}
+    assert len(names) == 6
+    assert all(found == {"good", *costs, *(name for name in found if name.startswith("measure_"))} for found in names)
+    names.clear()
+    assert next(kept_samples(opened, "refined"))[2][3].shape == (4,)
+    assert names == [{"sample", "good"}]
 
 
 def test_texts_are_escaped_and_intervals_stay_whole():

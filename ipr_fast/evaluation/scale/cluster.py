@@ -6,10 +6,12 @@ can. So a run goes on while nodes leave and join. Only this module imports ray.
 
 from __future__ import annotations
 
+import socket
 from collections import Counter, deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -19,8 +21,10 @@ from ipr_fast.evaluation.scale.run import ShardBar, load_planned
 from ipr_fast.evaluation.scale.shards import Shard, Worker
 
 LOCAL = "local"  # in place of an address: start Ray on this machine
+AUTO = "auto"  # the cluster that this machine belongs to
 TRIES = 5  # of a shard, and of actors one after another that do not start
 POLL = 1.0  # seconds between looks at the cluster
+ANSWER = 10.0  # seconds in which an address must accept a connection
 
 
 def run_on_ray(
@@ -153,6 +157,23 @@ class Actor:
     def compute(self, shard: Shard) -> None:
         """Compute a shard and write its file."""
         self.folder.compute(self.worker, shard)
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless something accepts connections at an address; Ray would look for minutes."""
+    if address in (LOCAL, AUTO):
+        return
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}")
+        name, port = host.hostname, host.port
+    except ValueError:  # of a port that is no number
+        name = port = None
+    if not name or not port:
+        raise ValueError(f"--ray must be {AUTO}, {LOCAL}, HOST:PORT or ray://HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((name, port), timeout=ANSWER).close()
+    except OSError as error:
+        raise ValueError(f"--ray: no cluster answers at {address} ({first_line(error)})") from error
 
 
 def load_ray() -> ModuleType:

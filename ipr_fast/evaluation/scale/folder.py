@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +74,9 @@ class RunFolder:
         """The name of a shard among those of all runs, which its file holds."""
         return f"{self.identity} {shard.name}"
 
-    def read(self, shard: Shard, columns: list[str] | None = None) -> Any:
-        """Read a shard's table. Raises ValueError if its file is not whole."""
-        return read_shard(self.file(shard), self._name(shard), shard.num_rows(self.plan), columns)
+    def read(self, shard: Shard, wanted: Callable[[str], bool] | None = None) -> Any:
+        """Read a shard's table, or the wanted columns of it. Raises ValueError if its file is not whole."""
+        return read_shard(self.file(shard), self._name(shard), shard.num_rows(self.plan), wanted)
 
     def finished(self) -> list[Shard]:
         """Return the shards whose files are there, whole or not."""

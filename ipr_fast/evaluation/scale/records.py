@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from ipr_fast.outputs import WRITING, replacing
 
 PYARROW = ("pyarrow", "evaluation", "records of samples")
 MEASURE = "measure_"
+AGAIN = "the command that made this run, `ipr-fast evaluate`, makes it again"
 
 
 class Rows:
@@ -83,17 +84,21 @@ def write_shard(path: Path, table: Any, facts: Mapping[str, str]) -> None:
         parquet.write_table(table.replace_schema_metadata(metadata), file, compression="zstd", write_page_checksum=True)
 
 
-def read_shard(path: Path, identity: str, num_rows: int, columns: list[str] | None = None) -> Any:
-    """Read a shard's table, checksums verified. Raises ValueError if the file is damaged or of another run."""
+def read_shard(path: Path, identity: str, num_rows: int, wanted: Callable[[str], bool] | None = None) -> Any:
+    """Read a shard's table, checksums verified. Raises ValueError if the file is damaged or of another run.
+
+    wanted: whether a column of that name is read; the others are neither read nor verified. None: all.
+    """
     pa, parquet = load_pyarrow(), load_parquet()
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             found = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode()
-            table = file.read(columns=columns)
+            names = file.schema_arrow.names
+            table = file.read(columns=None if wanted is None else [name for name in names if wanted(name)])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: a damaged shard ({type(error).__name__})") from error
+        raise ValueError(f"{path}: a damaged shard ({type(error).__name__}); {AGAIN}") from error
     if found != identity or table.num_rows != num_rows:
-        raise ValueError(f"{path}: another shard ({found}), or {table.num_rows} rows in place of {num_rows}")
+        raise ValueError(f"{path}: another shard ({found}), or {table.num_rows} rows in place of {num_rows}; {AGAIN}")
     return table
 
 

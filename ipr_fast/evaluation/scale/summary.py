@@ -102,10 +102,8 @@ def _last_good(folder: RunFolder, names: list[str]) -> dict[tuple[str, int], Any
 
 def blocks(folder: RunFolder, shard: Shard) -> tuple[dict[tuple[str, int], Block], dict[str, str]]:
     """Return a shard's columns by arm and iteration, rows by chain; and the facts about it."""
-    names = [*COSTS, "good", "chain"]
-    table = folder.read(shard)
-    names += [name for name in table.column_names if name.startswith(MEASURE)]
-    columns = {name: table.column(name).to_numpy() for name in names}
+    table = folder.read(shard, lambda name: name in (*COSTS, "good") or name.startswith(MEASURE))
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
     found, first, count = {}, 0, shard.last - shard.first
     for arm in folder.plan.arms:
         for iteration in folder.plan.iterations(arm):
@@ -203,7 +201,7 @@ def kept_samples(folder: RunFolder, arm: str) -> Iterator[tuple[Shard, dict[int,
         count = min(shard.last, folder.plan.kept) - shard.first
         if count <= 0:
             continue
-        table, first, length = folder.read(shard), 0, shard.last - shard.first
+        table, first, length = folder.read(shard, ("sample", "good").__contains__), 0, shard.last - shard.first
         samples, good = {}, {}
         for each in folder.plan.arms:
             for iteration in folder.plan.iterations(each):
