@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
@@ -45,12 +45,29 @@ def boolean(name: str, value: object) -> bool:
     return value
 
 
-def images(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
-    """Check that images are float (B, C, H, W), of sample shape (C, H, W) if given; `extremes` checks the values."""
+def sizes(name: str, value: object) -> tuple[int, ...]:
+    """Return a sequence of sizes >= 1 as a tuple of ints."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} must be a sequence of ints >= 1, got {value!r:.80}")
+    return tuple(integer(name, size, 1) for size in value)
+
+
+def samples(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
+    """Check that samples are float (B, C, ...) of 1 to 3 spatial dimensions, or of a sample shape (C, ...).
+
+    `extremes` checks the values.
+    """
+    images = sample_shape is None or len(sample_shape) == 3
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor of images (B, C, H, W), got {type(value).__name__}")
-    if value.ndim != 4:
-        raise ValueError(f"{name} must have the four dimensions (B, C, H, W), got shape {tuple(value.shape)}")
+        of = "images (B, C, H, W)" if images else "samples"
+        raise ValueError(f"{name} must be a torch.Tensor of {of}, got {type(value).__name__}")
+    if sample_shape is None and not 3 <= value.ndim <= 5:
+        raise ValueError(
+            f"{name} must be (B, C, L), images (B, C, H, W) or video (B, C, T, H, W), got shape {tuple(value.shape)}"
+        )
+    if sample_shape is not None and value.ndim != 1 + len(sample_shape):
+        dims = "the four dimensions (B, C, H, W)" if images else f"{1 + len(sample_shape)} dimensions"
+        raise ValueError(f"{name} must have {dims}, got shape {tuple(value.shape)}")
     if value.dtype not in FLOAT_DTYPES or value.layout != torch.strided:
         raise ValueError(
             f"{name} must be a dense tensor of {dtype_names(FLOAT_DTYPES)}, got {value.layout} {value.dtype}"

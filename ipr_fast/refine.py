@@ -54,13 +54,14 @@ def refine_batch(
 ) -> Tensor:
     """Refine finished samples: renoise some patches of each and regenerate them given the rest, `iters` times.
 
-    x: float images (B, C, H, W) in [-1, 1], or int64 tokens (B, N) for a model of tokens; not modified.
+    x: float samples (B, *sample_shape) of the model's grid, such as images (B, C, H, W) in [-1, 1], or int64 tokens
+        (B, N) for a model of tokens; not modified.
     mask_fn: a policy such as `random_patches(0.25)`, or a callable `mask_fn(x, iteration)` that returns a bool mask
-        (B, N) or (B, grid_h, grid_w), True = renoise. It is intersected with the free patches; a chain with nothing
+        (B, N) or (B, *grid_shape), True = renoise. It is intersected with the free patches; a chain with nothing
         selected keeps its values for that iteration.
     iters: number of iterations, >= 0; they are `first_iteration`, `first_iteration + 1`, ...
     model: a Denoiser or TokenDenoiser on the device of x; by default the bundled one whose sample shape fits x.
-    known: bool (B, N) or (B, grid_h, grid_w), patches that are never renoised nor written.
+    known: bool (B, N) or (B, *grid_shape), patches that are never renoised nor written.
     schedule: by default the model's `refine_schedule`, else Schedule(10, 0.8); for tokens TokenSchedule().
     stochasticity: eta in [0, 1]. temperature: tau in [0, 1000], a factor on the posterior noise.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A chain's random numbers depend on
@@ -137,16 +138,16 @@ def generate_batch(
     """Generate samples from noise, given the known patches; this is iteration 0 of their chains.
 
     batch_size: B >= 0. model: a Denoiser; by default the bundled one of 4x4 boards, on `device` or that of `known`.
-    known: bool (B, N) or (B, grid_h, grid_w), True = given; known_values: float images (B, C, H, W), or int64 tokens
-        (B, N), with the values of the given patches. Both or neither.
+    known: bool (B, N) or (B, *grid_shape), True = given; known_values: float samples (B,
+        *sample_shape), or int64 tokens (B, N), with the values of the given patches. Both or neither.
     schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0); for tokens TokenSchedule().
     device: by default the model's.
     guidance: generate toward a reward: `IterRef(reward, ...)` or another of `ipr_fast.sampling.guidance`, whose `last`
         then holds the calls of the model and the reward. A schedule of tokens must reveal by "count" without remasking.
     Other arguments and errors: see `refine_batch`.
 
-    Returns float32 images (B, C, H, W), or int64 tokens (B, N); known patches hold the given values, bit for bit if
-    those are float32 or tokens.
+    Returns float32 samples (B, *sample_shape), or int64 tokens (B, N); known patches hold the given values, bit for
+    bit if those are float32 or tokens.
     """
     batch_size = checks.integer("batch_size", batch_size, 0, philox.MAX_CHAIN_ID + 1)
     if (known is None) != (known_values is None):

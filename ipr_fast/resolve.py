@@ -114,7 +114,7 @@ def model_for(x: Tensor) -> Denoiser | TokenDenoiser:
     if has_rows and x.dtype != torch.int64:
         dtype = str(x.dtype).removeprefix("torch.")
         raise ValueError(f"x must be images (B, C, H, W) or int64 tokens (B, N), got {dtype} of shape {tuple(x.shape)}")
-    shape = (x if has_rows else checks.images("x", x)).shape[1:]
+    shape = (x if has_rows else checks.samples("x", x)).shape[1:]
     return bundled(bundled_model_for(tuple(shape)), x.device)
 
 

@@ -1,4 +1,4 @@
-"""What the samples of a call are: images, divided into patches, for a Denoiser, or tokens for a TokenDenoiser.
+"""What the samples of a call are: floats, divided into patches, for a Denoiser, or tokens for a TokenDenoiser.
 
 A space checks samples, turns them into the engine's values (B, N, ...) and back, and makes the sampling settings.
 """
@@ -25,18 +25,18 @@ DEFAULTS = {"generate_schedule": DEFAULT_GENERATE_SCHEDULE, "refine_schedule": D
 
 
 class PatchSpace:
-    """Images (B, C, H, W) of a Denoiser. Raises ValueError for a model that is none."""
+    """Samples (B, *sample_shape) of a Denoiser. Raises ValueError for a model that is none."""
 
     dtype = torch.float32
 
     def __init__(self, model: Denoiser) -> None:
         self.model, self.grid = model, contract.denoiser(model)
-        self.sample_shape: tuple[int, ...] = self.grid.sample_shape
+        self.sample_shape = tuple(self.grid.sample_shape)
         self.sample_bytes = 4 * math.prod(self.sample_shape)
 
     def check(self, name: str, x: object) -> Tensor:
         """Check the type and the shape of samples."""
-        return checks.images(name, x, self.sample_shape)
+        return checks.samples(name, x, self.sample_shape)
 
     def complaint(self, name: str, x: Tensor, ignored: Tensor | None = None) -> str | None:
         """Check that samples are finite; return a warning if their range is not the model's.

@@ -21,6 +21,7 @@ from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
+from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import MaskPolicy, all_patches, num_chosen, random_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
@@ -210,7 +211,8 @@ class Chains:
     def _swapped(self, pairs: int) -> Tensor:
         if self._boards is None:
             raise ValueError(f"swapped: the task has no boards whose cells could be swapped, got {pairs} pairs")
-        size = 1 if isinstance(self.space, TokenSpace) else self.space.grid.patch_size
+        grid = self.space.grid
+        size = grid.patch_shape if isinstance(grid, PatchGrid) else 1  # tokens
         boards = self._boards().to(self.device)
         return swap_patches(boards, pairs, size, seed=self.seed, chain_ids=self.ids)
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ipr_fast import checks
 from ipr_fast.models.denoiser import ContextDenoiser, Denoiser, SlotDenoiser, TableDenoiser
 from ipr_fast.sampling import user_code
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.patches import Grid
 from ipr_fast.sampling.prediction import LogitPrediction, Prediction
 from ipr_fast.sampling.tokens import TokenPositions, Vocabulary
 
+GRID_NAMES = ("sample_shape", "grid_shape", "num_patches", "patch_numel", "to_patches", "to_images")
 
-def denoiser(model: object) -> PatchGrid:
+
+def denoiser(model: object) -> Grid:
     """Return a model's grid; refuse one without a grid or the protocol's call, and one in training mode."""
     grid = getattr(model, "grid", None)
     if isinstance(model, type):
@@ -26,13 +28,34 @@ def denoiser(model: object) -> PatchGrid:
     if grid is None and hasattr(model, "vocabulary"):
         came = type(model.vocabulary).__name__
         raise ValueError(f"model: the vocabulary of a model of tokens must be an ipr_fast.Vocabulary, got {came}")
-    if not callable(model) or not isinstance(grid, PatchGrid):
+    if not callable(model) or grid is None:
         raise ValueError(f"model must be a callable with a `grid` (PatchGrid), got {type(model).__name__}")
+    _check_grid(grid)
     _check_call(model)
     for name in ("value_range", "mix_bounds"):
         bounds(model, name)
     user_code.check_eval_mode(model)
     return grid
+
+
+def _check_grid(grid: Any) -> None:
+    """Check that a grid has what a PatchGrid has, with numbers that agree."""
+    lacking = [name for name in GRID_NAMES if not hasattr(grid, name)]
+    if lacking:
+        raise ValueError(
+            f"model must be a callable with a `grid` (PatchGrid), got a {type(grid).__name__} without "
+            f"{', '.join(lacking)}"
+        )
+    count, numel = (
+        checks.integer(f"model: grid.{name}", getattr(grid, name), 1) for name in ("num_patches", "patch_numel")
+    )
+    sample = checks.sizes("model: grid.sample_shape", grid.sample_shape)
+    shape = checks.sizes("model: grid.grid_shape", grid.grid_shape)
+    if math.prod(shape) != count or math.prod(sample) != count * numel:
+        raise ValueError(
+            f"model: its grid must have as many numbers in a sample as in its patches, got samples {sample}, "
+            f"{count} patches of {numel} numbers, a grid of {shape}"
+        )
 
 
 def is_token_denoiser(model: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ipr_fast.sampling.patches import ActivePatches, PatchGrid
+from ipr_fast.sampling.patches import ActivePatches, Grid
 from ipr_fast.sampling.prediction import Prediction
 
 
@@ -53,8 +53,8 @@ class Denoiser(Protocol):
     """
 
     @property
-    def grid(self) -> PatchGrid:
-        """How samples are divided into patches."""
+    def grid(self) -> Grid:
+        """How samples are divided into patches: a PatchGrid, or anything with its names (`sampling.patches.Grid`)."""
         ...
 
     def __call__(self, patches: Tensor, levels: Tensor, active: ActivePatches | None = None) -> Prediction: ...

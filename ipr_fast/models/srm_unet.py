@@ -8,7 +8,6 @@ resampled bilinearly and embedded for each pixel, once per resolution. Results a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from ipr_fast.models.srm_unet_config import SRMUNetConfig
 from ipr_fast.models.unet import ResBlock, UNet, Upsample
 from ipr_fast.models.unet_biases import lacking_biases
 from ipr_fast.models.unet_operations import LayerInputs, LevelMap
-from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.patches import ActivePatches, PatchGrid
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
 
@@ -57,7 +56,7 @@ class SRMUNet(nn.Module):
     def __init__(self, config: SRMUNetConfig) -> None:
         super().__init__()
         self.config, self.grid = config, config.grid
-        self.out_grid = replace(config.grid, channels=2 * config.channels + 1)
+        self.out_grid = PatchGrid.of((2 * config.channels + 1, *self.grid.sample_shape[1:]), self.grid.patch_shape)
         self.generate_schedule = Schedule(*config.generate_schedule)
         self.refine_schedule = Schedule(*config.refine_schedule)
         self.time_embedding = PublishedLevelEmbedding(config.d_emb, config.t_emb_dim)

@@ -7,27 +7,26 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels import philox
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.patches import Positions
 from ipr_fast.sampling.schedule import Sampling
-from ipr_fast.sampling.tokens import TokenPositions, TokenSampling
-
-Grid = PatchGrid | TokenPositions  # what masks are masks of
+from ipr_fast.sampling.tokens import TokenSampling
 
 
-def patch_mask(name: str, value: object, batch: int, grid: Grid, device: torch.device) -> Tensor:
-    """Check a bool mask over patches, (B, N) or (B, grid_h, grid_w), and return it as (B, N)."""
+def patch_mask(name: str, value: object, batch: int, grid: Positions, device: torch.device) -> Tensor:
+    """Check a bool mask over patches, (B, N) or (B, *grid_shape), and return it as (B, N)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    shapes = (batch, grid.num_patches), (batch, grid.grid_h, grid.grid_w)
+    shapes = list(dict.fromkeys([(batch, grid.num_patches), (batch, *grid.grid_shape)]))
     if tuple(value.shape) not in shapes:
-        raise ValueError(f"{name} must have shape {shapes[0]} or {shapes[1]}, got {tuple(value.shape)}")
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
     if value.dtype != torch.bool:
         raise ValueError(f"{name} must be of dtype torch.bool, got {value.dtype}")
     checks.same_device(name, value, device)
     return value.reshape(shapes[0])
 
 
-def free_patches(known: object, batch: int, grid: Grid, device: torch.device) -> Tensor:
+def free_patches(known: object, batch: int, grid: Positions, device: torch.device) -> Tensor:
     """Return the patches (B, N) bool that are not known; all of them for None."""
     if known is None:
         return torch.ones(batch, grid.num_patches, dtype=torch.bool, device=device)
@@ -46,7 +45,7 @@ def chain_ids(value: object, batch: int, device: torch.device) -> Tensor:
     return value.clone()  # a callback may change the caller's tensor
 
 
-def counters(grid: Grid, sampling: Sampling | TokenSampling, first_iteration: int, iters: int) -> None:
+def counters(grid: Positions, sampling: Sampling | TokenSampling, first_iteration: int, iters: int) -> None:
     """Check that the random numbers' counters can hold every patch, value, step and iteration."""
     if grid.num_patches > philox.MAX_PATCHES:
         raise ValueError(f"model: at most {philox.MAX_PATCHES} patches can be counted, got {grid.num_patches}")

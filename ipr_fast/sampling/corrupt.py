@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.kernels.philox import STREAM_SWAP, patch_keys
 from ipr_fast.sampling import arguments
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.patches import PatchGrid, patch_sides
 from ipr_fast.sampling.tokens import TokenPositions
 
 
 def swap_patches(
     x: Tensor,
     pairs: int,
-    patch_size: int,
+    patch_size: int | Sequence[int],
     *,
     known: Tensor | None = None,
     seed: int = 0,
@@ -23,27 +25,27 @@ def swap_patches(
 ) -> Tensor:
     """Swap `pairs` random pairs of patches in each sample: the K-corrupted start of Kang et al. 2026.
 
-    x: float images (B, C, H, W), or int64 tokens (B, N), whose patches are single tokens; not written to.
+    x: float samples (B, C, ...) of 1 to 3 spatial dimensions, or int64 tokens (B, N), whose patches are single
+        tokens; not written to.
     pairs: K >= 0; the 2 K patches of a sample all differ.
-    patch_size: that of the model which is to repair the samples; 1 for tokens.
-    known: bool (B, N) or (B, grid_h, grid_w), patches that stay in place.
+    patch_size: that of the model which is to repair the samples, an int or one for each spatial dimension; 1 for
+        tokens.
+    known: bool (B, N) or (B, *grid_shape), patches that stay in place.
     seed: int in [0, 2**64). chain_ids: int64 (B,) in [0, 2**32), default 0..B-1. A sample's pairs depend on seed and
         chain id alone.
 
     Returns samples of the shape, dtype and device of x. Raises ValueError for bad input, including samples with fewer
     than 2 K free patches.
     """
-    size = checks.integer("patch_size", patch_size, 1)
     is_tokens = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2
-    if is_tokens and size != 1:
-        raise ValueError(f"patch_size must be 1 for tokens, got {size}")
     grid: TokenPositions | PatchGrid
     if is_tokens:
+        if patch_size != 1:
+            raise ValueError(f"patch_size must be 1 for tokens, got {patch_size}")
         grid = TokenPositions(x.shape[1])
     else:
-        checks.extremes("x", checks.images("x", x))
-        channels, height, width = x.shape[1:]
-        grid = PatchGrid(channels, height, width, size)
+        checks.extremes("x", checks.samples("x", x))
+        grid = PatchGrid.of(x.shape[1:], patch_sides("patch_size", patch_size, tuple(x.shape[2:])))
     x = x.detach()
     free = arguments.free_patches(known, len(x), grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)

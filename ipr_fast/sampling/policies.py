@@ -18,7 +18,7 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
-from ipr_fast.sampling.arguments import Grid
+from ipr_fast.sampling.patches import Positions
 
 
 class MaskPolicy(ABC):
@@ -42,7 +42,7 @@ class MaskPolicy(ABC):
         free: (B, N) bool. iteration: () int64. chain_ids: (B,) int64. The inputs must not be written to.
         """
 
-    def bind(self, grid: Grid, batch: int, device: torch.device) -> MaskPolicy:
+    def bind(self, grid: Positions, batch: int, device: torch.device) -> MaskPolicy:
         """Return the policy for `batch` samples of this grid. Raises ValueError when it does not fit them."""
         return self
 
@@ -58,7 +58,7 @@ class SharePolicy(MaskPolicy):
         if not _is_ratio(self.ratio):
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
 
-    def bind(self, grid: Grid, batch: int, device: torch.device) -> SharePolicy:
+    def bind(self, grid: Positions, batch: int, device: torch.device) -> SharePolicy:
         sizes = [num_chosen(self.ratio, n) for n in range(grid.num_patches + 1)]
         return replace(self, size_of=torch.tensor(sizes, device=device))
 
@@ -124,10 +124,10 @@ class FixedPatches(MaskPolicy):
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
         return free & self.mask
 
-    def bind(self, grid: Grid, batch: int, device: torch.device) -> FixedPatches:
-        n, plane = grid.num_patches, (grid.grid_h, grid.grid_w)
+    def bind(self, grid: Positions, batch: int, device: torch.device) -> FixedPatches:
+        n, plane = grid.num_patches, tuple(grid.grid_shape)
         mask = self.mask if self.mask.dtype == torch.bool else _mask_of_ids(self.mask, n)
-        shapes = ((n,), plane, (batch, n), (batch, *plane))
+        shapes = tuple(dict.fromkeys([(n,), plane, (batch, n), (batch, *plane)]))
         if tuple(mask.shape) not in shapes:
             raise ValueError(f"fixed_patches: the mask must have one of the shapes {shapes}, got {tuple(mask.shape)}")
         return replace(self, mask=mask.reshape(-1, n).expand(batch, n).to(device, copy=True))
@@ -160,8 +160,8 @@ def num_chosen(ratio: float, free: int) -> int:
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:
     """Choose the same patches in every iteration, as far as they are free.
 
-    patches: a bool mask (N,), (grid_h, grid_w), (B, N) or (B, grid_h, grid_w), or a sequence of patch ids; a tensor, an
-    array or a list.
+    patches: a bool mask (N,), grid_shape, (B, N) or (B, *grid_shape), or a sequence of patch ids; a tensor, an array or
+    a list.
     """
     try:
         mask = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, device="cpu")

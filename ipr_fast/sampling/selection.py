@@ -13,7 +13,7 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.sampling import arguments, user_code
-from ipr_fast.sampling.arguments import Grid
+from ipr_fast.sampling.patches import Positions
 from ipr_fast.sampling.policies import (
     AllPatches,
     FixedPatches,
@@ -51,7 +51,7 @@ class Selection(NamedTuple):
 
 
 def make_selector(
-    mask_fn: object, grid: Grid, free: Tensor, chain_ids: Tensor, seed: int
+    mask_fn: object, grid: Positions, free: Tensor, chain_ids: Tensor, seed: int
 ) -> PolicySelector | FunctionSelector:
     """Return the selector of a `mask_fn` argument, for free patches (B, N). Raises ValueError if it is no mask_fn."""
     for factory in (random_patches, sweep_patches, fixed_patches, all_patches):
@@ -69,13 +69,13 @@ def make_selector(
 class FunctionSelector:
     """Selects the patches of each iteration by calling a user's mask_fn with the samples."""
 
-    def __init__(self, mask_fn: Callable[..., object], grid: Grid, free: Tensor) -> None:
+    def __init__(self, mask_fn: Callable[..., object], grid: Positions, free: Tensor) -> None:
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
         self.name = f"mask_fn {checks.name_of(mask_fn)}"
         self.most_active = grid.num_patches
 
     def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
-        """Select for one iteration, also given as a scalar tensor; `images()` are the samples (B, C, H, W)."""
+        """Select for one iteration, also given as a scalar tensor; `images()` are the samples (B, *sample_shape)."""
         with span("mask_fn"):
             mask = user_code.call(self.name, iteration, self.mask_fn, images(), iteration)
         mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
@@ -96,7 +96,7 @@ class PolicySelector:
     most_active: upper bound of the active patches of a chain in any iteration.
     """
 
-    def __init__(self, policy: MaskPolicy, grid: Grid, free: Tensor, chain_ids: Tensor, seed: int) -> None:
+    def __init__(self, policy: MaskPolicy, grid: Positions, free: Tensor, chain_ids: Tensor, seed: int) -> None:
         self.policy, self.grid, self.free, self.chain_ids, self.seed = policy, grid, free, chain_ids, seed
         self.policy = self._bind()
         self.sizes = self._sizes()  # (B,), until chains are frozen

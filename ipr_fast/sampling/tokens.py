@@ -74,6 +74,10 @@ class TokenPositions:
         return 1
 
     @property
+    def grid_shape(self) -> tuple[int]:
+        return (self.length,)
+
+    @property
     def grid_h(self) -> int:
         return 1
 

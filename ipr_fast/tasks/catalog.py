@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.sampling.patches import Grid
 from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES
@@ -30,21 +30,21 @@ def make_task(name: str, mnist: str | None = None) -> KnownTask:
     return TokenSudoku(TOKEN_SUDOKU[name]) if name in TOKEN_SUDOKU else EvenPixels()
 
 
-def task_of(grid: PatchGrid, mnist: str | None = None) -> ImageTask:
+def task_of(grid: Grid, mnist: str | None = None) -> ImageTask:
     """Make the task whose samples have a model's grid. Raises ValueError if there is none."""
-    channels, side = grid.channels, grid.grid_h
+    channels, side = grid.sample_shape[0], grid.grid_shape[-1]
     task: ImageTask
-    if channels == 1 and side == grid.grid_w and side in SIDES:
+    if channels == 1 and grid.grid_shape == (side, side) and side in SIDES:
         task = DigitSudoku(side, mnist)
-    elif channels == 3 and mnist is None:
+    elif channels == 3 and len(grid.sample_shape) == 3 and mnist is None:
         task = EvenPixels()
-    elif channels == 3:
+    elif channels == 3 and len(grid.sample_shape) == 3:
         raise ValueError(f"mnist: {EvenPixels.name} has no digit images")
     else:
         raise ValueError(f"model: no task has samples {grid.sample_shape}; the tasks are {', '.join(TASKS)}")
     if task.grid != grid:
-        is_digits = isinstance(task, DigitSudoku)
-        hint = " (digits of 28x28 pixels: see --mnist)" if is_digits and grid.patch_size == 28 else ""
+        is_mnist = isinstance(task, DigitSudoku) and grid.sample_shape == (1, 28 * side, 28 * side)
+        hint = " (digits of 28x28 pixels: see --mnist)" if is_mnist else ""
         raise ValueError(
             f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but {task.name} has "
             f"{task.grid.sample_shape} of {task.grid.num_patches}{hint}"

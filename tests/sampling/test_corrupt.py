@@ -68,6 +68,19 @@ def test_it_keeps_the_dtype_and_can_be_refined(model, finished, dtype):
     assert refine_batch(swapped, all_patches(), 1, model=model).isfinite().all()
 
 
+@pytest.mark.parametrize(("shape", "size"), [((2, 12), 3), ((1, 8, 6), (2, 3)), ((1, 4, 4, 6), (1, 2, 3))])
+def test_patches_of_any_grid_are_swapped(shape, size, generator):
+    grid, x = PatchGrid.of(shape, size), torch.randn(5, *shape, generator=generator)
+    known = torch.zeros(5, *grid.grid_shape, dtype=torch.bool)
+    known[:, 0] = True
+    swapped = swap_patches(x, 1, size, known=known)
+    before, after = grid.to_patches(x), grid.to_patches(swapped)
+    changed = (before != after).any(-1)
+    assert torch.equal(changed.sum(1), torch.full((5,), 2))
+    assert not (changed & known.flatten(1)).any()
+    assert torch.equal(before[..., 0].sort(1).values, after[..., 0].sort(1).values)
+
+
 def test_an_empty_batch_is_legal():
     assert swap_patches(torch.zeros(0, 1, 16, 16), 3, 4).shape == (0, 1, 16, 16)
 
@@ -80,7 +93,7 @@ def test_an_empty_batch_is_legal():
         ({"pairs": 1.0}, "pairs must be an int >= 0"),
         ({"patch_size": 5}, "patch_size must divide"),
         ({"patch_size": 0}, "patch_size must be an int >= 1"),
-        ({"x": torch.zeros(2, 16, 16)}, "x must have the four dimensions"),
+        ({"x": torch.zeros(2, 16)}, r"x must be \(B, C, L\), images \(B, C, H, W\) or video"),
         ({"known": torch.zeros(12, 5, dtype=torch.bool)}, "known must have shape"),
         ({"seed": -1}, "seed must be an int"),
         ({"chain_ids": torch.zeros(3)}, "chain_ids must be an int64 tensor"),

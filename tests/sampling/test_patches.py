@@ -1,8 +1,81 @@
+import math
+import pickle
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ipr_fast import ActivePatches, PatchGrid
+
+SPATIAL = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=3)  # (patches, size of one)
+
+
+@settings(max_examples=100, deadline=None)
+@given(channels=st.integers(1, 3), spatial=SPATIAL, lead=st.lists(st.integers(0, 3), max_size=2))
+def test_patches_of_any_grid_hold_channel_and_position(channels, spatial, lead):
+    grid_shape, patch_shape = zip(*spatial, strict=True)
+    grid = PatchGrid.of((channels, *(count * size for count, size in spatial)), patch_shape)
+    assert grid.grid_shape == grid_shape
+    assert (grid.num_patches, grid.patch_numel) == (math.prod(grid_shape), channels * math.prod(patch_shape))
+    samples = torch.randn(*lead, *grid.sample_shape, generator=torch.Generator().manual_seed(0))
+    patches = grid.to_patches(samples)
+    assert patches.shape == (*lead, grid.num_patches, grid.patch_numel)
+    assert torch.equal(grid.to_images(patches), samples)
+    for n, place in enumerate(product(*map(range, grid_shape))):  # the last dimension fastest
+        cut = tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, patch_shape, strict=True))
+        assert torch.equal(patches[..., n, :], samples[(..., slice(None), *cut)].flatten(len(lead)))
+
+
+@pytest.mark.parametrize("size", [4, (4, 4)])
+def test_a_grid_of_images_is_the_same_by_both_names(size):
+    grid = PatchGrid(3, 8, 12, size)
+    assert (
+        grid == PatchGrid.of((3, 8, 12), size) == PatchGrid.of([3, 8, 12], [4, 4]) == pickle.loads(pickle.dumps(grid))
+    )
+    assert len({grid, PatchGrid.of(torch.Size((3, 8, 12)), (4, 4))}) == 1
+    assert (grid.channels, grid.height, grid.width, grid.patch_size, grid.grid_h, grid.grid_w) == (3, 8, 12, 4, 2, 3)
+    assert repr(grid) == "PatchGrid.of((3, 8, 12), (4, 4))"
+
+
+def test_patches_need_not_be_square():
+    grid = PatchGrid(1, 4, 6, (2, 3))
+    patches = grid.to_patches(torch.arange(24.0).view(1, 4, 6))
+    assert patches[3].tolist() == [15, 16, 17, 21, 22, 23]
+    with pytest.raises(ValueError, match=r"^patch_size: the sizes of patches \(2, 3\) differ; use patch_shape"):
+        _ = grid.patch_size
+
+
+@pytest.mark.parametrize("name", ["height", "width", "grid_h", "grid_w"])
+@pytest.mark.parametrize("shape", [(1, 8), (1, 4, 4, 4)])
+def test_what_only_images_have_is_refused_by_name(name, shape):
+    with pytest.raises(ValueError, match=rf"^{name}: samples .* are not images \(C, H, W\); see grid_shape"):
+        getattr(PatchGrid.of(shape, 4), name)
+
+
+@pytest.mark.parametrize(
+    ("sample_shape", "patch_shape", "message"),
+    [
+        ((8,), (), r"^sample_shape must be \(C, L\), \(C, H, W\) or \(C, T, H, W\), got \(8,\)"),
+        ((1, 2, 2, 2, 2), 1, "^sample_shape must be "),
+        (8, 1, "^sample_shape must be a sequence of ints >= 1, got 8"),
+        ((1, 0), 1, "^sample_shape must be an int >= 1, got 0"),
+        ((1, 8), (4, 4), r"^patch_shape must be an int or 1 of them, for samples of 8, got \(4, 4\)"),
+        ((1, 8, 8), (4, 3), r"^patch_shape must divide the spatial sizes 8 x 8 of samples, got \(4, 3\)"),
+        ((1, 6, 8, 8), 4, "^patch_shape must divide the spatial sizes 6 x 8 x 8 of samples, got 4"),
+        ((1, 8), 2.0, "^patch_shape must be an int >= 1, got 2.0"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_named(sample_shape, patch_shape, message):
+    with pytest.raises(ValueError, match=message):
+        PatchGrid.of(sample_shape, patch_shape)
+
+
+def test_samples_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"^samples must be \(\.\.\., 2, 8\), got \(8,\)"):
+        PatchGrid.of((2, 8), 4).to_patches(torch.zeros(8))
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 4), (3, 8, 12, 4), (2, 6, 6, 6), (3, 5, 7, 1)])

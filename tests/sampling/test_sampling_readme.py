@@ -16,6 +16,18 @@ README = (Path(__file__).parents[2] / "ipr_fast/sampling/README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+def test_its_sequences_and_video_are_refined():
+    namespace = {}
+    (block,) = (block for block in BLOCKS if "PatchGrid.of" in block)
+    exec(compile(block, "sampling/README.md", "exec"), namespace)
+    video, x, given = (namespace[name] for name in ("video", "x", "given"))
+    assert (namespace["sequence"].num_patches, video.num_patches) == (12, 16)
+    assert x.shape == (4, 3, 8, 16, 16)
+    assert torch.equal(x[:, :, :2], given[:, :, :2])  # what is known stays
+    known, others = video.to_patches(x).split([4, 12], dim=1)
+    assert (others.std() < known.std()).all()  # means vary less
+
+
 def test_its_tokens_are_refined():
     namespace = {}
     (block,) = (block for block in BLOCKS if "TokenSchedule" in block)
@@ -34,7 +46,7 @@ def test_its_rewards_are_those_of_the_samples():
 def test_its_policies_run_and_choose_what_they_say():
     namespace = {}
     for block in BLOCKS:
-        if "TokenSchedule" in block or "Metropolis" in block:
+        if any(name in block for name in ("TokenSchedule", "Metropolis", "PatchGrid.of")):
             continue
         exec(compile(block, "sampling/README.md", "exec"), namespace)
         x, refined = namespace["x"], namespace["refined"]

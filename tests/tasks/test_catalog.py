@@ -72,7 +72,16 @@ def test_even_pixels_take_no_digits(mnist):
         task_of(EvenPixels().grid, mnist)
 
 
-@pytest.mark.parametrize("grid", [PatchGrid(1, 40, 40, 8), PatchGrid(1, 32, 72, 8), PatchGrid(2, 32, 32, 8)])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        PatchGrid(1, 40, 40, 8),
+        PatchGrid(1, 32, 72, 8),
+        PatchGrid(2, 32, 32, 8),
+        PatchGrid.of((1, 32), 8),
+        PatchGrid.of((3, 4, 32, 32), 4),
+    ],
+)
 def test_samples_of_no_task_are_refused(grid):
     said = f"model: no task has samples {grid.sample_shape}; the tasks are digit-sudoku-4x4, "
     with pytest.raises(ValueError, match=re.escape(said)):
