@@ -4,15 +4,16 @@ At step s of a chain with n active patches, T steps, block length L and starts S
 
     due   = #{k : S_k <= s}
     start = s   for the (due - started) waiting slots of lowest log-variance (NaN is the highest), ties by slot
-    level = clamp((L - (s + 1 - start)) / L, 0, 1)          for started slots; 1 for waiting ones; 0 once s + 1 >= T
+    t     = clamp((L - (s + 1 - start)) / L, 0, 1)
+    level = shift t / (1 + (shift - 1) t)                   for started slots; 1 for waiting ones; 0 once s + 1 >= T
     row   = #{r : levels(r) < level}                        where a network looks levels up in a table
 
 Shapes: level, previous_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; row (B, A) int64;
 count (B,) int32; step (B,) int64; levels (R,) float32, ascending. The tables are those of `ScheduleTables`: steps,
-block (N + 1,), starts (N + 1, N), int32.
+block (N + 1,), starts (N + 1, N), int32, and shift (1,), float32.
 Bytes that must move: 24 B A (start and level read and written, log-variance read, previous level written), 8 B A for
 rows; the tables, 4 N for each chain, and the levels stay in cache.
-Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep.
+Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep; the shift is Esser et al. 2024's.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def advance_kernel(
     p_steps,
     p_block,
     p_starts,
+    p_shift,
     p_row,
     p_levels,
     N,
@@ -85,6 +87,8 @@ def advance_kernel(
     length, steps = tl.load(p_block + count), tl.load(p_steps + count)
     b_level = tl.div_rn((length - (step + 1 - b_start)).to(tl.float32), tl.maximum(length, 1).to(tl.float32))
     b_level = tl.minimum(tl.maximum(b_level, 0.0), 1.0)
+    shift = tl.load(p_shift)
+    b_level = tl.minimum(tl.div_rn(shift * b_level, 1.0 + (shift - 1.0) * b_level), 1.0)
     b_level = tl.where(b_start < 0, 1.0, b_level)
     b_level = tl.where(m_slot & (step + 1 < steps), b_level, 0.0)
     tl.store(p_level + o_level, b_level, mask=o_slot < A)
@@ -105,6 +109,7 @@ def advance(
     steps: Tensor,
     block: Tensor,
     starts: Tensor,
+    shift: Tensor,
     row: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> None:
@@ -113,7 +118,7 @@ def advance(
     Padding slots get level 0. Without log_variance, slots start in order. row: updated too, its levels being `levels`.
     """
     if not runs_kernel(advance_kernel, start, log_variance):
-        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts, row, levels)
+        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts, shift, row, levels)
         return
     batch, slots = start.shape
     if start.numel() == 0:
@@ -134,6 +139,7 @@ def advance(
         steps,
         block,
         starts,
+        shift,
         row,
         levels,
         num_patches,
@@ -144,6 +150,7 @@ def advance(
         R_BITS=0 if row is None or levels is None else len(levels).bit_length(),
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
         N_BLOCK=power_of_2(num_patches),
+        enable_fp_fusion=False,  # a fused product and sum would be another level than the table's
         num_warps=1 if num_patches <= 128 else min(16, max(4, power_of_2(num_patches) // 128)),
     )
 
@@ -163,6 +170,7 @@ def _advance(
     steps: Tensor,
     block: Tensor,
     starts: Tensor,
+    shift: Tensor,
     row: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> None:
@@ -186,7 +194,7 @@ def _advance(
 
     length = block[count][:, None]
     left = ((length - (step + 1 - start)).float() / length).clamp_(0, 1)
-    left = torch.where(start < 0, 1.0, left)
+    left = torch.where(start < 0, 1.0, (shift * left / (1 + (shift - 1) * left)).clamp_(max=1))
     running = (step + 1 < steps[count][:, None]) & occupied
     level.copy_(torch.where(running, left, 0.0))
     if row is not None and levels is not None:

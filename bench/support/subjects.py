@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def shortened(own: Schedule, num_active: int, most_steps: int) -> Schedule:
 
     If one step per patch is too many, all patches go at once, in `most_steps` steps.
     """
-    fitting = (Schedule(p, own.overlap) for p in range(own.steps_per_patch, 0, -1))
+    fitting = (replace(own, steps_per_patch=p) for p in range(own.steps_per_patch, 0, -1))
     fitting = (schedule for schedule in fitting if schedule.steps(num_active) <= most_steps)
     return next(fitting, Schedule(most_steps, 1.0))
 

@@ -24,7 +24,6 @@ from ipr_fast.cli.sampling_options import schedule_of
 from ipr_fast.models.files.checkpoints import load_model, model_info, save_model
 from ipr_fast.models.srm_unet_config import PRESETS
 from ipr_fast.models.token_transformer import TokenTransformer
-from ipr_fast.sampling.schedule import Schedule
 
 SCHEDULES = "Schedules"  # a panel of `--help`
 
@@ -68,17 +67,13 @@ def run(
     generate = schedule_of("--generate-schedule", generate_schedule)
     refine = schedule_of("--refine-schedule", refine_schedule)
     schedules = {"generate_schedule": generate, "refine_schedule": refine}
-    chosen: dict[str, Any] = {name: _pair(schedule) for name, schedule in schedules.items() if schedule is not None}
+    chosen: dict[str, Any] = {name: schedule.values for name, schedule in schedules.items() if schedule is not None}
     if chosen and isinstance(model, TokenTransformer):
         raise ValueError(f"{source}: a model of tokens has no schedule of patches, got {', '.join(chosen)}")
     model.config = dataclasses.replace(model.config, **chosen)
     outputs.prepare_folder(out.parent)
     save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
     print(f"wrote {out}")
-
-
-def _pair(schedule: Schedule) -> tuple[int, float]:
-    return schedule.steps_per_patch, schedule.overlap
 
 
 def _kept_metadata(source: str) -> dict[str, str]:

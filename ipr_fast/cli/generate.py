@@ -43,7 +43,7 @@ def run(
     device = run_options.checked_device()
     denoiser = load(model, dtype, device)
     space = space_of(denoiser)
-    arguments = sampling.arguments(run_options, device, count, denoiser)
+    arguments = sampling.arguments(run_options, device, count, denoiser, "generate_schedule")
     files.check_writable(out, (count, *space.sample_shape), dtype=space.dtype)
     if (sampling.known is None) != (known_values is None):
         raise ValueError("--known and --known-values must be given together")

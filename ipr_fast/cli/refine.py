@@ -133,7 +133,7 @@ def run(
     chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
     plan = ChunkPlan(len(images), chunk, refinement.first_iteration, refinement.iters)
     arguments: RefineArguments = {
-        **sampling.arguments(run_options, device, len(images), denoiser),
+        **sampling.arguments(run_options, device, len(images), denoiser, "refine_schedule"),
         "model": denoiser,
         "noise": refinement.noise,
         "accept": acceptance.rule(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -19,6 +19,7 @@ from ipr_fast.resolve import BACKENDS
 from ipr_fast.sampling.remask import REMASKINGS
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import ORDERS, TokenSchedule
+from ipr_fast.spaces import DEFAULTS
 
 
 class SamplingArguments(TypedDict):
@@ -58,6 +59,12 @@ class SamplingOptions:
             show_default="the model's",
         ),
     ] = None
+    shift: Annotated[
+        float | None, option(SAMPLING, "Warp levels toward noise (above 1) or clean.", show_default="the schedule's")
+    ] = None
+    group: Annotated[
+        int | None, option(SAMPLING, "Patches that start at a time.", min=1, show_default="the schedule's")
+    ] = None
     stochasticity: Annotated[float, option(SAMPLING, "Eta of the posterior step, in [0, 1].")] = 0.5
     temperature: Annotated[
         float, option(SAMPLING, "Factor on the posterior noise; of tokens, what divides the logits.")
@@ -83,16 +90,19 @@ class SamplingOptions:
     ] = None
 
     def arguments(
-        self, run: RunOptions, device: torch.device, count: int, model: Denoiser | TokenDenoiser
+        self, run: RunOptions, device: torch.device, count: int, model: Denoiser | TokenDenoiser, default: str
     ) -> SamplingArguments:
-        """Return the arguments of a call for `count` samples. Raises ValueError for bad values and files."""
+        """Return the arguments of a call for `count` samples. Raises ValueError for bad values and files.
+
+        default: the model's attribute that has its schedule.
+        """
         for_tokens = isinstance(model, TokenDenoiser)
         checks.integer("the number of samples", count, 0, MAX_CHAIN_ID + 1)
         first = checks.integer("--first-chain", self.first_chain, 0, MAX_CHAIN_ID + 1 - count)
         return {
             "known": None if self.known is None else files.read_array(self.known, "known").to(device),
             "chain_ids": torch.arange(first, first + count, device=device),
-            "schedule": self._token_schedule() if for_tokens else self._patch_schedule(),
+            "schedule": self._token_schedule() if for_tokens else self._patch_schedule(model, default),
             "stochasticity": self.stochasticity,
             "temperature": 1.0 if for_tokens else self.temperature,
             "seed": run.seed,
@@ -102,15 +112,24 @@ class SamplingOptions:
             "tf32": self.tf32,
         }
 
-    def _patch_schedule(self) -> Schedule | None:
+    def _patch_schedule(self, model: Denoiser | TokenDenoiser, default: str) -> Schedule | None:
         for name in ("calls", "order", "remask"):
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is for models of tokens, got a model of images")
-        return schedule_of("--schedule", self.schedule)
+        schedule = schedule_of("--schedule", self.schedule)
+        given = {"shift": self.shift, "group": self.group}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if not chosen:
+            return schedule
+        try:
+            return replace(schedule or getattr(model, default, DEFAULTS[default]), **chosen)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
 
     def _token_schedule(self) -> TokenSchedule | None:
-        if self.schedule is not None:
-            raise ValueError("--schedule is for models of images, got a model of tokens; see --calls")
+        for name in ("schedule", "shift", "group"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for models of images, got a model of tokens; see --calls")
         given = {"steps": self.calls, "order": self.order, "remask": self.remask}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.temperature != 1.0:

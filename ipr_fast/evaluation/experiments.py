@@ -155,8 +155,8 @@ def run_experiment(
     generate, refine = experiment.generate_schedule, experiment.refine_schedule
     return {
         **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),
-        "generate_schedule": [generate.steps_per_patch, generate.overlap],
-        "refine_schedule": [refine.steps_per_patch, refine.overlap],
+        "generate_schedule": list(generate.values),
+        "refine_schedule": list(refine.values),
         "arms": rows,
         "good_by_iteration": good_by_iteration,
         "environment": environment.describe(experiment.one_pass.device),

@@ -21,8 +21,8 @@ MAX_LAYERS = 1 << 10
 class ModelConfig:
     """Square samples (channels, image_size, image_size) in square patches.
 
-    Every configuration ends with `generate_schedule` and `refine_schedule`, the model's default schedules, as pairs
-    (steps_per_patch, overlap).
+    Every configuration has `generate_schedule` and `refine_schedule`, the model's default schedules, as
+    (steps_per_patch, overlap) or with (..., shift, group).
     """
 
     channels: int
@@ -39,7 +39,7 @@ class ModelConfig:
                 f"what the random numbers' counters hold, got {grid.num_patches} of {grid.patch_numel}"
             )
         for name in ("generate_schedule", "refine_schedule"):
-            object.__setattr__(self, name, schedule_pair(name, getattr(self, name)))
+            object.__setattr__(self, name, schedule_values(name, getattr(self, name)))
 
     @property
     def grid(self) -> PatchGrid:
@@ -90,9 +90,10 @@ def positive_int(name: str, value: object, high: int = MAX_SIZE) -> int:
     return value
 
 
-def schedule_pair(name: str, value: object) -> tuple[int, float]:
-    """Return (steps_per_patch, overlap) from a tuple, or from a list as JSON has it."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{name} must be (steps_per_patch, overlap), got {value!r:.80}")
-    schedule = Schedule(*value)
-    return schedule.steps_per_patch, schedule.overlap
+def schedule_values(name: str, value: object) -> tuple[Any, ...]:
+    """Return `Schedule.values` of (steps_per_patch, overlap[, shift, group]), a tuple or a list as JSON has it."""
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 4):
+        raise ValueError(
+            f"{name} must be (steps_per_patch, overlap) or (steps_per_patch, overlap, shift, group), got {value!r:.80}"
+        )
+    return Schedule(*value).values

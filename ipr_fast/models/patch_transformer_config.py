@@ -22,8 +22,8 @@ class PatchTransformerConfig(LayersConfig, ModelConfig):
 
     level_features: int = 64
     pixel_width: int | None = None
-    generate_schedule: tuple[int, float] = (3, 0.0)
-    refine_schedule: tuple[int, float] = (10, 0.8)
+    generate_schedule: tuple[Any, ...] = (3, 0.0)
+    refine_schedule: tuple[Any, ...] = (10, 0.8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

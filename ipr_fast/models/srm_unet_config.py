@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ipr_fast.models.model_config import ModelConfig, positive_int
 
@@ -31,8 +32,8 @@ class SRMUNetConfig(ModelConfig):
     num_head_channels: int = 64
     t_emb_dim: int = 512
     d_emb: int = 256
-    generate_schedule: tuple[int, float] = (3, 0.0)
-    refine_schedule: tuple[int, float] = (10, 0.8)
+    generate_schedule: tuple[Any, ...] = (3, 0.0)
+    refine_schedule: tuple[Any, ...] = (10, 0.8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

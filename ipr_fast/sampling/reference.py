@@ -93,11 +93,12 @@ def _regenerate(
             waiting.remove(most_certain)
             started_at[most_certain] = step
 
-        # A patch started at step b has level (L - (s + 1 - b)) / L after step s; after the last step all are clean.
+        # A patch started at step b has level (L - (s + 1 - b)) / L after step s, warped by the shift; after the last
+        # step all are clean.
         next_level = level.clone()
         for patch, start in started_at.items():
             steps_left = torch.tensor(block - (step + 1 - start), dtype=level.dtype, device=level.device)
-            next_level[patch] = steps_left / block
+            next_level[patch] = schedule.warp((steps_left / block).clamp(0, 1))
         next_level = next_level.clamp(0, 1) if step + 1 < num_steps else torch.zeros_like(level)
 
         patches = flow.posterior_step(

@@ -1,11 +1,13 @@
 """Schedules, which stagger the denoising of the active patches, and the sampling settings of a call.
 
-For n active patches, with p = steps_per_patch and o = overlap:
+For n active patches, which start in m = ceil(n / group) groups, with p = steps_per_patch and o = overlap:
 
-    T   = ceil(p + (n - 1) (1 - o) p)        steps (denoiser calls) of one regeneration
-    b   = T / ((n - 1) (1 - o) + 1)          ideal block length
+    T   = ceil(p + (m - 1) (1 - o) p)        steps (denoiser calls) of one regeneration
+    b   = T / ((m - 1) (1 - o) + 1)          ideal block length
     L   = ceil(b)                            steps from a patch's start to level 0
-    S_k = floor(k b (1 - o))                 step at which the k-th patch starts, k = 0..n-1
+    S_k = floor((k // group) b (1 - o))      step at which the k-th patch starts, k = 0..n-1
+
+Levels are s t / (1 + (s - 1) t), with s = shift and t = steps left / L.
 
 The published code computes these in float32 and in this order, and both decide ceilings and ties at many n.
 """
@@ -13,7 +15,7 @@ The published code computes these in float32 and in this order, and both decide 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +24,18 @@ from ipr_fast import checks
 
 
 class ScheduleTables(NamedTuple):
-    """A schedule's integers for every number of active patches n = 0..N, all int32.
+    """A schedule's integers for every number of active patches n = 0..N, all int32, and its shift, float32.
 
     steps  (N + 1,)    T
     block  (N + 1,)    L
     starts (N + 1, N)  S_k; 2**31 - 1, a step that is never reached, for k >= n
+    shift  (1,)        s
     """
 
     steps: Tensor
     block: Tensor
     starts: Tensor
+    shift: Tensor
 
     def to(self, device: torch.device | str) -> ScheduleTables:
         return ScheduleTables(*(table.to(device) for table in self))
@@ -44,6 +48,9 @@ class Schedule:
     steps_per_patch: denoiser calls that take one patch from noise to clean, an int >= 1.
     overlap: share of a patch's steps that it has in common with the next patch, in [0, 1]. 0 regenerates one patch
         after another; 1 regenerates all at once, which is ordinary parallel diffusion.
+    shift: warps the levels t to s t / (1 + (s - 1) t), in [1e-3, 1e3]: above 1 more steps are spent near noise, as
+        large samples need (Esser et al. 2024), below 1 near clean.
+    group: patches that start at a time, an int >= 1, the published `top_k`; the last group may be smaller.
 
     Source: Wewer et al. 2025, Spatial Reasoning Models; the settings of Kang et al. 2026 are (3, 0.0) to generate and
     (10, 0.8) to refine Sudoku boards.
@@ -51,10 +58,25 @@ class Schedule:
 
     steps_per_patch: int
     overlap: float = 0.0
+    shift: float = 1.0
+    group: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps_per_patch", checks.integer("steps_per_patch", self.steps_per_patch, 1))
         object.__setattr__(self, "overlap", checks.number("overlap", self.overlap, 0, 1))
+        object.__setattr__(self, "shift", checks.number("shift", self.shift, 1e-3, 1e3))
+        object.__setattr__(self, "group", checks.integer("group", self.group, 1))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """(steps_per_patch, overlap), with shift and group where one of them is not 1."""
+        first = self.steps_per_patch, self.overlap
+        return first if self.shift == self.group == 1 else (*first, self.shift, self.group)
+
+    def warp(self, t: Tensor) -> Tensor:
+        """Return s t / (1 + (s - 1) t) for levels t, float32."""
+        shift = torch.full((), self.shift, dtype=torch.float32, device=t.device)
+        return shift * t / (1 + (shift - 1) * t)
 
     def steps(self, num_active: int) -> int:
         """T, the denoiser calls of one regeneration of `num_active` patches; 0 for none."""
@@ -81,12 +103,14 @@ class Schedule:
             steps=steps.to(torch.int32),
             block=ideal_block.ceil().to(torch.int32),
             starts=starts.masked_fill(counts[:-1] >= counts[:, None], never),
+            shift=torch.tensor([self.shift], dtype=torch.float32, device="cpu"),
         )
 
     def levels(self, num_patches: int) -> Tensor:
         """List every level that a patch can have under this schedule: (R,) float32, ascending from 0 to 1."""
         blocks = self.tables(num_patches).block[1:].unique().tolist()
-        return torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in blocks]).unique()
+        left = torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in blocks])
+        return self.warp(left).clamp_(0, 1).unique()
 
     def _lengths(self, n: Tensor) -> tuple[Tensor, Tensor]:
         """T and the ideal block length b, float32, for numbers n of active patches; both 0 for no patches.
@@ -94,14 +118,14 @@ class Schedule:
         The published code divides a Python int by a tensor, which torch computes as `reciprocal() * int`.
         """
         p, stagger = self.steps_per_patch, 1 - self.overlap
-        others = (n - 1).to(torch.float32)
+        others = ((n - 1) // self.group).to(torch.float32)  # m - 1
         steps = (p + others * stagger * p).ceil()
         ideal_block = (others * stagger + 1).reciprocal() * steps
         return steps.where(n > 0, 0.0), ideal_block.where(n > 0, 0.0)
 
     def _starts(self, num_active: int, ideal_block: Tensor) -> Tensor:
         """S_k as float32, (..., num_active) for ideal block lengths (..., 1)."""
-        k = torch.arange(num_active, dtype=torch.float32, device="cpu")
+        k = (torch.arange(num_active, device="cpu") // self.group).to(torch.float32)
         return (k * ideal_block * (1 - self.overlap)).floor()
 
 

@@ -8,12 +8,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 import typer
 
-from ipr_fast import Schedule, __version__
+from ipr_fast import Schedule, __version__, load_model
 from ipr_fast.cli import common
 from ipr_fast.cli.main import COMMANDS, build_app, main
-from ipr_fast.cli.sampling_options import schedule_of
+from ipr_fast.cli.sampling_options import SamplingOptions, schedule_of
 
 NAMES = [module.__name__.rpartition(".")[2] for modules in COMMANDS.values() for module in modules]
 
@@ -102,6 +103,21 @@ def test_a_schedule_of_two_values():
     assert schedule_of("--schedule", ("4", "0.5")) == Schedule(4, 0.5)
     with pytest.raises(ValueError, match=r"^--schedule: must be an integer and a number, got 2\.5 0$"):
         schedule_of("--schedule", ("2.5", "0"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"shift": 3.0}, Schedule(10, 0.8, 3.0)),
+        ({"schedule": ("4", "0.5"), "shift": 0.5, "group": 2}, Schedule(4, 0.5, 0.5, 2)),
+    ],
+)
+def test_shift_and_group_change_the_models_schedule_or_the_given_one(given, expected):
+    model = load_model("digit-sudoku-4x4")
+    options, run = SamplingOptions(**given), common.RunOptions(device="cpu")
+    arguments = options.arguments(run, torch.device("cpu"), 2, model, "refine_schedule")
+    assert arguments["schedule"] == expected
 
 
 def blocks(language):

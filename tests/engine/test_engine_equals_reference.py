@@ -83,6 +83,8 @@ class Case:
     model: str
     steps_per_patch: int
     overlap: float
+    shift: float
+    group: int
     batch: int
     iters: int
     first_iteration: int
@@ -98,7 +100,7 @@ class Case:
     noise: str
 
     def schedule(self) -> Schedule:
-        return Schedule(self.steps_per_patch, 1.0 if self.model in PARALLEL else self.overlap)
+        return Schedule(self.steps_per_patch, 1.0 if self.model in PARALLEL else self.overlap, self.shift, self.group)
 
     def generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.seed + stream)
@@ -141,6 +143,8 @@ cases = st.builds(
     model=st.sampled_from(sorted(MODELS)),
     steps_per_patch=st.integers(1, 3),
     overlap=st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.9, 1.0]),
+    shift=st.sampled_from([1.0, 3.0, 0.4]),
+    group=st.sampled_from([1, 1, 2, 5]),
     batch=st.integers(1, 3),
     iters=st.integers(1, 2),
     first_iteration=st.integers(1, 5),

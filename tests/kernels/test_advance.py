@@ -4,6 +4,8 @@ import torch
 from ipr_fast import Schedule
 from ipr_fast.kernels.advance import advance
 
+SCHEDULES = [Schedule(3, 0.0), Schedule(10, 0.8), Schedule(4, 0.9), Schedule(6, 1.0), Schedule(5, 0.5, 3.0, 2)]
+
 
 def run_schedule(schedule, counts, log_variance, slots):
     """All steps of chains with `counts` active slots; returns starts (B, A) and levels (T + 1, B, A)."""
@@ -36,11 +38,12 @@ def expected_levels(schedule, starts, slots):
         left = torch.tensor(
             [float(block - (step + 1 - s)) if step >= s else block for s in starts] + [0.0] * (slots - n)
         )
-        rows.append((left / max(block, 1)).clamp(0, 1) if step + 1 < steps else torch.zeros(slots))
+        level = schedule.warp((left / max(block, 1)).clamp(0, 1))
+        rows.append(level if step + 1 < steps else torch.zeros(slots))
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("schedule", [Schedule(3, 0.0), Schedule(10, 0.8), Schedule(4, 0.9), Schedule(6, 1.0)])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("slots", [1, 4, 9])
 def test_ragged_chains_follow_their_own_schedule(schedule, slots):
     counts = list(range(slots + 1))
@@ -85,8 +88,15 @@ def test_ties_of_a_large_overlap_start_together_lowest_uncertainty_first():
     assert start[0, order].tolist() == starts
 
 
-def test_rows_are_those_of_the_levels_in_a_table(generator):
-    schedule, slots = Schedule(4, 0.5), 6
+def test_a_group_starts_together_lowest_uncertainty_first():
+    log_variance = torch.tensor([5.0, 3.0, 4.0, 0.0, 1.0]).repeat(6, 1, 1)
+    start, _ = run_schedule(Schedule(2, 0.0, group=2), [5], log_variance, 5)
+    assert start[0].tolist() == [4, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.3])
+def test_rows_are_those_of_the_levels_in_a_table(generator, shift):
+    schedule, slots = Schedule(4, 0.5, shift), 6
     levels, count = schedule.levels(slots), torch.tensor([6, 2, 0], dtype=torch.int32)
     start, row = torch.full((3, slots), -1, dtype=torch.int32), torch.full((3, slots), -7)
     level = (torch.arange(slots) < count[:, None]).float()

@@ -115,7 +115,7 @@ def test_paper_settings_make_the_known_number_of_steps():
 def test_tables_hold_the_same_numbers():
     schedule, n = Schedule(7, 0.65), 20
     tables = schedule.tables(n)
-    assert all(table.dtype == torch.int32 for table in tables)
+    assert all(table.dtype == torch.int32 for table in tables[:3])
     for k in range(n + 1):
         assert tables.steps[k] == schedule.steps(k)
         assert tables.block[k] == schedule.block(k)
@@ -146,3 +146,55 @@ def test_levels_are_all_that_a_patch_can_have(schedule):
     known = set(levels.tolist())
     for block in {schedule.block(n) for n in range(1, 21)}:
         assert {(torch.tensor(block - done).float() / block).item() for done in range(block + 1)} <= known
+
+
+@pytest.mark.parametrize("schedule", [Schedule(3, 0.0, group=2), Schedule(10, 0.8, group=3), Schedule(4, 1.0, group=2)])
+def test_groups_have_the_schedule_of_single_patches(schedule):
+    """Of m = ceil(n / group) patches: each start is that of its group."""
+    single = Schedule(schedule.steps_per_patch, schedule.overlap)
+    for n in range(1, 23):
+        groups = -(-n // schedule.group)
+        assert (schedule.steps(n), schedule.block(n)) == (single.steps(groups), single.block(groups))
+        assert schedule.starts(n) == [single.starts(groups)[k // schedule.group] for k in range(n)]
+    tables = schedule.tables(22)
+    assert [int(n) for n in tables.steps] == [schedule.steps(n) for n in range(23)]
+    assert tables.starts[22].tolist() == schedule.starts(22)
+
+
+def test_a_group_of_all_patches_is_parallel_diffusion():
+    schedule = Schedule(10, 0.3, group=64)
+    assert (schedule.steps(50), schedule.block(50), schedule.starts(50)) == (10, 10, [0] * 50)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.25, 1e3, 1e-3])
+def test_shift_warps_levels(shift):
+    schedule, plain = Schedule(10, 0.8, shift), Schedule(10, 0.8)
+    t = plain.levels(20).double()
+    expected = shift * t / (1 + (shift - 1) * t)
+    # Four roundings; one of a product near 1 in a sum as small as the shift counts for 1 / shift.
+    torch.testing.assert_close(schedule.warp(t.float()).double(), expected, rtol=4 * 2**-24 * max(1, 1 / shift), atol=0)
+    levels = schedule.levels(20)
+    assert (levels[0], levels[-1]) == (0, 1)
+    assert (levels.diff() > 0).all()
+
+
+def test_no_shift_keeps_the_bits_of_levels():
+    t = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Schedule(1).warp(t), t)
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("inf"), "2", True])
+def test_shift_out_of_range(bad):
+    with pytest.raises(ValueError, match=r"shift must be a finite number in \[0\.001, 1000\]"):
+        Schedule(3, 0.0, shift=bad)
+
+
+@pytest.mark.parametrize("bad", [0, 1.5, True])
+def test_group_out_of_range(bad):
+    with pytest.raises(ValueError, match="group must be an int >= 1"):
+        Schedule(3, 0.0, group=bad)
+
+
+def test_values_leave_out_what_is_not_set():
+    assert Schedule(3, 0.5).values == (3, 0.5)
+    assert Schedule(*Schedule(3, 0.5, group=2).values) == Schedule(3, 0.5, 1.0, 2)

@@ -74,7 +74,9 @@ def twin_of_renoise(patches, mask, slots, *, seed, stream, iteration, chain_ids,
 
 
 @pytest.mark.parametrize(
-    "schedule", [Schedule(3, 0.0), Schedule(10, 0.8), Schedule(4, 0.97), Schedule(5, 1.0)], ids=str
+    "schedule",
+    [Schedule(3, 0.0), Schedule(10, 0.8), Schedule(4, 0.97), Schedule(5, 1.0), Schedule(7, 0.6, 3.0, 4)],
+    ids=str,
 )
 @pytest.mark.parametrize("slots", [1, 5, 81, 256])
 @pytest.mark.parametrize("uncertainty", ["float32", "bfloat16", "odd", None])
