@@ -16,13 +16,14 @@ from pathlib import Path
 
 from reporting.compare import compare
 from reporting.plots import draw
-from reporting.readme import readme_section, replace_section
+from reporting.readme import SECTION, readme_section
 from reporting.tables import report
 from reporting.targets import MARKS, targets
 from reporting.words import binary, percent, short, times
-from support.records import Record, Unreadable, read
+from support.records import Record, read
 
 from ipr_fast.errors import ExtraError
+from ipr_fast.outputs import replace_sections
 
 __all__ = ["main", "readme_section", "report", "summary"]
 
@@ -104,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measurements = [read(path) for path in given.files]
         print(report(measurements))
         if given.readme:
-            replace_section(given.readme, readme_section(measurements))
+            replace_sections(given.readme, {SECTION: readme_section(measurements)})
         if given.plots:
             print("\nPictures:", ", ".join(map(str, draw(measurements, given.plots))) or "nothing to draw")
-    except (Unreadable, ExtraError, OSError) as error:
+    except (ValueError, ExtraError, OSError) as error:
         parser.error(str(error))
 
 

@@ -1,4 +1,4 @@
-"""Output files and folders: atomic writes, JSON, locks, and checks before any work."""
+"""Output files and folders: atomic writes, JSON, sections of a README, locks, and checks before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -60,6 +60,31 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write a value as indented JSON, atomically."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def replace_sections(path: Path, sections: Mapping[str, str]) -> None:
+    """Replace sections of a Markdown file, each between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    sections: Markdown by name; those without markers in the file are left out. Raises ValueError if the file has none
+    of them, or if markers are not there once and in order, and writes nothing then.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    found = [name for name in sections if f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text]
+    if not found:
+        lines = " or ".join(f"<!-- {name} --> and <!-- /{name} -->" for name in sections)
+        raise ValueError(f"{path}: needs the lines {lines}, once each and in this order")
+    for name in found:
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not closed or begin in rest or end in before + after:
+            raise ValueError(f"{path}: needs the lines {begin} and {end}, once each and in this order")
+        text = f"{before}{begin}\n{sections[name]}\n{end}{after}"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def prepare_folder(path: Path) -> None:

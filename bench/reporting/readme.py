@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from support.records import Measurement, Record, Unreadable
+from support.records import Measurement, Record
 
-from ipr_fast.outputs import replacing
 from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
 from reporting.words import duration, listed, percent, short, table, times
 
-BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+SECTION = "performance"  # the name of its markers
 MOST_ROWS = 4  # per model, in a sweep of batches
 
 
@@ -20,20 +18,6 @@ def readme_section(measurements: Sequence[Measurement]) -> str:
     blocks = [" ".join(_machine(each) for each in measurements), _baselines(measurements), _scaling(measurements)]
     blocks += [_growth(measurements), _outside(measurements), _on_gpu(measurements)]
     return "\n\n".join(filter(None, blocks))
-
-
-def replace_section(path: Path, section: str) -> None:
-    """Replace the section between the markers of a file; raise Unreadable unless both are there once, in order."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise Unreadable(f"{path}: {error.strerror}") from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise Unreadable(f"{path} needs the lines {BEGIN} and {END}, once each and in this order")
-    with replacing(path) as file:
-        file.write(f"{before}{BEGIN}\n{section}\n{END}{after}".encode())
 
 
 def _machine(measurement: Measurement) -> str:

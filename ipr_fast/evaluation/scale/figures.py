@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,30 @@ from ipr_fast.tasks.sudoku import BoardReport
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 COLOURS = ("#1a7f37", "#0969da", "#bc4c00", "#8250df", "#bf3989", "#57606a", "#9a6700", "#116329")
+MARKERS = "os^DvPX*"
 FIXED, BROKEN = 4, 2  # most samples of a gallery
 
 
 def curves(summary: dict[str, Any], x: str, label: str) -> bytes:
-    """Draw the share of good samples with its 95 % band against a number of the points, a line for each arm."""
+    """Draw the share of good samples with its 95 % band against a number of the points, a line for each arm.
+
+    An arm without iterations is a point with its interval, or over iterations a dashed line.
+    """
     pyplot = plots.load_pyplot()
     figure, axis = pyplot.subplots(figsize=(7.6, 3.6), layout="constrained")
     lines = {}
-    for arm, colour in zip(summary["arms"], COLOURS * (1 + len(summary["arms"]) // len(COLOURS)), strict=False):
+    for arm, colour, marker in zip(summary["arms"], itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False):
         at = [point[x] for point in arm["points"]]
         value, low, high = ([100 * point["share"][i] for point in arm["points"]] for i in range(3))
         if len(at) > 1:
             axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-            (line,) = axis.plot(at, value, color=colour, marker="o", markersize=3.5)
+            (line,) = axis.plot(at, value, color=colour, marker=marker, markersize=4.5, markerfacecolor="none")
+        elif x == "iteration":
+            axis.axhspan(low[0], high[0], color=colour, alpha=0.08, linewidth=0)
+            line = axis.axhline(value[0], color=colour, linestyle="--", linewidth=1.2)
         else:
             error = [[value[0] - low[0]], [high[0] - value[0]]]
-            line = axis.errorbar(at, value, error, color=colour, fmt="s", markersize=4.5, capsize=3)
+            line = axis.errorbar(at, value, error, color=colour, fmt=marker, markersize=4.5, capsize=3)
         lines[arm["name"]] = line
     axis.set(xlabel=label, ylabel=f"{summary['adjective']} {summary['noun']}s (%)")
     axis.grid(axis="y", color="#d8dee4", linewidth=0.6)
