@@ -176,6 +176,15 @@ class _Checks:
                 if not error <= allowed:
                     raise ValueError(f"{when}, {name} differs by {error:.2g}, expected at most {allowed:.2g}")
 
+    def grid(self) -> None:
+        grid, patches = self.model.grid, self.every.values
+        images = grid.to_images(patches)
+        shapes = tuple(images.shape), (len(patches), *grid.sample_shape)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"grid.to_images must return samples {shapes[1]}, got {shapes[0]}")
+        if not torch.equal(grid.to_patches(images), patches):
+            raise ValueError("grid.to_patches(grid.to_images(patches)) must be the patches, and differs")
+
     def finite(self) -> None:
         for inputs, prediction in ((self.some, self.expected), (self.every, self.call(self.every))):
             for name, field in prediction._asdict().items():
@@ -277,6 +286,7 @@ def _largest(values: Tensor) -> Tensor:
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
+    "to_images of the grid undoes to_patches": _Checks.grid,
     "predictions are finite": _Checks.finite,
     "the variance mix lies in mix_bounds": _Checks.mix,
     "a row depends on its own inputs alone": _Checks.rows,

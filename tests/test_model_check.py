@@ -9,6 +9,7 @@ from conditioned_models import Labelled, LabelledTokens, Prepared
 from small_models import TINY, TINY_TOKENS, randomise
 from small_token_models import Lookup
 from torch import nn
+from user_grids import Rings
 
 import ipr_fast
 from ipr_fast import PatchGrid, Prediction, check_model
@@ -51,6 +52,27 @@ def test_a_grid_of_few_patches_is_checked_too(size):
     model = Plain()
     model.grid = PatchGrid(1, 16, 16, size)
     check_model(model, "cpu")
+
+
+def test_a_grid_of_the_users_own_is_checked():
+    class Mirrored(Rings):
+        def to_images(self, patches):
+            return super().to_images(patches.flip(-1))
+
+    class Flat(Rings):
+        def to_images(self, patches):
+            return super().to_images(patches).flatten(1)
+
+    model = Plain()
+    model.grid = Rings()
+    check_model(model)
+    for grid, message in (
+        (Mirrored(), r"to_images of the grid undoes to_patches: .* differs"),
+        (Flat(), r"grid.to_images must return samples \(4, 1, 4, 4\), got \(4, 16\)"),
+    ):
+        model.grid = grid
+        with pytest.raises(ValueError, match=message):
+            check_model(model)
 
 
 class Mixed(Plain):

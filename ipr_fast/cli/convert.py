@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +33,15 @@ SCHEDULES = "Schedules"  # a panel of `--help`
 class SizeOptions:
     """Sizes that cannot be inferred from the weights."""
 
-    image_size: Annotated[int | None, option(MODEL, "Side of a sample in pixels.", min=1)] = None
-    patch_size: Annotated[int | None, option(MODEL, "Side of a patch in pixels.", min=1)] = None
+    image_size: Annotated[str | None, option(MODEL, "Pixels of a sample: SIDE or HEIGHTxWIDTH.", metavar="SIDE")] = None
+    patch_size: Annotated[str | None, option(MODEL, "Pixels of a patch: SIDE or HEIGHTxWIDTH.", metavar="SIDE")] = None
     num_head_channels: Annotated[int | None, option(MODEL, "Channels of an attention head.", min=1)] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields of an SRMUNetConfig that are given. Raises ValueError for a size that is none."""
+        sides = {"image_size": self.image_size, "patch_size": self.patch_size}
+        fields: dict[str, Any] = {name: _sides(name, text) for name, text in sides.items() if text is not None}
+        return fields if self.num_head_channels is None else fields | {"num_head_channels": self.num_head_channels}
 
 
 def run(
@@ -59,7 +66,7 @@ def run(
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: must end in .safetensors")
-    given = {name: value for name, value in dataclasses.asdict(sizes).items() if value is not None}
+    given = sizes.given()
     outputs.check_no_folders([out])
     if preset is not None and given:
         raise ValueError(f"--preset already sets {', '.join(given)}")
@@ -74,6 +81,14 @@ def run(
     outputs.prepare_folder(out.parent)
     save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
     print(f"wrote {out}")
+
+
+def _sides(name: str, text: str) -> int | tuple[int, int]:
+    """Return "28" as 28, and "28x32" as (28, 32)."""
+    found = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
+    if found is None:
+        raise ValueError(f"--{name.replace('_', '-')} must be a side, 28, or height and width, 28x32, got {text!r}")
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
 def _kept_metadata(source: str) -> dict[str, str]:

@@ -80,8 +80,8 @@ class PartialTransformer(nn.Module):
         super().__init__()
         self.width, self.depth = config.width, config.depth
 
-    def _add_layers(self, config: LayersConfig, shape: tuple[int, int]) -> None:
-        """Add the shared modules, for rows x columns of tokens."""
+    def _add_layers(self, config: LayersConfig, shape: tuple[int, ...]) -> None:
+        """Add the shared modules, for tokens in a grid of this shape."""
         width = config.width
         self.position = PositionEmbedding(shape, width, config.box_size)
         self.role = nn.Embedding(2, width)  # 0 context, 1 active

@@ -21,16 +21,14 @@ from ipr_fast.sampling.schedule import Schedule
 class PatchTransformer(PartialTransformer):
     """A Denoiser for patches (B, N, P) of `config`'s grid."""
 
-    value_range = (-1.0, 1.0)  # of the samples that it is trained on
-
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__(config)
-        self.config, self.grid = config, config.grid
+        self.config, self.grid, self.value_range = config, config.grid, config.value_range
         self.generate_schedule = Schedule(*config.generate_schedule)
         self.refine_schedule = Schedule(*config.refine_schedule)
         width, numel = config.width, self.grid.patch_numel
         self.patch_in = nn.Linear(numel, width)
-        self._add_layers(config, (self.grid.grid_h, self.grid.grid_w))
+        self._add_layers(config, self.grid.grid_shape)
         if config.pixel_width is None:
             self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
             set_to_zero(self.patch_out)

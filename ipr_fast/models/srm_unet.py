@@ -121,14 +121,14 @@ class SRMUNet(nn.Module):
         if active is not None:
             raw = active.gather(raw)
         numel = self.grid.patch_numel
-        velocity, mix, log_variance = raw.split((numel, numel, self.config.patch_size**2), dim=-1)
+        velocity, mix, log_variance = raw.split((numel, numel, numel // self.config.channels), dim=-1)
         return Prediction(velocity, torch.rsub(mix, 0.5, alpha=-0.5), log_variance.mean(-1))  # (mix + 1) / 2
 
     def _level_maps(
         self, levels: Tensor, active: ActivePatches | None, table: LevelTable | None
-    ) -> dict[int, LevelMap]:
-        """Return the LevelMap of each size of feature map."""
-        grid_size, num_patches = self.grid.grid_h, self.grid.num_patches
+    ) -> dict[tuple[int, int], LevelMap]:
+        """Return the LevelMap of each size (H, W) of feature map."""
+        num_patches = self.grid.num_patches
         if table is None:
             distinct, row = levels.flatten(), torch.arange(levels.numel(), device=levels.device).view(levels.shape)
             if active is not None:
@@ -140,19 +140,23 @@ class SRMUNet(nn.Module):
             levels = active.scatter(levels, num_patches)
         if table is not None:
             embeddings, row = table.embeddings, torch.searchsorted(table.levels, levels)
-        row = row.view(-1, grid_size, grid_size)
+        row = row.view(-1, *self.grid.grid_shape)
         by_patch = LevelMap(embeddings, row) if table is None else LevelMap(embeddings, row, table.projected)
         return {
-            size: by_patch if size % grid_size == 0 else self._level_map_by_pixel(levels, size)
+            size: by_patch if self._has_whole_cells(size) else self._level_map_by_pixel(levels, size)
             for size in self.config.map_sizes
         }
 
-    def _level_map_by_pixel(self, levels: Tensor, size: int) -> LevelMap:
+    def _has_whole_cells(self, size: tuple[int, int]) -> bool:
+        """Return whether each pixel of a map lies in one patch."""
+        return all(side % count == 0 for side, count in zip(size, self.grid.grid_shape, strict=True))
+
+    def _level_map_by_pixel(self, levels: Tensor, size: tuple[int, int]) -> LevelMap:
         """Return the LevelMap of a map whose pixels cover several patches: levels (B, N) resampled, as published."""
-        patch_size = self.config.patch_size
-        level_map = levels.view(-1, 1, self.grid.grid_h, self.grid.grid_w)
-        level_map = level_map.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
-        pixels = F.interpolate(level_map, size=(size, size), mode="bilinear", align_corners=False).squeeze(1)
+        down, across = self.grid.patch_shape
+        level_map = levels.view(-1, 1, *self.grid.grid_shape)
+        level_map = level_map.repeat_interleave(down, 2).repeat_interleave(across, 3)
+        pixels = F.interpolate(level_map, size=size, mode="bilinear", align_corners=False).squeeze(1)
         row = torch.arange(pixels.numel(), device=levels.device).view(pixels.shape)
         return LevelMap(self.time_embedding(pixels.flatten()), row)
 

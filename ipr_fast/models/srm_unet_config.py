@@ -37,6 +37,11 @@ class SRMUNetConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.spatial) != 2:
+            raise ValueError(
+                f"image_size must be an int or (height, width) for an SRMUNet, which is a network of images, got "
+                f"{self.image_size}"
+            )
         for name in ("num_head_channels", "t_emb_dim", "d_emb"):
             positive_int(name, getattr(self, name))
         for name in ("hid_dims", "attention"):  # JSON brings lists
@@ -59,19 +64,21 @@ class SRMUNetConfig(ModelConfig):
             raise ValueError(f"num_head_channels must divide {sorted(attending)}, got {self.num_head_channels}")
 
     @property
-    def map_sizes(self) -> list[int]:
-        """The height and width of each resolution's feature maps."""
-        sizes = [self.image_size]
+    def map_sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) of each resolution's feature maps."""
+        height, width = self.spatial
+        sizes = [(height, width)]
         for _ in self.hid_dims[1:]:
-            sizes.append(-(-sizes[-1] // 2))
+            height, width = -(-height // 2), -(-width // 2)
+            sizes.append((height, width))
         return sizes
 
     @property
     def map_numel(self) -> int:
         """An estimate of the numbers in the feature maps of one sample that are in memory at the same time."""
-        sizes = self.map_sizes
-        skips = sum(dim * size**2 * (self.num_blocks + 1) for dim, size in zip(self.hid_dims, sizes, strict=True))
-        widest = (self.hid_dims[0] + self.hid_dims[min(1, len(self.hid_dims) - 1)]) * sizes[0] ** 2
+        pixels = self._map_pixels
+        skips = sum(dim * count * (self.num_blocks + 1) for dim, count in zip(self.hid_dims, pixels, strict=True))
+        widest = (self.hid_dims[0] + self.hid_dims[min(1, len(self.hid_dims) - 1)]) * pixels[0]
         return skips + 4 * widest  # a concatenation, its norm, and a convolution's input and output
 
     @property
@@ -79,7 +86,11 @@ class SRMUNetConfig(ModelConfig):
         """The numbers in one sample's largest feature map: a map of the decoder concatenated with its skip."""
         dims = self.hid_dims
         below = (*dims[1:], dims[-1])
-        return max((max(d, b) + d) * s**2 for d, b, s in zip(dims, below, self.map_sizes, strict=True))
+        return max((max(d, b) + d) * count for d, b, count in zip(dims, below, self._map_pixels, strict=True))
+
+    @property
+    def _map_pixels(self) -> list[int]:
+        return [height * width for height, width in self.map_sizes]
 
 
 # The networks of Wewer et al. 2025, with the schedules of Kang et al. 2026, table 1.

@@ -6,6 +6,7 @@ projection that all layers share plus a learned table for each layer (Chen et al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -112,17 +113,20 @@ class Layer(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embeddings of a token's row, column and, where there are boxes, its box.
+    """Learned embeddings of a token's place along each dimension of the grid and, where there are boxes, its box.
 
-    shape: rows and columns. Tokens are numbered row by row.
+    shape: frames, rows and columns; images have no frames, sequences columns alone. Tokens are numbered with the last
+    dimension fastest. box_size: > 0 for rows and columns alone.
     """
 
-    def __init__(self, shape: tuple[int, int], width: int, box_size: int) -> None:
+    rows: nn.Parameter
+    columns: nn.Parameter
+
+    def __init__(self, shape: tuple[int, ...], width: int, box_size: int) -> None:
         super().__init__()
-        rows, columns = shape
-        self.count = rows * columns
-        self.rows = nn.Parameter(torch.randn(rows, width) * 0.5)
-        self.columns = nn.Parameter(torch.randn(columns, width) * 0.5)
+        self.shape, self.count = shape, math.prod(shape)
+        for name, size in zip(self._names, shape, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.randn(size, width) * 0.5))
         self.box_size = box_size
         self.boxes: nn.Parameter | None = None
         if box_size:
@@ -130,12 +134,21 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, position: Tensor) -> Tensor:
         """Return the embeddings (..., width) of positions (...)."""
-        table = self.rows[:, None] + self.columns
+        ones = [1] * len(self.shape)
+        axes = [
+            getattr(self, name).view(*ones[:i], size, *ones[i + 1 :], -1)
+            for i, (name, size) in enumerate(zip(self._names, self.shape, strict=True))
+        ]
+        table = sum(axes[1:], axes[0])
         if self.boxes is not None:
             size = self.box_size
             boxes = self.boxes.view(len(self.rows) // size, 1, len(self.columns) // size, 1, -1)
             table = table + boxes.expand(-1, size, -1, size, -1).reshape(table.shape)
-        return F.embedding(position, table.flatten(0, 1))
+        return F.embedding(position, table.flatten(0, -2))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("frames", "rows", "columns")[-len(self.shape) :]
 
 
 def first_norm(h: Tensor, adaln: LayerModulation) -> Tensor:

@@ -172,7 +172,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, inputs: LayerInputs, skip: Tensor | None = None) -> Tensor:
         """skip: the last channels of x, where these are a map of their own."""
-        levels = inputs.level_maps[x.shape[-1]]
+        levels = inputs.level_maps[x.shape[2], x.shape[3]]
         rows = levels.projected.get(self)
         rows = self.project(levels.embeddings) if rows is None else rows
         h = self.conv_1(x, inputs, skip)

@@ -31,12 +31,12 @@ class LevelMap(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """Inputs that all layers share: a LevelMap for each feature map's height, and weights for a CPU or for a GPU.
+    """Inputs that all layers share: a LevelMap for each size (H, W) of feature map, and weights for a CPU or for a GPU.
 
     packed: for a CPU. biases: for a GPU; with them, maps lack these biases, and layers may overwrite their input.
     """
 
-    level_maps: dict[int, LevelMap]
+    level_maps: dict[tuple[int, int], LevelMap]
     packed: PackedWeights | None = None
     biases: DeferredBiases | None = None
 

@@ -54,7 +54,8 @@ class Task(Protocol):
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw samples on the generator's device, from its random numbers only.
 
-        Images (B, C, H, W) float32 in [-1, 1]; of a `TokenTask` tokens (B, N) int64.
+        Float32 (B, *sample_shape) of the grid of its `config`, in its `value_range`: images (B, C, H, W) in [-1, 1].
+        Of a `TokenTask` tokens (B, N) int64.
         """
         ...
 

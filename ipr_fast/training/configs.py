@@ -71,7 +71,7 @@ def _copy_weights(source: nn.Module, model: TrainedModel) -> None:
     if not isinstance(source, type(model)):
         raise ValueError(f"init must be a {type(model).__name__}, got {type(source).__name__}")
     found, expected = source.config.to_dict(), model.config.to_dict()
-    other = [f"{name} {found[name]} (now {value})" for name, value in expected.items() if found[name] != value]
+    other = [f"{name} {found.get(name)} (now {value})" for name, value in expected.items() if found.get(name) != value]
     if other:
         raise ValueError(f"init must be a model of the run's configuration, got {', '.join(other)}")
     if not all(torch.isfinite(weight).all() for weight in source.state_dict().values()):

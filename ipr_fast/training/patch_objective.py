@@ -49,7 +49,7 @@ class PatchObjective:
             samples = self.task.sample(batch_size, generator)
         check_form(self.task, (batch_size, *grid.sample_shape), generator.device, samples)
         if not self._has_seen_values:
-            check_values(self.task, samples)
+            check_values(self.task, samples, self.model.value_range)
             self._has_seen_values = True
         clean = grid.to_patches(samples)
         return PatchBatch(clean, draw(clean.shape, generator, self.few_active), symbols)

@@ -9,7 +9,7 @@ from ipr_fast import checks
 from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.base import Task
 
-ROUNDING = 1e-5  # by which a sample may leave [-1, 1]: 80 ULPs of float32 at 1
+ROUNDING = 1e-5  # by which a sample may leave [-1, 1], or in proportion another range: 80 ULPs of float32 at 1
 
 
 def check_form(
@@ -29,13 +29,16 @@ def _form(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> s
     return f"{'an' if name.startswith('i') else 'a'} {name} tensor of shape {shape} on {device}"
 
 
-def check_values(task: Task, samples: Tensor) -> None:
-    """Raise ValueError unless all values are finite and in [-1, 1]; synchronises with the device."""
+def check_values(task: Task, samples: Tensor, value_range: tuple[float, float] | None) -> None:
+    """Raise ValueError unless all values are finite and in the range, if any; synchronises with the device."""
     bad = checks.count_not_finite(samples)
     low, high = samples.min().item(), samples.max().item()
-    if bad or max(-low, high) > 1 + ROUNDING:
+    least, most = value_range or (low, high)
+    slack = ROUNDING * (most - least) / 2
+    if bad or low < least - slack or high > most + slack:
         came = f"NaN or inf in {bad} of {len(samples)} samples" if bad else f"values from {low:g} to {high:g}"
-        raise ValueError(f"task {task.name}: sample() must return finite values in [-1, 1], got {came}")
+        within = "" if value_range is None else f" in [{least:g}, {most:g}]"
+        raise ValueError(f"task {task.name}: sample() must return finite values{within}, got {came}")
 
 
 def check_tokens(task: Task, tokens: Tensor, vocabulary: Vocabulary) -> None:

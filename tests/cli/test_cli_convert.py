@@ -44,6 +44,8 @@ def test_a_converted_checkpoint_is_a_model_like_any_other(tmp_path, capsys):
     ("options", "message"),
     [
         ([], "cannot infer image_size, patch_size, num_head_channels"),
+        (["--image-size", "16x"], "--image-size must be a side, 28, or height and width, 28x32, got '16x'"),
+        (["--patch-size", "0"], "--patch-size must be a side"),
         (["--preset", "mnist_sudoku"], "has shape (32,), expected (512,)"),
         (
             ["--preset", "mnist_sudoku", *SIZES],

@@ -2,19 +2,36 @@
 
 import pytest
 import torch
+from small_models import randomise
 from user_grids import GRIDS, AnyGrid, Rings
 
 import ipr_fast
 from ipr_fast import Schedule, fixed_patches, random_patches
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
 
 SCHEDULE = Schedule(3, 0.5)
 TOLERANCE = 1e-5  # float32, a few dozen steps of numbers about 1
 
 
-@pytest.fixture(params=GRIDS)
+LAYERS = {"width": 16, "depth": 2, "num_heads": 2, "level_features": 8}
+NETWORKS = {
+    "transformer, 1-D": PatchTransformerConfig(2, (12,), 3, value_range=None, **LAYERS),
+    "transformer, 2-D": PatchTransformerConfig(1, (4, 9), (2, 3), value_range=None, pixel_width=3, **LAYERS),
+    "transformer, 3-D": PatchTransformerConfig(1, (4, 4, 6), (2, 2, 3), value_range=None, **LAYERS),
+    "unet, 2-D": SRMUNetConfig(1, (4, 9), (2, 3), (32, 32), (False, False), 1, 32, 32, 16),
+}
+PARALLEL = Schedule(3, 1.0)  # a network's own log-variances may be nearly equal: every patch starts at once
+
+
+@pytest.fixture(params=[*GRIDS, *NETWORKS])
 def small(request):
     torch.manual_seed(0)
-    return AnyGrid(GRIDS[request.param]).eval().requires_grad_(False)
+    if request.param in GRIDS:
+        return AnyGrid(GRIDS[request.param]).eval().requires_grad_(False)
+    config = NETWORKS[request.param]
+    if isinstance(config, SRMUNetConfig):
+        return SRMUNet(config).eval().requires_grad_(False)
+    return randomise(PatchTransformer(config), seed=1)
 
 
 def make_known(grid, shape, generator):
@@ -29,6 +46,8 @@ def test_the_engine_equals_the_reference(small, shape, generator):
     known = make_known(grid, shape, generator)
     values = torch.randn(5, *grid.sample_shape, generator=generator)
     calls = {"model": small, "known": known, "schedule": SCHEDULE, "seed": 3}
+    if not isinstance(small, AnyGrid):
+        calls["schedule"] = PARALLEL
     x, expected = (
         ipr_fast.generate_batch(5, known_values=values, backend=backend, **calls) for backend in ("torch", "reference")
     )

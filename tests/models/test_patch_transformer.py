@@ -1,10 +1,14 @@
 import copy
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from small_models import TINY, randomise
 
+import ipr_fast
 from ipr_fast import ActivePatches, Prediction, Schedule
 from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
@@ -201,6 +205,14 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
         {"pixel_width": 2000},
         {"patch_size": 5},
         {"patch_size": 0, "box_size": 2},
+        {"image_size": (16, 10)},
+        {"image_size": (4, 16, 16), "box_size": 2},
+        {"image_size": (16,), "box_size": 2},
+        {"image_size": ()},
+        {"patch_size": (4, 4, 4)},
+        {"value_range": 1.0},
+        {"value_range": (1.0, -1.0)},
+        {"value_range": (0.0, float("inf"))},
         {"refine_schedule": (0, 0.5)},
         {"refine_schedule": (1, 0.5, 3)},
         {"generate_schedule": 3},
@@ -209,3 +221,72 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
 def test_a_configuration_that_cannot_be_is_refused(bad):
     with pytest.raises(ValueError, match="must"):
         PatchTransformer(PatchTransformerConfig(**({"channels": 1, "image_size": 16, "patch_size": 4} | bad)))
+
+
+# --------------------------------------------------------------------------------------------------------- other grids
+
+SMALL = {"width": 24, "depth": 2, "num_heads": 2}
+GRIDS = {
+    "sequence": PatchTransformerConfig(2, (12,), 3, value_range=None, **SMALL),
+    "image": PatchTransformerConfig(1, (4, 9), (2, 3), pixel_width=3, **SMALL),
+    "video": PatchTransformerConfig(1, (4, 4, 6), (2, 2, 3), value_range=(-20.0, 30.0), **SMALL),
+}
+
+
+@pytest.mark.parametrize("config", GRIDS.values(), ids=GRIDS)
+def test_it_takes_any_grid(config, generator):
+    model = randomise(PatchTransformer(config), seed=0)
+    count, numel = model.grid.num_patches, model.grid.patch_numel
+    patches, mask = torch.randn(6, count, numel, generator=generator), torch.rand(6, count, generator=generator) < 0.5
+    active = ActivePatches.from_mask(mask)
+    levels = torch.rand(active.index.shape, generator=generator) * active.occupied
+    with torch.no_grad():
+        cached = model(patches, levels, active, context=model.prepare(patches, active))
+        assert_same_slots(cached, model(patches, levels, active), active)
+    assert cached.velocity.shape == (6, count, numel)
+
+
+def test_a_place_is_the_sum_of_its_axes():
+    position = PatchTransformer(GRIDS["video"]).position
+    names, tables = zip(*position.named_parameters(), strict=True)
+    assert names == ("frames", "rows", "columns")
+    place = torch.cartesian_prod(*(torch.arange(len(table)) for table in tables))
+    expected = sum((table[i] for table, i in zip(tables[1:], place.T[1:], strict=True)), tables[0][place[:, 0]])
+    assert torch.equal(position(torch.arange(len(place))), expected)
+    assert [name for name, _ in PatchTransformer(GRIDS["sequence"]).position.named_parameters()] == ["columns"]
+
+
+def test_rows_columns_and_boxes_are_added_as_they_always_were():
+    position = PatchTransformer(replace(TINY, image_size=(16, 24))).position
+    assert [name for name, _ in position.named_parameters()] == ["rows", "columns", "boxes"]
+    row, column = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    expected = (position.rows[:, None] + position.columns) + position.boxes[row // 2 * 3 + column // 2]
+    assert torch.equal(position(torch.arange(24)), expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (((16, 16), (4, 4)), (16, 4)),
+        (([16, 24], [4, 4]), ((16, 24), 4)),
+        (((16,), (4,)), ((16,), 4)),
+        (((16, 16, 16), (1, 4, 4)), ((16, 16, 16), (1, 4, 4))),
+    ],
+)
+def test_sizes_are_kept_in_their_shortest_form(given, kept):
+    """So that files of square images are as they were, and equal configurations are equal."""
+    config = PatchTransformerConfig(1, *given)
+    assert (config.image_size, config.patch_size) == kept
+    assert config == PatchTransformerConfig(1, *kept)
+    assert PatchTransformerConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_grids_in_the_readme_run(capsys):
+    text = (Path(ipr_fast.__file__).parent / "models" / "README.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "latents" in block)
+    exec(compile(block, "models/README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [
+        "PatchGrid.of((2, 256), (8,)) (2, 2, 256)",
+        "PatchGrid.of((4, 8, 16, 24), (2, 4, 4)) (2, 4, 8, 16, 24)",
+        "PatchGrid.of((3, 32, 64), (4, 8)) (2, 3, 32, 64)",
+    ]

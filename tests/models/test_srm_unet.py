@@ -82,6 +82,9 @@ SHAPES = [
     config_of("tiny_rgb"),
     replace(AWKWARD, image_size=20, patch_size=20),
     # 41 pixels: where a nearest-neighbour resampling by float32 scale takes the wrong patch at a border.
+    # Neither images nor patches are square; a map has whole patches along one side, along both, or along none.
+    replace(AWKWARD, image_size=(16, 24), patch_size=(4, 8)),
+    replace(AWKWARD, image_size=(30, 21), patch_size=(5, 7)),
     replace(AWKWARD, image_size=82, patch_size=41, hid_dims=(32, 32, 32), attention=(False,) * 3),
 ]
 
@@ -216,6 +219,11 @@ def test_it_is_a_denoiser_with_the_papers_schedules(unet):
         ({"t_emb_dim": 2**62}, "t_emb_dim must be a positive int of at most 1048576"),
         ({"image_size": 0}, "image_size must be a positive int"),
         ({"image_size": 2**20, "patch_size": 1}, "patch_size: must give at most 65536 patches"),
+        ({"image_size": (21, 20)}, "^patch_size must divide the spatial sizes 21 x 20 of samples, got 7"),
+        ({"patch_size": (7, 3, 1)}, "^patch_size must be an int or 2 of them"),
+        ({"image_size": (21,)}, r"^image_size must be an int or \(height, width\) for an SRMUNet, .* got \(21,\)"),
+        ({"image_size": (7, 21, 21)}, r"^image_size must be an int or \(height, width\) for an SRMUNet"),
+        ({"image_size": (7, 7, 7, 7)}, "^image_size must be an int or one to three of them"),
         ({"hid_dims": 32}, "hid_dims must be a tuple"),
         ({"attention": (True,)}, "attention must be 4 bools"),
         ({"attention": (0, 1, 0, 1)}, "attention must be 4 bools"),

@@ -13,7 +13,7 @@ from small_models import PIXELS, randomise
 from unclosed import unclosed
 
 import ipr_fast
-from ipr_fast.models import PatchTransformer
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
 from ipr_fast.models.files.checkpoints import bundled_model_for, load_model, model_info, save_model
 from ipr_fast.models.files.weight_files import safetensors_bytes
 
@@ -41,6 +41,26 @@ def test_a_pixel_head_comes_back(tmp_path, dtype):
     assert again.config == PIXELS
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PatchTransformerConfig(2, (12,), 3, width=16, depth=1, num_heads=1, value_range=None),
+        PatchTransformerConfig(1, (4, 4, 6), (2, 2, 3), width=16, depth=1, num_heads=1, value_range=(-20, 30)),
+        SRMUNetConfig(1, (8, 16), (4, 8), (32,), (False,), 1, 32, 32, 16),
+    ],
+    ids=["sequence", "video", "unet"],
+)
+def test_a_model_of_another_grid_comes_back_with_it(config, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = SRMUNet(config) if isinstance(config, SRMUNetConfig) else PatchTransformer(config)
+    save_model(model, path)
+    again, info = load_model(path), model_info(path)
+    assert (again.config, again.grid, again.value_range) == (config, model.grid, model.value_range)
+    assert info["sample_shape"] == config.grid.sample_shape
+    x = ipr_fast.generate_batch(1, model=again, schedule=ipr_fast.Schedule(1, 1.0))
+    assert x.shape == (1, *info["sample_shape"])
 
 
 def test_a_file_with_a_linear_read_out_says_nothing_of_pixels(model, tmp_path):
