@@ -4,6 +4,7 @@ from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
 from ipr_fast.models.adapters.likelihood import Likelihood
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.guided import Guided
+from ipr_fast.models.parameterisation import Parameterised
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.srm_unet import SRMUNet
@@ -18,6 +19,7 @@ __all__ = [
     "Guided",
     "HuggingFaceDenoiser",
     "Likelihood",
+    "Parameterised",
     "PatchTransformer",
     "PatchTransformerConfig",
     "Prediction",
