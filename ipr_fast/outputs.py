@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ipr_fast.errors import first_line
 
@@ -60,6 +60,18 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write a value as indented JSON, atomically."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
+    """Read a JSON object. Raises ValueError that names the file and says that it is not `what`."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ValueError(f"{path}: not {what} ({reason})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not {what}")
+    return value
 
 
 def replace_sections(path: Path, sections: Mapping[str, str]) -> None:

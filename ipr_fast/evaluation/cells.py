@@ -13,6 +13,8 @@ from ipr_fast import checks, outputs
 from ipr_fast.evaluation import environment
 from ipr_fast.evaluation.experiments import compare
 
+RECORD = "a measurement that can be gone on with"
+
 
 class Outcome(NamedTuple):
     """The violations (B,) int64 of an arm's boards, on the CPU; a board without any is good."""
@@ -54,8 +56,8 @@ class Cells:
             self._read(self.path)
 
     def _read(self, path: Path) -> None:
+        kept = outputs.read_json(path, RECORD)
         try:
-            kept = json.loads(path.read_bytes())
             settings = dict(kept["settings"])
             for row in kept["cells"]:
                 outcome = Outcome(torch.tensor(row["violations"], dtype=torch.int64, device="cpu"))
@@ -63,8 +65,8 @@ class Cells:
                     raise ValueError(f"violations must be {settings['count']} numbers")
                 cell = Cell(outcome, float(row["calls"]), float(row["reward_calls"]), str(row["commit"]))
                 self.found.setdefault(row["arm"], {})[checks.integer("budget", row["budget"], 1)] = cell
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{path}: holds no measurement that can be gone on with ({error!r})") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: not {RECORD} ({error!r})") from error
         checks.same_settings(path, settings, self.settings)
 
     def holds(self, arm: str, budget: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipr_fast import outputs
+from ipr_fast import checks, outputs
 
 RUN_FILE = "run.json"
 
@@ -32,11 +32,7 @@ class KeptTokens:
         run = json.loads(json.dumps(run))  # tuples become lists
         file = folder / RUN_FILE
         if file.exists():
-            earlier = _read_json(file)
-            for name in sorted({*run, *earlier}):
-                if run.get(name) != earlier.get(name):
-                    was, now = earlier.get(name), run.get(name)
-                    raise ValueError(f"{folder}: holds samples of another run, with {name} {was!r} and not {now!r}")
+            checks.same_settings(file, outputs.read_json(file, "the record of a run"), run)
         outputs.write_json(file, run)
 
     def has(self, name: str) -> bool:
@@ -71,13 +67,3 @@ class KeptTokens:
             with outputs.replacing(self._file(name)) as file:
                 np.save(file, tokens.to(torch.int32).numpy())
         return tokens
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is not the record of a run ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: is not the record of a run")
-    return value

@@ -121,7 +121,7 @@ def test_a_stopped_measurement_goes_on_from_its_folder(tmp_path, model, monkeypa
     with pytest.raises(ValueError, match=r"cells.json: a run of other settings: seed 0 \(now 1\)"):
         run_guidance_experiment(TokenSudoku(4), model, "random", replace(settings, seed=1), folder=tmp_path)
     (tmp_path / "cells.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"cells.json: holds no measurement that can be gone on with"):
+    with pytest.raises(ValueError, match=r"cells.json: not a measurement that can be gone on with"):
         measure()
 
 

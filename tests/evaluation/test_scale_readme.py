@@ -113,7 +113,12 @@ def test_a_file_without_markers_is_left_alone(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "not the JSON file of an experiment"), ('{"arms": []}', "which `ipr")]
+    ("content", "said"),
+    [
+        ("{", "not a JSON file of `ipr-fast report`"),
+        ("[]", "not a JSON file of `ipr-fast report`"),
+        ('{"arms": []}', "it has no experiment, comparisons"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, said):
     (tmp_path / "x.json").write_text(content)

@@ -150,7 +150,7 @@ def test_a_stopped_measurement_goes_on_from_its_folder(tmp_path):
 def test_a_folder_of_another_run_is_refused(tmp_path, change):
     settings = TokenExperimentSettings(6, (0, 0), part=4)
     TokenExperiment(TASK, Recited(), settings, folder=tmp_path)
-    with pytest.raises(ValueError, match="holds samples of another run, with"):
+    with pytest.raises(ValueError, match=r"run\.json: a run of other settings: "):
         TokenExperiment(TASK, Recited(), dataclasses.replace(settings, **change), folder=tmp_path)
 
 

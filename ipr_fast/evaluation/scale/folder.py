@@ -21,7 +21,7 @@ from ipr_fast.evaluation.scale.shards import Shard, Worker, shards_of
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.content_hash import content_hash, model_hash
 from ipr_fast.models.token_denoiser import TokenDenoiser
-from ipr_fast.outputs import WRITING, alone_in, prepare_folder, replacing
+from ipr_fast.outputs import WRITING, alone_in, prepare_folder, read_json, replacing
 
 MANIFEST, FORMAT = "manifest.json", 1
 ANOTHER = "another run is at work there"
@@ -153,10 +153,10 @@ def _is_ours(name: str) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = dict(json.loads((path / MANIFEST).read_bytes()))
+        manifest = read_json(path / MANIFEST, "a manifest")
         Plan.from_dict(manifest["plan"])
         return manifest
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a folder of a run: it has no readable {MANIFEST}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,18 @@ from typing import Any
 from ipr_fast.evaluation.intervals import Estimate
 from ipr_fast.evaluation.scale.pages import Table, table_lines
 from ipr_fast.evaluation.scale.report import summary_markdown
-from ipr_fast.outputs import replace_sections
+from ipr_fast.outputs import read_json, replace_sections
 
+FILE = "a JSON file of `ipr-fast report`"
 ALL = "results"  # the marker of the table of all experiments
 NEEDED = ("experiment", "arms", "comparisons", "samples", "seeds", "commit", "processor", "torch")
 
 
 def read_summary(file: Path) -> dict[str, Any]:
     """Read the numbers of one experiment. Raises ValueError for a file of anything else."""
-    try:
-        summary = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not the JSON file of an experiment ({error})") from error
-    if not isinstance(summary, dict) or any(name not in summary for name in NEEDED):
-        raise ValueError(f"{file}: not the JSON file of an experiment, which `ipr-fast report FOLDER` writes")
+    summary = read_json(file, FILE)
+    if missing := [name for name in NEEDED if name not in summary]:
+        raise ValueError(f"{file}: not {FILE}: it has no {', '.join(missing)}")
     return summary
 
 
@@ -52,7 +47,7 @@ def _rows(summary: dict[str, Any]) -> list[list[str]]:
     firsts: dict[str, dict[str, Any]] = {}
     for each in summary["comparisons"]:
         firsts.setdefault(each["arm"], each)
-    rows = []
+    rows: list[list[str]] = []
     for name, each in firsts.items():
         last = arms[name]["points"][-1]
         before = arms[name]["points"][0] if each["rival"] is None else arms[each["rival"]]["points"][-1]
