@@ -7,6 +7,9 @@ With x0 = z - t u and eps = z + (1-t) u, the step z' = (1-t') x0 + gamma eps + t
     z'    = (1 - t' + gamma) z + (gamma (1-t) - (1-t') t) u + tau sigma xi
     sigma = eta sqrt(1-r) t' (t/t')**v                      (v = 0 without a variance head)
 
+A flow that preserves variance, in units where a + b = 1, has b/b' = t/t' ((t'^2 + (1-t')^2) / (t^2 + (1-t)^2))^(1/2)
+in place of t/t'.
+
 so a slot has three coefficients, and an element takes two products, one power and one normal. At t' = 0: z' = x0, as
 gamma, sigma and r are 0. A network may leave the mix a logit, whose sigmoid is taken here.
 
@@ -59,6 +62,7 @@ def denoise_kernel(
     HAS_VALUES: tl.constexpr,
     FRESH: tl.constexpr,
     GIVEN: tl.constexpr,
+    PRESERVING: tl.constexpr,
     S_BLOCK: tl.constexpr,
     Q_BLOCK: tl.constexpr,
 ):
@@ -81,6 +85,8 @@ def denoise_kernel(
     of_u = gamma * (1.0 - t) - (1.0 - s) * t
     scale = eta * tau * tl.sqrt_rn(1.0 - r) * s
     log_ratio = tl.where(s > 0, tl.log(t / tl.maximum(s, 1.0e-30)), 0.0)
+    if PRESERVING:
+        log_ratio += 0.5 * tl.log((s * s + (1.0 - s) * (1.0 - s)) / (t * t + (1.0 - t) * (1.0 - t)))
 
     i_chain = i_slot // A
     row = (i_chain * N + patch) * P
@@ -133,16 +139,18 @@ def denoise(
     noise: Tensor | None = None,
     mix_is_logit: bool = False,
     slot_values: Tensor | None = None,
+    preserving: bool = False,
 ) -> None:
     """Update the slots whose level changes; every other patch keeps its bits.
 
     noise: (B, N, P), replaces the normals that seed and counters define. mix_is_logit: `variance_mix` is the logit of
-    the mix. slot_values: the slots' patches as of `slot_inputs`, updated too.
+    the mix. slot_values: the slots' patches as of `slot_inputs`, updated too. preserving: the mix is between the bounds
+    of a flow that preserves variance.
     """
     if not runs_kernel(denoise_kernel, patches, velocity, variance_mix, noise):
         counters = (seed, STREAM_POSTERIOR, step[:, None], iteration, chain_ids)
         mix = variance_mix.sigmoid() if variance_mix is not None and mix_is_logit else variance_mix
-        settings = stochasticity, temperature, counters, noise, slot_values
+        settings = stochasticity, temperature, counters, noise, slot_values, preserving
         _denoise(patches, index, level, next_level, velocity, mix, *settings)
         return
     (batch, slots), (_, num_patches, numel) = index.shape, patches.shape
@@ -184,6 +192,7 @@ def denoise(
         HAS_VALUES=slot_values is not None,
         FRESH=stochasticity * temperature > 0,
         GIVEN=noise is not None,
+        PRESERVING=preserving,
         S_BLOCK=s_block,
         Q_BLOCK=q_block,
         num_warps=4,
@@ -210,6 +219,7 @@ def _denoise(
     counters: tuple[Tensor, int, Tensor, Tensor, Tensor],
     noise: Tensor | None,
     slot_values: Tensor | None = None,
+    preserving: bool = False,
 ) -> None:
     """The torch twin; the mix is no logit."""
     _, num_patches, numel = patches.shape
@@ -228,6 +238,8 @@ def _denoise(
         scale = stochasticity * temperature * torch.sqrt(1 - r) * s
         if variance_mix is not None:
             log_ratio = torch.where(s > 0, torch.log(t / s.clamp_min(1e-30)), 0.0)
+            if preserving:
+                log_ratio = log_ratio + 0.5 * torch.log((s * s + (1 - s) ** 2) / (t * t + (1 - t) ** 2))
             scale = scale * torch.exp(variance_mix.float() * log_ratio)
         # An extreme mix or temperature may make the scale infinite: no 0 * inf.
         new = torch.addcmul(new, torch.where(s > 0, scale, 0.0), xi)

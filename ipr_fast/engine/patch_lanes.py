@@ -18,7 +18,7 @@ from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling.condition import Layout
-from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.trace import span
 
@@ -53,6 +53,7 @@ class PatchLanes(Lanes):
         shape = model.grid.num_patches, model.grid.patch_numel
         super().__init__(model, num_lanes, device, settings, shape, torch.float32)
         self.stochasticity, self.temperature = settings.stochasticity, settings.temperature
+        self.preserving = preserves_variance(model)
         self.tables: ScheduleTables | None = None
 
     def _set_schedule(self, schedule: Schedule) -> bool:
@@ -134,6 +135,7 @@ class PatchLanes(Lanes):
                 velocity=velocity,
                 variance_mix=mix,
                 mix_is_logit=isinstance(prediction, LogitPrediction),
+                preserving=self.preserving,
                 slot_values=None if inputs is None else inputs.values,
                 stochasticity=self.stochasticity,
                 temperature=self.temperature,

@@ -45,6 +45,8 @@ class Denoiser(Protocol):
     - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`): the defaults of the calls that take a schedule.
     - `value_range` (low, high): the range of x in training, (-1, 1) for the bundled models. Samples that clearly lie
       in another range get a warning. Without it, or if it is None, the range is not checked.
+    - `preserves_variance`: the variance mix is between the bounds of a flow z = a x + b eps with a^2 + b^2 = 1, on
+      which the model was trained (see `Parameterised`); by default those of rectified flow.
     - `mix_bounds` (low, high): the range of the variance mix, by default (0, 1). A call whose first step leaves it gets
       a warning.
 

@@ -20,7 +20,7 @@ from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.tokens import TokenPrediction
 
-OPTIONAL = ("generate_schedule", "refine_schedule", "value_range", "mix_bounds")
+OPTIONAL = ("generate_schedule", "refine_schedule", "value_range", "mix_bounds", "preserves_variance")
 
 
 class Guided(nn.Module):

@@ -74,6 +74,7 @@ class Parameterised(nn.Module):
                 "max_level must be given, the largest level < 1 that the network was trained for: at level 1 the noise "
                 f"tells nothing of the sample, and the last level of {type(flow).__name__} is {self.max_level:.8g}"
             )
+        self.preserves_variance = flow.preserves_variance
         for name in ("grid", *(name for name in OPTIONAL if hasattr(model, name))):
             setattr(self, name, getattr(model, name))
         on = contract.device_of(model)

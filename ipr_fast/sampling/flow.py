@@ -40,14 +40,19 @@ def gamma(t: Tensor, t_next: Tensor, eta: float) -> Tensor:
     return torch.where(t > 0, t_next * torch.sqrt(1 - eta**2 * (1 - ratio(t, t_next))), 0.0)
 
 
-def sigma(t: Tensor, t_next: Tensor, eta: float, v: Tensor | None = None) -> Tensor:
+def sigma(t: Tensor, t_next: Tensor, eta: float, v: Tensor | None = None, *, preserving: bool = False) -> Tensor:
     """Return the standard deviation of the fresh noise, a geometric mix of its two bounds by v in [0, 1].
 
     small = eta t' sqrt(1 - r), large = eta t sqrt(1 - r), sigma = exp(v log large + (1 - v) log small); 0 where a bound
     is 0. Without v, sigma = small.
+
+    preserving: the bounds are of a flow that preserves variance, z = a x + b eps with a^2 + b^2 = 1. Its large one is
+    eta b sqrt(1 - r), here in the units a' + b' of the next state, so by (a + b) / (a' + b') larger.
     """
     spread = eta * torch.sqrt(1 - ratio(t, t_next))
     small, large = t_next * spread, t * spread
+    if preserving:
+        large = large * torch.sqrt((t_next.square() + (1 - t_next).square()) / (t.square() + (1 - t).square()))
     if v is None:
         return small
     positive = (small > 0) & (large > 0)
@@ -65,12 +70,13 @@ def posterior_step(
     *,
     eta: float,
     tau: float = 1.0,
+    preserving: bool = False,
 ) -> Tensor:
     """Take z from level t to t' <= t: z' = (1 - t') x0 + gamma eps + tau sigma xi.
 
     v is the variance mix in [0, 1] or None, xi are standard normals, eta in [0, 1] is the stochasticity, tau >= 0 the
-    temperature. No noise is added where t' = 0; patches with t' = t keep their bits.
+    temperature. No noise is added where t' = 0; patches with t' = t keep their bits. preserving: see `sigma`.
     """
     mean = (1 - t_next) * clean(z, u, t) + gamma(t, t_next, eta) * noise(z, u, t)
-    fresh = torch.where(t_next > 0, tau * sigma(t, t_next, eta, v) * xi, 0.0)
+    fresh = torch.where(t_next > 0, tau * sigma(t, t_next, eta, v, preserving=preserving) * xi, 0.0)
     return torch.where(t == t_next, z, mean + fresh)

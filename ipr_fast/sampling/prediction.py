@@ -52,6 +52,11 @@ class LogitPrediction(NamedTuple):
         return Prediction(self.velocity, self.mix_logit.sigmoid(), self.log_variance)
 
 
+def preserves_variance(model: object) -> bool:
+    """Return whether a model's variance mix is between the bounds of a flow that preserves variance."""
+    return bool(getattr(model, "preserves_variance", False))
+
+
 def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
     """Return the smallest and largest variance mix (B, A, P) in the occupied slots (B, A), as a tensor (2,)."""
     if mix is None or not mix.numel():

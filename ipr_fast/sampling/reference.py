@@ -17,7 +17,7 @@ from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.sampling import flow, user_code
 from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.prediction import Prediction, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule
 from ipr_fast.sampling.selection import Selection
 
@@ -58,7 +58,8 @@ def regenerate(
     user_code.check_eval_mode(model)
     sampling = Sampling(schedule, stochasticity, temperature)
     start = Standing(0, unknown.to(patches.dtype), {})
-    patches, levels, _ = _regenerate(partial(_predict, model), patches, unknown, sampling, noise, start)
+    predict, preserving = partial(_predict, model), preserves_variance(model)
+    patches, levels, _ = _regenerate(predict, patches, unknown, sampling, noise, start, preserving=preserving)
     return patches, levels
 
 
@@ -71,6 +72,8 @@ def _regenerate(
     noise: Noise,
     standing: Standing,
     steps: int | None = None,
+    *,
+    preserving: bool,
 ) -> tuple[Tensor, Tensor, Standing]:
     """See `regenerate`; predict(patches, level, unknown) calls the model. Goes on from `standing`, for `steps` steps.
 
@@ -110,6 +113,7 @@ def _regenerate(
             noise(step),
             eta=sampling.stochasticity,
             tau=sampling.temperature,
+            preserving=preserving,
         )
         level = next_level
         levels.append(level)
@@ -236,7 +240,8 @@ class ReferenceEngine:
         noised = torch.where(waits[:, None], fresh, patches)
         posterior = partial(normals, philox.STREAM_POSTERIOR, iteration=self.iteration)
         predict = partial(self._predict, self._condition_of(chain))
-        return _regenerate(predict, noised, unknown, sampling, posterior, standing, steps)
+        preserving = preserves_variance(self.model)
+        return _regenerate(predict, noised, unknown, sampling, posterior, standing, steps, preserving=preserving)
 
     def _condition_of(self, chain: int) -> Condition | None:
         return None if self.condition is None else self.condition.map(lambda tensor: tensor[chain : chain + 1])

@@ -34,16 +34,18 @@ def make_step(numel, generator, *, mix):
 @pytest.mark.parametrize("numel", [1, 5, 64])
 @pytest.mark.parametrize("mix", [True, False])
 @pytest.mark.parametrize(("eta", "tau"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.5), (0.5, 0.0)])
-def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, generator):
+@pytest.mark.parametrize("preserving", [False, True])
+def test_it_is_the_posterior_step_of_the_moving_slots(numel, mix, eta, tau, preserving, generator):
     inputs, active = make_step(numel, generator, mix=mix)
     before = inputs["patches"].clone()
-    denoise(**inputs, **COUNTERS, stochasticity=eta, temperature=tau)
+    denoise(**inputs, **COUNTERS, stochasticity=eta, temperature=tau, preserving=preserving)
 
     every = torch.arange(PATCHES).repeat(BATCH, 1)
     xi = patch_normals(3, STREAM_POSTERIOR, 6, 2, inputs["chain_ids"], every, numel)
     fields = ("velocity", "variance_mix", "level", "next_level")
     velocity, v, t, s = (None if inputs[f] is None else active.scatter(inputs[f], PATCHES) for f in fields)
-    expected = flow.posterior_step(before, velocity, v, t[..., None], s[..., None], xi, eta=eta, tau=tau)
+    options = {"eta": eta, "tau": tau, "preserving": preserving}
+    expected = flow.posterior_step(before, velocity, v, t[..., None], s[..., None], xi, **options)
     # Values below 8 and some thirty roundings, in another order than the definition's.
     torch.testing.assert_close(inputs["patches"], expected, atol=30 * 8 * 2**-24, rtol=0)
 

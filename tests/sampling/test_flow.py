@@ -29,6 +29,24 @@ def test_posterior_step_equals_the_formula_in_float64(t, s, eta, tau):
     assert step.item() == pytest.approx(by_hand(z, u, v, t, s, xi, eta, tau), abs=20 * 4 * 2**-24)
 
 
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.9), (0.9, 0.4), (0.5, 0.1), (0.2, 0.0)])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_step_of_a_flow_that_preserves_variance_is_one_in_its_own_units(t, s, eta):
+    """Of z = a x + b eps with a^2 + b^2 = 1, by its formulas in float64: times a + b."""
+    z, u, v, xi = 0.3, -1.2, 0.4, 0.8
+    own = {
+        level: ((1 - level) / math.hypot(level, 1 - level), level / math.hypot(level, 1 - level)) for level in (t, s)
+    }
+    (a, b), (a_next, b_next) = own[t], own[s]
+    x0, eps = z - t * u, z + (1 - t) * u
+    spread = eta * math.sqrt(1 - (a * b_next / (a_next * b)) ** 2)
+    gamma, sigma = math.sqrt(b_next**2 - (b_next * spread) ** 2), spread * b**v * b_next ** (1 - v) if s else 0.0
+    expected = (a_next * x0 + gamma * eps + sigma * xi) / (a_next + b_next)
+    values = (torch.tensor(value, dtype=torch.float32) for value in (z, u, v, t, s, xi))
+    step = flow.posterior_step(*values, eta=eta, preserving=True)
+    assert step.item() == pytest.approx(expected, abs=20 * 4 * 2**-24)
+
+
 def test_a_true_velocity_leads_back_to_the_sample():
     x, eps = torch.randn(2, 100)
     for t in (1.0, 0.7, 0.2):

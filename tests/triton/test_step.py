@@ -153,10 +153,13 @@ def test_denoise(batch, num_patches, numel, mix, eta, tau, given, of_slots, devi
         noise=noise,
         mix_is_logit=of_slots,
         slot_values=values,
+        preserving=not of_slots,
         **options,
     )
     order = (options["seed"], STREAM_POSTERIOR, step[:, None], options["iteration"], options["chain_ids"])
-    denoise_file._denoise(expected, index, level, next_level, velocity, mixes, eta, tau, order, noise)
+    denoise_file._denoise(
+        expected, index, level, next_level, velocity, mixes, eta, tau, order, noise, preserving=not of_slots
+    )
     # Values below 8 and some thirty roundings, beside the noise.
     torch.testing.assert_close(found, expected, atol=30 * 8 * 2**-24 + NOISE, rtol=0)
     moving = torch.zeros(batch, num_patches, dtype=torch.bool, device=device)
