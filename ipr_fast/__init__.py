@@ -19,9 +19,18 @@ from ipr_fast.sampling.acceptance import Acceptance, Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.patches import ActivePatches, PatchGrid
-from ipr_fast.sampling.policies import MaskPolicy, all_patches, fixed_patches, random_patches, sweep_patches
+from ipr_fast.sampling.policies import (
+    MaskPolicy,
+    all_patches,
+    fixed_patches,
+    random_patches,
+    sweep_patches,
+    uncertain_patches,
+    violating_patches,
+)
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.sampling.signals import Signals
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary
 
 sys.modules[f"{__name__}.reference"] = reference  # so that `from ipr_fast.reference import ...` works too
@@ -38,6 +47,7 @@ __all__ = [
     "PatchGrid",
     "Prediction",
     "Schedule",
+    "Signals",
     "TokenDenoiser",
     "TokenPrediction",
     "TokenSchedule",
@@ -55,4 +65,6 @@ __all__ = [
     "save_model",
     "swap_patches",
     "sweep_patches",
+    "uncertain_patches",
+    "violating_patches",
 ]

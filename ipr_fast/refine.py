@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ipr_fast import checks, resolve
+from ipr_fast.callbacks import Callback, call_back, check_callback, generate_by_steps
+from ipr_fast.engine.engine import Engine
 from ipr_fast.engine.progress import Pace
 from ipr_fast.kernels import philox
 from ipr_fast.models import contract
@@ -21,13 +22,12 @@ from ipr_fast.sampling.condition import Conditioning
 from ipr_fast.sampling.condition import checked as checked_condition
 from ipr_fast.sampling.guidance.generation import Guidance, check_guidance
 from ipr_fast.sampling.policies import MaskPolicy
+from ipr_fast.sampling.reference import ReferenceEngine
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.selection import FunctionSelector, MaskFn, PolicySelector, Selection, make_selector
 from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.spaces import Space, space_of
 from ipr_fast.trace import span
-
-Callback = Callable[[int, Tensor], "Tensor | None"]
 
 
 def refine_batch(
@@ -58,7 +58,8 @@ def refine_batch(
         (B, N) for a model of tokens; not modified.
     mask_fn: a policy such as `random_patches(0.25)`, or a callable `mask_fn(x, iteration)` that returns a bool mask
         (B, N) or (B, *grid_shape), True = renoise. It is intersected with the free patches; a chain with nothing
-        selected keeps its values for that iteration.
+        selected keeps its values for that iteration. A `mask_fn(x, iteration, *, signals)` gets `ipr_fast.Signals` too:
+        the model's uncertainty of each patch or token when it was last regenerated.
     iters: number of iterations, >= 0; they are `first_iteration`, `first_iteration + 1`, ...
     model: a Denoiser or TokenDenoiser on the device of x; by default the bundled one whose sample shape fits x.
     known: bool (B, N) or (B, *grid_shape), patches that are never renoised nor written.
@@ -106,8 +107,7 @@ def refine_batch(
     contract.condition(model, rows is not None)
     call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
     select = make_selector(mask_fn, space.grid, free, ids, sampling.seed)
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback must be callable, got {type(callback).__name__}")
+    check_callback(callback)
     check_rule(accept)
     if not len(x) or not iters:
         return x.clone()
@@ -128,6 +128,7 @@ def generate_batch(
     seed: int = 0,
     chain_ids: Tensor | None = None,
     condition: Conditioning | None = None,
+    callback: Callback | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     max_chains: int | str = "auto",
@@ -141,6 +142,10 @@ def generate_batch(
     known: bool (B, N) or (B, *grid_shape), True = given; known_values: float samples (B,
         *sample_shape), or int64 tokens (B, N), with the values of the given patches. Both or neither.
     schedule: by default the model's `generate_schedule`, else Schedule(3, 0.0); for tokens TokenSchedule().
+    callback: called as callback(step, x) after each step 0..T-1 of the chains, with all samples as they stand: noise in
+        patches that wait, the mask in tokens that are hidden. It may return a bool tensor (B,): chains that are True
+        stay as they are. Each chain has taken the step, or was finished or frozen before, whatever `max_chains` is; so
+        with a callback each step takes a pass over the context too. Without one nothing changes.
     device: by default the model's.
     guidance: generate toward a reward: `IterRef(reward, ...)` or another of `ipr_fast.sampling.guidance`, whose `last`
         then holds the calls of the model and the reward. A schedule of tokens must reveal by "count" without remasking.
@@ -161,8 +166,11 @@ def generate_batch(
     contract.model_device(model, device)
     sampling = space.sampling(schedule, "generate_schedule", stochasticity, temperature, seed, "random")
     arguments.counters(space.grid, sampling, 0, 1)
+    check_callback(callback)
     if guidance is not None:
         check_guidance(guidance, sampling.schedule)
+        if callback is not None:
+            raise ValueError("callback must be None with a guidance, whose generation goes back and forth")
     resolve.check_memory("batch_size", batch_size, space.sample_bytes, device)
     free = arguments.free_patches(known, batch_size, space.grid, device)
     given = _known_values(known_values, batch_size, space, device)
@@ -182,8 +190,32 @@ def generate_batch(
     with span("generate_batch"), call.engine(values, max(selected.counts.tolist())) as engine:
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
-            engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
+            if callback is None:
+                engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
+            else:
+                _generate_with(callback, call, engine, selected, values, pace)
         return _with_warnings(space, space.to_samples(engine.values, values, free), engine.mix_range)
+
+
+def _generate_with(
+    callback: Callback,
+    call: resolve.Call,
+    engine: Engine | ReferenceEngine,
+    selected: Selection,
+    values: Tensor,
+    pace: Pace,
+) -> None:
+    """Generate samples step by step, and call a callback after each one."""
+    totals = torch.tensor([call.sampling.num_steps(n) for n in selected.counts.tolist()], device="cpu")
+
+    def after(step: int) -> Tensor | None:
+        frozen = call_back(callback, step, call.space.to_samples(engine.values, values, selected.mask), "step")
+        user_code.check_eval_mode(call.space.model)
+        return frozen
+
+    longest = max(totals.tolist())
+    share = engine.num_steps(selected.counts) / longest if longest else 0.0  # of the bar, for a step of all chains
+    generate_by_steps(engine, selected, totals, after, lambda part: pace.step(share * part))
 
 
 def _guided(
@@ -222,7 +254,7 @@ def _iterate(
     original = call.space.to_values(x)
     touched = torch.zeros_like(select.free)
     bar = Pace(x.device, len(iterations), "refine", "iteration", progress, decimals=1)
-    with call.engine(original, select.most_active) as engine, bar as pace:
+    with call.engine(original, select.most_active, select.takes_signals) as engine, bar as pace:
 
         def samples() -> Tensor:
             return call.space.to_samples(engine.values, original, touched)
@@ -238,10 +270,11 @@ def _iterate(
         for iteration in iterations:
             with span("iteration"):
                 engine.begin(iteration)
-                selected = select(iteration, engine.iteration, samples)
+                selected = select(iteration, engine.iteration, samples, engine.signals)
                 if selected.varies:  # a Python mask_fn was called
                     notice_changes()
                 steps = engine.num_steps(selected.counts) if progress else 0
+                before = None if engine.signals is None or acceptor is None else engine.signals.clone()
                 engine.regenerate(selected, on_step=partial(pace.step, 1 / steps) if steps else None)
                 if acceptor is None:
                     touched |= selected.mask
@@ -250,28 +283,18 @@ def _iterate(
                         proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
                         acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
                         user_code.check_eval_mode(call.space.model)
+                        if before is not None and engine.signals is not None:
+                            engine.signals = engine.signals.where(acceptor.accepted, before)
             if not steps:
                 pace.step()
             if callback is not None:
-                frozen = _call_back(callback, iteration, samples())
+                frozen = call_back(callback, iteration, samples())
                 if frozen is not None and select.freeze(frozen):
                     break
                 notice_changes()
         select.verify()
         values, changed = (engine.values, touched) if acceptor is None else acceptor.finish(engine.values, touched)
         return call.space.to_samples(values, original, changed), engine.mix_range
-
-
-def _call_back(callback: Callback, iteration: int, x: Tensor) -> Tensor | None:
-    name = f"callback {checks.name_of(callback)}"
-    with span("callback"):
-        frozen = user_code.call(name, iteration, callback, iteration, x)
-    if frozen is None:
-        return None
-    if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
-        came = checks.described(frozen)
-        raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
-    return frozen
 
 
 def _with_warnings(space: Space, x: Tensor, mix_range: Tensor | None) -> Tensor:

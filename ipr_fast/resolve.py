@@ -51,18 +51,23 @@ class Call:
     condition: Condition | None = None
 
     @contextmanager
-    def engine(self, values: Tensor, most_active: int) -> Iterator[Engine | ReferenceEngine | TokenReferenceEngine]:
-        """Provide the engine for values (B, N, ...), of which at most `most_active` are active in a chain."""
+    def engine(
+        self, values: Tensor, most_active: int, signals: bool = False
+    ) -> Iterator[Engine | ReferenceEngine | TokenReferenceEngine]:
+        """Provide the engine for values (B, N, ...), of which at most `most_active` are active in a chain.
+
+        signals: keep what the model tells of them.
+        """
         model, sampling = self.space.model, self.sampling
         layout = None if self.condition is None else self.condition.layout
         settings: LaneSettings
         reference: type[ReferenceEngine]
         if isinstance(sampling, TokenSampling):
-            settings, reference = TokenSettings.of(sampling, self.tf32, layout), TokenReferenceEngine
+            settings, reference = TokenSettings.of(sampling, self.tf32, layout, signals), TokenReferenceEngine
         else:
-            settings, reference = PatchSettings.of(sampling, self.tf32, layout), ReferenceEngine
+            settings, reference = PatchSettings.of(sampling, self.tf32, layout, signals), ReferenceEngine
         if self.backend == "reference":
-            yield reference(model, values, self.chain_ids, sampling, self.condition)
+            yield reference(model, values, self.chain_ids, sampling, self.condition, signals)
             return
         capture = CudaCapture if self.backend == "graphs" else None
         request = Request(

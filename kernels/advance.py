@@ -7,12 +7,13 @@ At step s of a chain with n active patches, T steps, block length L and starts S
     t     = clamp((L - (s + 1 - start)) / L, 0, 1)
     level = shift t / (1 + (shift - 1) t)                   for started slots; 1 for waiting ones; 0 once s + 1 >= T
     row   = #{r : levels(r) < level}                        where a network looks levels up in a table
+    mean  = (mean (k - 1) + log-variance) / k               after k steps that denoised the slot, if it is asked for
 
-Shapes: level, previous_level, log_variance (B, A) float32; start (B, A) int32, -1 while waiting; row (B, A) int64;
-count (B,) int32; step (B,) int64; levels (R,) float32, ascending. The tables are those of `ScheduleTables`: steps,
-block (N + 1,), starts (N + 1, N), int32, and shift (1,), float32.
+Shapes: level, previous_level, log_variance, mean (B, A) float32; start (B, A) int32, -1 while waiting; row (B, A)
+int64; count (B,) int32; step (B,) int64; levels (R,) float32, ascending. The tables are those of `ScheduleTables`:
+steps, block (N + 1,), starts (N + 1, N), int32, and shift (1,), float32.
 Bytes that must move: 24 B A (start and level read and written, log-variance read, previous level written), 8 B A for
-rows; the tables, 4 N for each chain, and the levels stay in cache.
+rows, 8 B A for means; the tables, 4 N for each chain, and the levels stay in cache.
 Source: Kang, Yoon, Ahn 2026, and their code, whose rounding the tables keep; the shift is Esser et al. 2024's.
 """
 
@@ -44,11 +45,13 @@ def advance_kernel(
     p_shift,
     p_row,
     p_levels,
+    p_mean,
     N,
     A,
     R,
     LOG_VARIANCE_STRIDE,
     HAS_LOG_VARIANCE: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
     R_BITS: tl.constexpr,
     A_BLOCK: tl.constexpr,
     N_BLOCK: tl.constexpr,
@@ -70,7 +73,9 @@ def advance_kernel(
     b_order = o_slot.to(tl.float32)
     if HAS_LOG_VARIANCE:
         o_order = (i_chain * A + o_slot) * LOG_VARIANCE_STRIDE
-        b_order = tl.load(p_log_variance + o_order, mask=waiting, other=0.0).to(tl.float32)
+        m_order = m_slot if HAS_MEAN else waiting
+        b_log_variance = tl.load(p_log_variance + o_order, mask=m_order, other=0.0).to(tl.float32)
+        b_order = b_log_variance
         b_order = tl.where(b_order != b_order, 3.4028234663852886e38, b_order)
         b_order = tl.minimum(tl.maximum(b_order, -3.4028234663852886e38), 3.4028234663852886e38)
     for _ in range(to_start):  # mostly 0 or 1: starts are spread over the steps
@@ -82,8 +87,8 @@ def advance_kernel(
     tl.store(p_start + i_chain * A + o_slot, b_start, mask=m_slot)
 
     o_level = i_chain * A + o_slot
-    b_level = tl.load(p_level + o_level, mask=o_slot < A)
-    tl.store(p_previous_level + o_level, b_level, mask=o_slot < A)
+    b_previous = tl.load(p_level + o_level, mask=o_slot < A)
+    tl.store(p_previous_level + o_level, b_previous, mask=o_slot < A)
     length, steps = tl.load(p_block + count), tl.load(p_steps + count)
     b_level = tl.div_rn((length - (step + 1 - b_start)).to(tl.float32), tl.maximum(length, 1).to(tl.float32))
     b_level = tl.minimum(tl.maximum(b_level, 0.0), 1.0)
@@ -92,6 +97,12 @@ def advance_kernel(
     b_level = tl.where(b_start < 0, 1.0, b_level)
     b_level = tl.where(m_slot & (step + 1 < steps), b_level, 0.0)
     tl.store(p_level + o_level, b_level, mask=o_slot < A)
+    if HAS_MEAN:
+        moves = m_slot & (b_start >= 0) & (b_previous > 0)
+        number, b_mean = step + 1 - b_start, tl.load(p_mean + o_level, mask=moves, other=0.0)
+        b_mean = tl.where(number > 1, b_mean, b_log_variance)
+        b_mean += tl.div_rn(b_log_variance - b_mean, tl.maximum(number, 1).to(tl.float32))
+        tl.store(p_mean + o_level, b_mean, mask=moves)
     if R_BITS > 0:
         tl.store(p_row + o_level, row_of(b_level, p_levels, R, R_BITS), mask=o_slot < A)
     tl.debug_barrier()  # all threads of this program have read the step
@@ -112,19 +123,24 @@ def advance(
     shift: Tensor,
     row: Tensor | None = None,
     levels: Tensor | None = None,
+    mean: Tensor | None = None,
 ) -> None:
     """Do one step more than `step`, the last one that was done: update it, `start`, `level` and `previous_level`.
 
     Padding slots get level 0. Without log_variance, slots start in order. row: updated too, its levels being `levels`.
+    mean: updated too, the mean log-variance over the steps that denoised a slot; needs log_variance.
     """
+    assert mean is None or log_variance is not None, "a mean of log-variances"
     if not runs_kernel(advance_kernel, start, log_variance):
-        _advance(start, level, previous_level, count, step, log_variance, steps, block, starts, shift, row, levels)
+        _advance(
+            start, level, previous_level, count, step, log_variance, steps, block, starts, shift, row, levels, mean
+        )
         return
     batch, slots = start.shape
     if start.numel() == 0:
         return
     contiguous(start=start, level=level, previous_level=previous_level, count=count, step=step, starts=starts)
-    contiguous(row=row, levels=levels)
+    contiguous(row=row, levels=levels, mean=mean)
     order, stride = (None, 0) if log_variance is None else rows_of(log_variance[..., None])
     num_patches = starts.shape[1]
     launch(
@@ -142,11 +158,13 @@ def advance(
         shift,
         row,
         levels,
+        mean,
         num_patches,
         slots,
         0 if levels is None else len(levels),
         stride,
         HAS_LOG_VARIANCE=order is not None,
+        HAS_MEAN=mean is not None,
         R_BITS=0 if row is None or levels is None else len(levels).bit_length(),
         A_BLOCK=power_of_2(slots, MIN_BLOCK),
         N_BLOCK=power_of_2(num_patches),
@@ -173,6 +191,7 @@ def _advance(
     shift: Tensor,
     row: Tensor | None = None,
     levels: Tensor | None = None,
+    mean: Tensor | None = None,
 ) -> None:
     """The torch twin."""
     previous_level.copy_(level)
@@ -197,5 +216,9 @@ def _advance(
     left = torch.where(start < 0, 1.0, (shift * left / (1 + (shift - 1) * left)).clamp_(max=1))
     running = (step + 1 < steps[count][:, None]) & occupied
     level.copy_(torch.where(running, left, 0.0))
+    if mean is not None and log_variance is not None:
+        moves, number, log_variance = (start >= 0) & (previous_level > 0), step + 1 - start, log_variance.float()
+        before = torch.where(number > 1, mean, log_variance)
+        torch.where(moves, before + (log_variance - before) / number.clamp(min=1), mean, out=mean)
     if row is not None and levels is not None:
         row.copy_(torch.searchsorted(levels, level))

@@ -19,7 +19,8 @@ With the largest logit m, R = sum exp(l - m) over the other ids, S = 1 + R and W
     log_probability = log of the token's probability in the law that it was drawn from; 0 for T = 0
 
 Odds, gap and entropy keep their relative precision where p rounds to 1. Forbidden ids are in none of these. A row with
-NaN, with +inf, or without an allowed logit above -1e30 gives token -1 and NaN; a padding slot token -1 and 0.
+NaN, with +inf, or without an allowed logit above -1e30 gives token -1 and NaN; a padding slot token -1 and 0, or, if
+so asked, the statistics that it had.
 A lane takes every 1024th id, and its m, R and W grow id by id: what is drawn does not depend on how many rows or ids a
 program reads at once. At the end lanes are merged, four a class.
 
@@ -123,6 +124,7 @@ def categorical_kernel(
     TEMPERED: tl.constexpr,
     RESTRICTED: tl.constexpr,
     FORBIDDEN: tl.constexpr,
+    KEEPS: tl.constexpr,
     R_BLOCK: tl.constexpr,
     L_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
@@ -185,6 +187,7 @@ def categorical_kernel(
     total, weight = 1.0 + rest, tl.maximum(tl.exp(of_token - largest), 1.0e-30)
     odds = tl.where(token == top, rest, (1.0 + (rest - weight)) / weight)
     tl.store(p_token + i_row, tl.where(m_row & valid, token, -1).to(tl.int64), mask=m_out)
+    m_out = m_row if KEEPS else m_out
     tl.store(p_log_probability + i_row, reported(log_probability, valid, m_row), mask=m_out)
     tl.store(p_confidence + i_row, reported(weight / total, valid, m_row), mask=m_out)
     tl.store(p_odds + i_row, reported(odds, valid, m_row), mask=m_out)
@@ -204,10 +207,12 @@ def categorical(
     temperature: float = 1.0,
     threshold: Tensor | None = None,
     forbidden: Tensor | None = None,
+    keep: bool = False,
 ) -> Drawn:
     """Draw a token for every slot into `out`, and return it.
 
     step: the last step that was done; the token is of the next one. threshold: of `threshold.py`, for top-k and top-p.
+    keep: leave the statistics of padding slots as they are.
     """
     logits = logits.detach()
     check_logits(logits)
@@ -215,7 +220,7 @@ def categorical(
     batch, slots, vocabulary = logits.shape
     counters = (seed, step, iteration, chain_ids)
     if not runs_kernel(categorical_kernel, logits, threshold):
-        _categorical(logits, index, counters, out, temperature, threshold, forbidden)
+        _categorical(logits, index, counters, out, temperature, threshold, forbidden, keep)
         return out
     contiguous(index=index, step=step, chain_ids=chain_ids, threshold=threshold, forbidden=forbidden, **out._asdict())
     if index.numel() == 0:
@@ -244,6 +249,7 @@ def categorical(
         TEMPERED=temperature not in (0, 1),
         RESTRICTED=threshold is not None and temperature != 0,
         FORBIDDEN=forbidden is not None,
+        KEEPS=keep,
         R_BLOCK=rows,
         L_BLOCK=lanes,
         C_BLOCK=classes,
@@ -262,6 +268,7 @@ def _categorical(
     temperature: float,
     threshold: Tensor | None,
     forbidden: Tensor | None,
+    keep: bool = False,
 ) -> None:
     """The torch twin."""
     seed, step, iteration, chain_ids = counters
@@ -274,7 +281,8 @@ def _categorical(
         limit = None if limits is None else limits[own]
         drawn = _draw(Rows(rows[own], forbidden), counter, temperature, limit)
         for buffer, values, padding in zip(out, drawn, (-1, 0, 0, 0, 0, 0), strict=True):
-            buffer.view(-1)[own] = torch.where(position[own] >= 0, values, padding)
+            other = buffer.view(-1)[own] if keep and buffer is not out.token else padding
+            buffer.view(-1)[own] = torch.where(position[own] >= 0, values, other)
 
 
 def _draw(rows: Rows, counter: tuple[Tensor, ...], temperature: float, threshold: Tensor | None) -> Drawn:

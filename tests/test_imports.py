@@ -18,6 +18,7 @@ ORDER = (  # from the top; `ipr_fast` is the package's own __init__.py
     "ipr_fast",
     "refine",
     "resolve",
+    "callbacks",
     "model_check",
     "spaces",
     "engine",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ipr_fast.kernels.categorical import Drawn
 from ipr_fast.kernels.slot_inputs import SlotInputs
 from ipr_fast.sampling.condition import Condition, Layout
 from ipr_fast.sampling.patches import ActivePatches
@@ -23,6 +24,8 @@ class _Buffers:
 def _first(value: Any, num_lanes: int) -> Any:
     if isinstance(value, Tensor):
         return value[:num_lanes] if value.ndim else value
+    if isinstance(value, Drawn):
+        return Drawn(*(each[:num_lanes] for each in value))
     return None if value is None else value.first(num_lanes)
 
 
@@ -82,6 +85,7 @@ class PatchSlots(SlotState):
     previous_level: Tensor  # (W, A) float32, before the last step
     start: Tensor  # (W, A) int32, the step at which the patch starts, -1 while it waits
     inputs: SlotInputs | None = None  # of a model that takes them
+    mean: Tensor | None = None  # (W, A) float32, the mean log-variance of the steps that denoised the slot
 
     @classmethod
     def allocate(
@@ -91,14 +95,16 @@ class PatchSlots(SlotState):
         device: torch.device,
         patches: tuple[int, int] = (0, 0),
         dtype: torch.dtype | None = None,
+        signals: bool = False,
     ) -> PatchSlots:
-        """Allocate slots; with inputs of N patches of P numbers, `patches`, if a type is given."""
+        """Allocate slots; with inputs of N patches of P numbers, `patches`, if a type is given, and with signals."""
         whole = torch.zeros(4, num_lanes, num_slots, dtype=torch.int32, device=device)
         index, start, *levels = (buffer.data for buffer in whole)  # with `data`, each has a version counter of its own
         level, previous_level = (buffer.view(torch.float32) for buffer in levels)
         count = torch.zeros(num_lanes, dtype=torch.int32, device=device)
         inputs = None if dtype is None else SlotInputs.allocate(num_lanes, num_slots, *patches, dtype, device)
-        return cls(index, count, level, previous_level, start, inputs)
+        mean = torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device) if signals else None
+        return cls(index, count, level, previous_level, start, inputs, mean)
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,12 @@ class TokenSlots(SlotState):
 
     hidden: Tensor  # (W, A) int32, the ids of the positions that are masked, else -1
     psi: Tensor  # (W, A) float32, the confidence of a token when it was revealed
+    drawn: Drawn | None = None  # (W, A), each slot's last draw
 
     @classmethod
-    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device) -> TokenSlots:
+    def allocate(cls, num_lanes: int, num_slots: int, device: torch.device, signals: bool = False) -> TokenSlots:
         index, hidden = (torch.zeros(num_lanes, num_slots, dtype=torch.int32, device=device) for _ in range(2))
         count = torch.zeros(num_lanes, dtype=torch.int32, device=device)
-        return cls(index, count, hidden, torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device))
+        psi = torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device)
+        drawn = Drawn(*(each.zero_() for each in Drawn.empty(num_lanes, num_slots, device))) if signals else None
+        return cls(index, count, hidden, psi, drawn)

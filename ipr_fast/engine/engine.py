@@ -16,6 +16,7 @@ from ipr_fast.engine.scheduler import Plan, Wave, make_plan, slot_bucket, stages
 from ipr_fast.sampling.condition import Condition
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import Selection
+from ipr_fast.sampling.signals import Signals
 from ipr_fast.sampling.tokens import TokenSampling
 from ipr_fast.trace import span
 
@@ -38,6 +39,8 @@ class Engine:
         self.runner, self.sampling, self.chain_ids, self.condition = runner, sampling, chain_ids, condition
         self.values = values.to(runner.lanes.state.values.dtype, copy=True).contiguous()
         self.iteration = torch.zeros((), dtype=torch.int64, device=values.device)
+        lanes, shape, device = runner.lanes, self.values.shape[:2], values.device
+        self.signals = Signals.unknown(lanes.num_signals, shape, device) if lanes.settings.signals else None
         self._planned: tuple[Tensor, Plan] | None = None
         runner.start_call(sampling.seed, sampling.schedule)
 
@@ -85,6 +88,12 @@ class Engine:
             self.runner.run(segments, None if noise is None else partial(noise, chains), on_step)
             with span("leave"):
                 self._leave(chains, selection)
+                self._note_signals(chains, segments[0][0].num_slots)
+
+    def begin_slots(self, selection: Selection) -> tuple[Tensor, ...]:
+        """Return what the slots of `resume` hold before the first step, and let the selected values wait for it."""
+        self.values, slots = self.runner.lanes.waiting(self.values, selection)
+        return slots
 
     @torch.inference_mode()
     def resume(
@@ -109,9 +118,11 @@ class Engine:
         order, step = plan.order.to(self.values.device), first.to(self.values.device) - 1
         on_step = None if on_share is None else partial(on_share, 1 / max(1, plan.steps))
         for wave in plan.waves:
-            chains, parts = order[wave.chains], stages(steps[plan.order[wave.chains]].tolist(), runner.lanes_for)
+            ids = plan.order[wave.chains]
+            chains, parts = order[wave.chains], stages(steps[ids].tolist(), runner.lanes_for)
+            whole = selection.is_whole and int(selection.counts[ids].min()) == self.values.shape[1]
             wave = wave._replace(phases=tuple(phase for _, phase in parts))
-            segments = runner.segments(wave, most_active, chooses=False, initial=initial)
+            segments = runner.segments(wave, most_active, chooses=False, initial=initial, whole=whole)
             runner.capture(segments)
             self._enter(chains, wave, selection)
             runner.run(segments[:1])  # lists the slots, and makes them noise or masks
@@ -156,6 +167,16 @@ class Engine:
             torch.index_select(choice.size, 0, chains, out=state.size[:number])
             state.size[number : wave.lanes].zero_()
             state.choice_iteration.copy_(choice.iteration)
+
+    def _note_signals(self, chains: Tensor, num_slots: int) -> None:
+        """Note what the model told of the patches that were active."""
+        if self.signals is None:
+            return
+        lanes, number = self.runner.lanes, len(chains)
+        active, mask = lanes.slots(num_slots).active[:number], lanes.state.mask[:number]
+        for kept, told in zip(self.signals.present, lanes.signals(num_slots), strict=True):
+            new = active.scatter(told[:number], mask.shape[1])
+            kept.index_copy_(0, chains, torch.where(mask, new, kept[chains]))
 
     def _leave(self, chains: Tensor, selection: Selection) -> None:
         """Copy the chains back, and the masks that were chosen."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ipr_fast.engine.precomputed import Precomputed
 from ipr_fast.kernels.philox import seed_tensor
 from ipr_fast.kernels.renoise import PatchChoice
 from ipr_fast.sampling.condition import Layout
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.trace import span
 
 
@@ -33,6 +34,11 @@ class LaneSettings(Protocol):
     @property
     def condition(self) -> Layout | None:
         """The form of the chains' conditions."""
+        ...
+
+    @property
+    def signals(self) -> bool:
+        """Whether the lanes keep what the model tells of its slots."""
         ...
 
     @property
@@ -128,9 +134,23 @@ class Lanes(ABC):
     def tick(self, num_lanes: int, num_slots: int, noise: Tensor | None = None) -> Any:
         """Do one step: call the model and update the chains. Returns the model's prediction."""
 
+    def waiting(self, values: Tensor, selection: Selection) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return values (B, N, ...) with the selected ones waiting for step 0, and what is `carried` then."""
+        most_active = max(selection.counts.tolist())
+        return values, tuple(each.new_zeros(len(values), most_active) for each in self.carried(most_active))
+
     def carried(self, num_slots: int) -> tuple[Tensor, ...]:
         """Return the slots' buffers (W, A) that a chain needs, beside its values, to go on after a step."""
         return ()
+
+    num_signals: ClassVar[int]
+
+    @abstractmethod
+    def signals(self, num_slots: int) -> tuple[Tensor, ...]:
+        """Return what the model told of the slots (W, A) float32, `num_signals` of them, where the settings ask for it.
+
+        In the order of `ipr_fast.sampling.signals.Signals`, and after the last step.
+        """
 
     def put_back(self, values: Tensor, step: Tensor, carried: tuple[Tensor, ...], num_slots: int) -> None:
         """Let the first lanes, which have begun, go on from values (n, N, ...) after the steps up to `step` (n,)."""

@@ -18,8 +18,11 @@ from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling.condition import Layout
+from ipr_fast.sampling.patches import waiting_slots
 from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
+from ipr_fast.sampling.selection import Selection
+from ipr_fast.sampling.signals import check_log_variance
 from ipr_fast.trace import span
 
 
@@ -30,10 +33,13 @@ class PatchSettings(NamedTuple):
     temperature: float
     tf32: bool = False
     condition: Layout | None = None
+    signals: bool = False
 
     @classmethod
-    def of(cls, sampling: Sampling, tf32: bool = False, condition: Layout | None = None) -> PatchSettings:
-        return cls(sampling.stochasticity, sampling.temperature, tf32, condition)
+    def of(
+        cls, sampling: Sampling, tf32: bool = False, condition: Layout | None = None, signals: bool = False
+    ) -> PatchSettings:
+        return cls(sampling.stochasticity, sampling.temperature, tf32, condition, signals)
 
     @property
     def schedule(self) -> Schedule:
@@ -48,6 +54,8 @@ class PatchSettings(NamedTuple):
 
 class PatchLanes(Lanes):
     """Lanes for the chains of a Denoiser."""
+
+    num_signals = 1
 
     def __init__(self, model: Denoiser, num_lanes: int, device: torch.device, settings: PatchSettings) -> None:
         shape = model.grid.num_patches, model.grid.patch_numel
@@ -67,7 +75,8 @@ class PatchLanes(Lanes):
 
     def _allocate_slots(self, num_slots: int) -> PatchSlots:
         patches = self.model.grid.num_patches, self.model.grid.patch_numel
-        return PatchSlots.allocate(self.num_lanes, num_slots, self.device, patches, self.precomputed.slot_dtype)
+        dtype, signals = self.precomputed.slot_dtype, self.settings.signals
+        return PatchSlots.allocate(self.num_lanes, num_slots, self.device, patches, dtype, signals)
 
     def begin(
         self,
@@ -114,6 +123,8 @@ class PatchLanes(Lanes):
         num_patches, numel = state.values.shape[1:]
         contract.prediction(prediction, (num_lanes, num_slots, numel), num_patches)
         (velocity, mix, log_variance), inputs = prediction, slots.inputs
+        if slots.mean is not None:
+            check_log_variance(self.model, log_variance)
         with span("advance"):
             advance(
                 slots.start,
@@ -124,6 +135,7 @@ class PatchLanes(Lanes):
                 log_variance=log_variance,
                 row=None if inputs is None else inputs.row,
                 levels=None if inputs is None else self.precomputed.levels,
+                mean=slots.mean,
                 **self.tables._asdict(),
             )
         with span("denoise"):
@@ -147,9 +159,17 @@ class PatchLanes(Lanes):
             )
         return prediction
 
+    def waiting(self, values: Tensor, selection: Selection) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return values, waiting_slots(selection.mask, max(selection.counts.tolist()))
+
     def carried(self, num_slots: int) -> tuple[Tensor, ...]:
         slots = self.slots(num_slots)
         return slots.level, slots.start
+
+    def signals(self, num_slots: int) -> tuple[Tensor, ...]:
+        mean = self.slots(num_slots).mean
+        assert mean is not None, "the settings ask for signals"
+        return (mean,)
 
     def put_back(self, values: Tensor, step: Tensor, carried: tuple[Tensor, ...], num_slots: int) -> None:
         """See `Lanes.put_back`; patches that wait keep the noise that the lanes have begun with."""

@@ -17,6 +17,7 @@ from ipr_fast.kernels.reveal import reveal
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.condition import Layout
 from ipr_fast.sampling.draw import draw_tokens
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import (
     TokenPrediction,
     TokenSampling,
@@ -36,10 +37,13 @@ class TokenSettings(NamedTuple):
     schedule: TokenSchedule
     tf32: bool = False
     condition: Layout | None = None
+    signals: bool = False
 
     @classmethod
-    def of(cls, sampling: TokenSampling, tf32: bool = False, condition: Layout | None = None) -> TokenSettings:
-        return cls(sampling.schedule, tf32, condition)
+    def of(
+        cls, sampling: TokenSampling, tf32: bool = False, condition: Layout | None = None, signals: bool = False
+    ) -> TokenSettings:
+        return cls(sampling.schedule, tf32, condition, signals)
 
     def sample_shape(self, model: TokenDenoiser) -> tuple[int, int]:
         return model.length, 8
@@ -50,6 +54,8 @@ class TokenSettings(NamedTuple):
 
 class TokenLanes(Lanes):
     """Lanes for the chains of a TokenDenoiser."""
+
+    num_signals = 2
 
     def __init__(self, model: TokenDenoiser, num_lanes: int, device: torch.device, settings: TokenSettings) -> None:
         super().__init__(model, num_lanes, device, settings, (model.length,), torch.int64)
@@ -65,7 +71,7 @@ class TokenLanes(Lanes):
         return self.precomputed.has_table and self.precomputed.set_levels(torch.tensor([0.0, 1.0], device="cpu"))
 
     def _allocate_slots(self, num_slots: int) -> TokenSlots:
-        return TokenSlots.allocate(self.num_lanes, num_slots, self.device)
+        return TokenSlots.allocate(self.num_lanes, num_slots, self.device, self.settings.signals)
 
     def begin(
         self,
@@ -108,7 +114,7 @@ class TokenLanes(Lanes):
         check_prediction(prediction, (num_lanes, num_slots, self.vocabulary.size), self.device, wanted)
         counters = {"step": state.step, "iteration": state.iteration, "chain_ids": state.chain_ids, "seed": state.seed}
         with span("draw"):
-            drawn = self._draw(prediction.logits, slots.hidden, wanted, counters)
+            drawn = self._draw(prediction.logits, slots, wanted, counters)
         psi = None
         if self.divides_sigma:
             psi = rating(prediction) if self.by_quality else slots.psi
@@ -136,20 +142,39 @@ class TokenLanes(Lanes):
         number = max(1, hidden.shape[1] - int(shows.sum(1).min()))
         return None if number == hidden.shape[1] else shows.sort(dim=1, stable=True).indices[:, :number]
 
-    def _draw(self, logits: Tensor, hidden: Tensor, wanted: Tensor | None, counters: dict[str, Tensor]) -> Drawn:
-        """Draw a token for every masked slot, from the logits of the slots or of the wanted ones alone."""
-        schedule = self.settings.schedule
+    def _draw(self, logits: Tensor, slots: TokenSlots, wanted: Tensor | None, counters: dict[str, Tensor]) -> Drawn:
+        """Draw a token for every masked slot, from the logits of the slots or of the wanted ones alone.
+
+        Where the settings ask for signals, the statistics of the other slots are those of their last draw: the step in
+        which they were revealed.
+        """
+        schedule, hidden, kept = self.settings.schedule, slots.hidden, slots.drawn
         if wanted is None:
-            return draw_tokens(logits, schedule, self.forbidden, index=hidden, **counters)
+            return draw_tokens(logits, schedule, self.forbidden, index=hidden, out=kept, **counters)
         if logits.shape[1] > wanted.shape[1]:
             first = torch.arange(len(wanted), device=wanted.device)[:, None] * logits.shape[1]
             logits = logits.flatten(0, 1).index_select(0, (wanted + first).flatten()).unflatten(0, wanted.shape)
-        drawn = draw_tokens(logits, schedule, self.forbidden, index=hidden.gather(1, wanted), **counters)
+        drawn = draw_tokens(logits, schedule, self.forbidden, index=hidden.gather(1, wanted), out=None, **counters)
 
         def spread(values: Tensor, other: int) -> Tensor:
             return values.new_full(hidden.shape, other).scatter_(1, wanted, values)
 
-        return Drawn(spread(drawn.token, -1), *(spread(values, 0) for values in drawn[1:]))
+        spread_out = Drawn(spread(drawn.token, -1), *(spread(values, 0) for values in drawn[1:]))
+        for own, new in zip(kept or (), spread_out, strict=False):
+            own.copy_(torch.where(hidden >= 0, new, own))
+        return spread_out
+
+    def signals(self, num_slots: int) -> tuple[Tensor, ...]:
+        drawn = self.slots(num_slots).drawn
+        assert drawn is not None, "the settings ask for signals"
+        return drawn.odds.log1p(), drawn.entropy
+
+    def waiting(self, values: Tensor, selection: Selection) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return super().waiting(values.masked_fill(selection.mask, self.vocabulary.mask_id), selection)
+
+    def carried(self, num_slots: int) -> tuple[Tensor, ...]:
+        keeps_psi = self.divides_sigma and not self.by_quality
+        return (self.slots(num_slots).psi,) if keeps_psi else ()
 
     def predict(self, num_lanes: int, num_slots: int, wanted: Tensor | None = None) -> TokenPrediction:
         """Call the model. wanted: slots whose logits alone matter."""

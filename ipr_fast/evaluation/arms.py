@@ -22,13 +22,20 @@ from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.corrupt import swap_patches
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.sampling.policies import MaskPolicy, all_patches, num_chosen, random_patches
+from ipr_fast.sampling.policies import (
+    MaskPolicy,
+    all_patches,
+    num_chosen,
+    random_patches,
+    uncertain_patches,
+    violating_patches,
+)
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.spaces import TokenSpace, space_of
 from ipr_fast.tasks.base import Judge, Report
 
-POLICIES = ("random", "fixed", "all", "independent")
+POLICIES = ("random", "fixed", "uncertain", "violating", "all", "independent")
 NOISES = ("random", "fixed")
 SAMPLES_APART = 2**32  # between the seeds of a chain's independent samples
 
@@ -38,8 +45,9 @@ class Arm:
     """One way to make samples: a start, and iterations of refinement.
 
     iterations: 0 for the start alone. policy: the patches of an iteration: "random" (a share `ratio` of the free ones,
-    other ones in each iteration), "fixed" (the same ones in every iteration) or "all"; or "independent": another
-    sample from noise, of which each chain keeps the better one by the judge's first measure.
+    other ones in each iteration), "fixed" (the same ones in every iteration), "uncertain" (as many, of the highest
+    uncertainty), "violating" (at most as many, of those that the judge's report names) or "all"; or "independent":
+    another sample from noise, of which each chain keeps the better one by the judge's first measure.
     noise: as for `refine_batch`. generate, refine: arguments of a Schedule, of tokens a TokenSchedule, for the start
     and for an iteration; None: the model's own. swapped: start from valid boards with so many swapped pairs of cells,
     all of them free, in place of samples from noise.
@@ -79,13 +87,17 @@ class Arm:
             raise ValueError(f"arm {self.name}: independent samples start from noise, not from swapped cells")
         random_patches(self.ratio)  # checks the ratio
 
-    def mask_policy(self) -> MaskPolicy:
+    def mask_policy(self, judge: Judge) -> MaskPolicy:
         """Return the policy that chooses an iteration's patches."""
+        if self.policy == "uncertain":
+            return uncertain_patches(self.ratio)
+        if self.policy == "violating":
+            return violating_patches(judge, self.ratio)
         return all_patches() if self.policy == "all" else random_patches(self.ratio, fixed=self.policy == "fixed")
 
     def chosen(self, free: int) -> int:
-        """Return how many of `free` patches an iteration regenerates."""
-        return num_chosen(self.ratio, free) if self.policy in ("random", "fixed") else free
+        """Return how many of `free` patches an iteration regenerates at most."""
+        return free if self.policy in ("all", "independent") else num_chosen(self.ratio, free)
 
 
 class Given(NamedTuple):
@@ -233,7 +245,7 @@ class Chains:
         accept = None if arm.accept is None else Metropolis(self._reward, arm.accept)
         refine_batch(
             x,
-            arm.mask_policy(),
+            arm.mask_policy(self.judge),
             arm.iterations,
             model=self.model,
             known=None if self.given is None or arm.swapped is not None else self.given.known,

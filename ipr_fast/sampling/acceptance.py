@@ -127,6 +127,11 @@ class Acceptor:
             proposed = renoised.any(1)
             self._numbers += torch.stack([proposed, proposed & self._accepted])
 
+    @property
+    def accepted(self) -> Tensor:
+        """(B,) bool, which chains took the last proposal."""
+        return self._accepted
+
     def finish(self, values: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values to return and where they may differ from the first samples; describe the call in `last`."""
         if self._nan.device.type != "cpu":

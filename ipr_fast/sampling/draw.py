@@ -20,11 +20,12 @@ def draw_tokens(
     iteration: Tensor,
     chain_ids: Tensor,
     seed: Tensor,
+    out: Drawn | None = None,
 ) -> Drawn:
     """Draw a token for every slot from logits (B, A, V), -1 where there is none to draw.
 
     forbidden (V,) bool: ids that are not sampled. index (B, A) int32: positions, padded with -1. step (B,) int64: the
-    last step that was done.
+    last step that was done. out: takes what was drawn, and keeps the statistics of padding slots.
     """
     batch, slots, _ = logits.shape
     lowest = None
@@ -46,7 +47,8 @@ def draw_tokens(
         step=step,
         iteration=iteration,
         chain_ids=chain_ids,
-        out=Drawn.empty(batch, slots, logits.device),
+        out=Drawn.empty(batch, slots, logits.device) if out is None else out,
+        keep=out is not None,
         temperature=schedule.temperature,
         threshold=lowest,
         forbidden=forbidden,

@@ -238,3 +238,9 @@ class ActivePatches:
         out = values.new_full((batch * num_patches + 1, *tail), fill)
         out.index_copy_(0, self.rows(num_patches).flatten(), values.reshape(batch * slots, *tail))
         return out[:-1].reshape(batch, num_patches, *tail)
+
+
+def waiting_slots(active: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Return the levels (B, A) float32 and starts (B, A) int32 of active patches (B, N) bool before the first step."""
+    index = ActivePatches.from_mask(active, slots)
+    return index.occupied.float(), torch.full_like(index.index, -1)

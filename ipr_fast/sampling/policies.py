@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
@@ -18,7 +18,12 @@ from torch import Tensor
 from ipr_fast import checks
 from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
+from ipr_fast.sampling import user_code
+from ipr_fast.sampling.arguments import patch_mask
 from ipr_fast.sampling.patches import Positions
+from ipr_fast.sampling.signals import Signals
+
+LOWEST = torch.finfo(torch.float32).min
 
 
 class MaskPolicy(ABC):
@@ -39,7 +44,8 @@ class MaskPolicy(ABC):
     def choose(self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
         """Return the mask (B, N) bool of the patches to renoise.
 
-        free: (B, N) bool. iteration: () int64. chain_ids: (B,) int64. The inputs must not be written to.
+        free: (B, N) bool. iteration: () int64. chain_ids: (B,) int64. The inputs must not be written to. A policy whose
+        `choose` has an argument `x` or `signals` gets the samples (B, ...), or the `ipr_fast.Signals`, too.
         """
 
     def bind(self, grid: Positions, batch: int, device: torch.device) -> MaskPolicy:
@@ -102,6 +108,44 @@ class SweepPatches(SharePolicy):
 
 
 @dataclass(frozen=True)
+class UncertainPatches(SharePolicy):
+    """See `uncertain_patches`."""
+
+    def choose(
+        self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor, signals: Signals | None = None
+    ) -> Tensor:
+        assert signals is not None, "asked for"
+        keys = philox.patch_keys(seed, philox.STREAM_CHOICE, iteration, chain_ids, free.shape[1])
+        uncertainty = signals.uncertainty.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=LOWEST)
+        by_key = keys.argsort(dim=1, stable=True)  # ties, and what is not known, come in a random order
+        uncertainty = uncertainty.masked_fill(~free, -torch.inf).gather(1, by_key)
+        order = by_key.gather(1, uncertainty.argsort(dim=1, descending=True, stable=True))
+        return free & (order.argsort(dim=1) < self.sizes(free)[:, None])
+
+
+@dataclass(frozen=True)
+class ViolatingPatches(SharePolicy):
+    """See `violating_patches`."""
+
+    judge: Callable[[Tensor], object] = field(kw_only=True)
+    grid: Positions | None = field(default=None, kw_only=True)  # set by `bind`
+
+    def bind(self, grid: Positions, batch: int, device: torch.device) -> ViolatingPatches:
+        return replace(super().bind(grid, batch, device), grid=grid)  # type: ignore[return-value, call-arg]
+
+    def choose(
+        self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor, x: Tensor | None = None
+    ) -> Tensor:
+        assert x is not None, "asked for"
+        assert self.grid is not None, "bind is called before"
+        name = f"violating_patches: {checks.name_of(self.judge)}"
+        with torch.no_grad(), user_code.read_only(name, x=x):
+            report = user_code.call(name, iteration, self.judge, x)
+        found = patch_mask(name, getattr(report, "violating_cells", report), len(x), self.grid, free.device)
+        return choose_patches(PatchChoice(free & found, self.sizes(free), iteration), seed=seed, chain_ids=chain_ids)
+
+
+@dataclass(frozen=True)
 class AllPatches(MaskPolicy):
     """See `all_patches`."""
 
@@ -150,6 +194,31 @@ def sweep_patches(ratio: float = 0.25) -> MaskPolicy:
     depends on seed, chain id and the number of the sweep alone.
     """
     return SweepPatches(ratio)
+
+
+def uncertain_patches(ratio: float = 0.25) -> MaskPolicy:
+    """Choose each chain's most uncertain patches, by the model's own signal: max(1, floor(ratio * free)) of them.
+
+    The signal is `ipr_fast.Signals.uncertainty`: of patches the predicted log-variance, of tokens -log p. Patches that
+    a call has not regenerated yet have none and come first, in random order, so that the first iteration chooses those
+    of `random_patches(ratio)`. ratio: in (0, 1]. A model of patches that predicts no log-variance is a ValueError.
+    """
+    return UncertainPatches(ratio)
+
+
+def violating_patches(judge: object, ratio: float = 0.25) -> MaskPolicy:
+    """Choose patches that take part in a violation: at most max(1, floor(ratio * free)) random ones of those.
+
+    judge: a task of `ipr_fast.tasks` whose reports have `violating_cells`, or a function of the samples (B, ...) that
+        returns such a report or a bool mask, (B, N) or (B, *grid_shape), True = violating.
+    ratio: in (0, 1]; 1 chooses all of them, in iterations as long as a generation.
+
+    A chain without violations keeps its sample, and its random numbers are those of `random_patches`.
+    """
+    judge = judge.judge() if hasattr(judge, "judge") else judge
+    if isinstance(judge, type) or not callable(judge):
+        raise ValueError(f"judge must be a task or a function of samples, got {checks.name_of(judge)}")
+    return ViolatingPatches(ratio, judge=judge)
 
 
 def num_chosen(ratio: float, free: int) -> int:

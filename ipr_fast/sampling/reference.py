@@ -16,10 +16,11 @@ from ipr_fast.kernels import philox
 from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.sampling import flow, user_code
 from ipr_fast.sampling.condition import Condition, call_arguments
-from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.patches import ActivePatches, waiting_slots
 from ipr_fast.sampling.prediction import Prediction, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule
 from ipr_fast.sampling.selection import Selection
+from ipr_fast.sampling.signals import Signals, check_log_variance
 
 Model = Callable[..., Prediction]  # an `ipr_fast.Denoiser`
 Noise = Callable[[int], Tensor]
@@ -30,11 +31,13 @@ class Standing(NamedTuple):
     """Where a regeneration of one chain stands before a step.
 
     step: the next one. level (N,): of every patch. started: the step at which a patch started, of those that did.
+    told: the log-variances that the model predicted of a patch in the steps that have denoised it.
     """
 
     step: int
     level: Tensor
     started: dict[int, int]
+    told: dict[int, list[Tensor]] = {}  # noqa: RUF012 - never written to
 
 
 def regenerate(
@@ -83,6 +86,7 @@ def _regenerate(
     num_active = int(unknown.sum())
     num_steps, block, starts = schedule.steps(num_active), schedule.block(num_active), schedule.starts(num_active)
     level, started_at = standing.level, dict(standing.started)
+    told = {patch: list(standing.told.get(patch, ())) for patch in range(len(unknown))}
     waiting = [patch for patch in unknown.nonzero().flatten().tolist() if patch not in started_at]
     levels, end = [level], num_steps if steps is None else standing.step + steps
 
@@ -115,9 +119,12 @@ def _regenerate(
             tau=sampling.temperature,
             preserving=preserving,
         )
+        for patch in started_at:
+            if log_variance is not None and level[patch] > 0:
+                told[patch].append(log_variance[patch])
         level = next_level
         levels.append(level)
-    return patches, torch.stack(levels), Standing(end, level, started_at)
+    return patches, torch.stack(levels), Standing(end, level, started_at, told)
 
 
 def _nan_as_largest(log_variance: Tensor) -> Tensor:
@@ -140,11 +147,18 @@ def _predict(
 class ReferenceEngine:
     """Runs chains one after another through `regenerate`, with the engine's random numbers and its interface."""
 
-    dtype = torch.float32
+    dtype, num_signals = torch.float32, 1
 
     def __init__(
-        self, model: Any, values: Tensor, chain_ids: Tensor, sampling: Any, condition: Condition | None = None
+        self,
+        model: Any,
+        values: Tensor,
+        chain_ids: Tensor,
+        sampling: Any,
+        condition: Condition | None = None,
+        signals: bool = False,
     ) -> None:
+        self.signals = Signals.unknown(self.num_signals, values.shape[:2], values.device) if signals else None
         self.model, self.chain_ids, self.sampling, self.condition = model, chain_ids, sampling, condition
         self.values = values.to(self.dtype)
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
@@ -172,6 +186,10 @@ class ReferenceEngine:
         if on_step is not None:
             for _ in range(self.num_steps(selection.counts)):
                 on_step()
+
+    def begin_slots(self, selection: Selection) -> tuple[Tensor, ...]:
+        """See `Engine.begin_slots`."""
+        return waiting_slots(selection.mask, max(selection.counts.tolist()))
 
     def resume(
         self,
@@ -214,7 +232,12 @@ class ReferenceEngine:
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
         start = Standing(0, unknown.to(self.dtype), {})
-        return self._steps_of(chain, unknown, unknown, use_initial_noise, start)[0]
+        patches, _, end = self._steps_of(chain, unknown, unknown, use_initial_noise, start)
+        if self.signals is not None:
+            for patch, told in end.told.items():
+                if told:
+                    self.signals.uncertainty[chain, patch] = torch.stack(told).mean()
+        return patches
 
     def _steps_of(
         self,
@@ -248,6 +271,8 @@ class ReferenceEngine:
 
     def _predict(self, condition: Condition | None, patches: Tensor, level: Tensor, unknown: Tensor) -> Prediction:
         prediction = _predict(self.model, patches, level, unknown, condition)
+        if self.signals is not None:
+            check_log_variance(self.model, prediction.log_variance)
         if self._is_first_call:
             mix = None if prediction.variance_mix is None else prediction.variance_mix[None]
             self._is_first_call, self.mix_range = False, mix_range(mix, unknown[None])

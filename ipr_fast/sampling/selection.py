@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,17 +20,23 @@ from ipr_fast.sampling.policies import (
     MaskPolicy,
     RandomPatches,
     SweepPatches,
+    UncertainPatches,
+    ViolatingPatches,
     all_patches,
     fixed_patches,
     random_patches,
     sweep_patches,
+    uncertain_patches,
+    violating_patches,
 )
+from ipr_fast.sampling.signals import Signals, names
 from ipr_fast.trace import span
 
-MaskFn = Callable[[Tensor, int], Tensor]
+MaskFn = Callable[..., Tensor]  # mask_fn(x, iteration), or with signals=
 
 # Policies that never choose more patches than their sizes, and all N where a size is N.
-TRUSTED = (RandomPatches, SweepPatches, FixedPatches, AllPatches)
+TRUSTED = (RandomPatches, SweepPatches, UncertainPatches, FixedPatches, AllPatches)
+FACTORIES = (random_patches, sweep_patches, uncertain_patches, violating_patches, fixed_patches, all_patches)
 
 
 class Selection(NamedTuple):
@@ -54,7 +60,7 @@ def make_selector(
     mask_fn: object, grid: Positions, free: Tensor, chain_ids: Tensor, seed: int
 ) -> PolicySelector | FunctionSelector:
     """Return the selector of a `mask_fn` argument, for free patches (B, N). Raises ValueError if it is no mask_fn."""
-    for factory in (random_patches, sweep_patches, fixed_patches, all_patches):
+    for factory in FACTORIES:
         if mask_fn is factory:
             raise ValueError(f"mask_fn: {factory.__name__} makes a policy, call it: {factory.__name__}(...)")
     if isinstance(mask_fn, type) and issubclass(mask_fn, MaskPolicy):
@@ -73,11 +79,18 @@ class FunctionSelector:
         self.mask_fn, self.grid, self.free = mask_fn, grid, free
         self.name = f"mask_fn {checks.name_of(mask_fn)}"
         self.most_active = grid.num_patches
+        self.takes_signals = names(mask_fn, "signals")
 
-    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
-        """Select for one iteration, also given as a scalar tensor; `images()` are the samples (B, *sample_shape)."""
+    def __call__(
+        self, iteration: int, on_device: Tensor, images: Callable[[], Tensor], signals: Signals | None = None
+    ) -> Selection:
+        """Select for one iteration, also given as a scalar tensor; `images()` are the samples (B, *sample_shape).
+
+        signals: what the model told of the patches, of a selector that takes them.
+        """
+        options = {} if signals is None else {"signals": signals.clone()}
         with span("mask_fn"):
-            mask = user_code.call(self.name, iteration, self.mask_fn, images(), iteration)
+            mask = user_code.call(self.name, iteration, partial(self.mask_fn, **options), images(), iteration)
         mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
         return Selection(mask, mask.sum(1).cpu(), varies=True)  # the iteration's only host synchronisation
 
@@ -98,6 +111,7 @@ class PolicySelector:
 
     def __init__(self, policy: MaskPolicy, grid: Positions, free: Tensor, chain_ids: Tensor, seed: int) -> None:
         self.policy, self.grid, self.free, self.chain_ids, self.seed = policy, grid, free, chain_ids, seed
+        self.takes_x, self.takes_signals = (names(policy.choose, argument) for argument in ("x", "signals"))
         self.policy = self._bind()
         self.sizes = self._sizes()  # (B,), until chains are frozen
         self.counts = self.sizes.cpu()
@@ -108,12 +122,16 @@ class PolicySelector:
     def name(self) -> str:
         return f"mask policy {checks.name_of(self.policy)}"
 
-    def __call__(self, iteration: int, on_device: Tensor, images: Callable[[], Tensor]) -> Selection:
-        """Select for one iteration, also given as a scalar tensor; `images` is not used."""
+    def __call__(
+        self, iteration: int, on_device: Tensor, images: Callable[[], Tensor], signals: Signals | None = None
+    ) -> Selection:
+        """See `FunctionSelector.__call__`."""
         if type(self.policy) is RandomPatches:
             choice = self.policy.choice(self.free, on_device)
             return Selection(torch.zeros_like(self.free), self.counts, choice)
-        return Selection(self._choose(iteration, on_device), self.counts, is_whole=self._is_trusted)
+        asked = {"x": images()} if self.takes_x else {}
+        mask = self._choose(iteration, on_device, asked | ({"signals": signals} if self.takes_signals else {}))
+        return Selection(mask, self.counts, is_whole=self._is_trusted)
 
     def freeze(self, chains: Tensor) -> bool:
         """Remove the chains (B,) bool from those to refine. Returns True when none is left."""
@@ -137,12 +155,17 @@ class PolicySelector:
     def _is_trusted(self) -> bool:
         return type(self.policy) in TRUSTED
 
-    def _choose(self, iteration: int, on_device: Tensor) -> Tensor:
-        """Call the policy's `choose` and check the mask (B, N)."""
-        choose = partial(self.policy.choose, seed=self.seed, iteration=on_device, chain_ids=self.chain_ids)
-        if self._is_trusted:
+    def _choose(self, iteration: int, on_device: Tensor, asked: dict[str, Any]) -> Tensor:
+        """Call the policy's `choose` and check the mask (B, N). asked: what it asks for besides."""
+        choose: Callable[..., Any] = self.policy.choose
+        choose = partial(choose, seed=self.seed, iteration=on_device, chain_ids=self.chain_ids, **asked)
+        if self._is_trusted or type(self.policy) is ViolatingPatches:
             return choose(self.free)
-        with user_code.read_only(self.name, free=self.free, iteration=on_device, chain_ids=self.chain_ids):
+        tensors = {name: value for name, value in asked.items() if name == "x"}
+        if (signals := asked.get("signals")) is not None:
+            tensors |= {f"signals[{number}]": each for number, each in enumerate(signals.present)}
+        inputs = {"free": self.free, "iteration": on_device, "chain_ids": self.chain_ids, **tensors}
+        with user_code.read_only(self.name, **inputs):
             mask = user_code.call(self.name, iteration, choose, self.free)
         mask = arguments.patch_mask(self.name, mask, len(self.free), self.grid, self.free.device) & self.free
         excess = (mask.sum(1) - self.sizes).amax()

@@ -18,6 +18,7 @@ from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.draw import draw_tokens
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.reference import ReferenceEngine
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenPrediction, TokenSchedule, Vocabulary, check_prediction, rating
 
 Model = Callable[..., TokenPrediction]  # an `ipr_fast.TokenDenoiser`
@@ -45,6 +46,10 @@ class Certainty(NamedTuple):
     gap: Tensor
     entropy: Tensor
 
+    @classmethod
+    def zeros(cls, length: int, device: torch.device | str = "cpu") -> Certainty:
+        return cls(*torch.zeros(4, length, dtype=torch.float64, device=device))
+
 
 @torch.no_grad()
 def regenerate_tokens(
@@ -57,11 +62,13 @@ def regenerate_tokens(
     draw: Callable[[Tensor, int], Tensor],
     keys: Callable[[int], Keys],
     steps: range | None = None,
+    when_revealed: Certainty | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask the unknown positions of one chain and draw their tokens anew, given the others.
 
     tokens (N,) int64; unknown (N,) bool. draw(logits, step): tokens (N,) drawn from logits (N, V); -1 for none.
     keys(step): the step's other random numbers. steps: go on from `tokens` with these steps only, nothing is masked.
+    when_revealed: the certainty of each token in the step that revealed it, updated.
     Returns the tokens (N,) and their history (T + 1, N): masked, and after each step.
     """
     if tokens.ndim != 1 or unknown.shape != tokens.shape or unknown.dtype != torch.bool:
@@ -72,7 +79,7 @@ def regenerate_tokens(
     active = ActivePatches.from_mask(unknown[None])
     if steps is None:
         tokens, steps = tokens.masked_fill(unknown, vocabulary.mask_id), range(num_steps)
-    revealed_with = [0.0] * len(tokens)  # the confidence of each visible active token when it was revealed
+    when_revealed = Certainty.zeros(len(tokens)) if when_revealed is None else when_revealed
     history = [tokens]
 
     for step in steps:
@@ -88,7 +95,7 @@ def regenerate_tokens(
             sigma = tables.sigma[count, step]
             share = torch.ones(len(visible), device="cpu")
             if strategy.by_confidence and visible:
-                psi = revealed_with
+                psi = when_revealed.confidence.tolist()
                 if strategy.by_quality:
                     psi = active.scatter(rating(prediction), len(tokens))[0].tolist()
                 share = torch.tensor([-psi[p] for p in visible], device="cpu").softmax(0)
@@ -107,7 +114,9 @@ def regenerate_tokens(
 
         tokens = tokens.clone()
         for p in revealed:
-            tokens[p], revealed_with[p] = drawn[p], float(certainty.confidence[p])
+            tokens[p] = drawn[p]
+            for kept, now in zip(when_revealed, certainty, strict=True):
+                kept[p] = now[p]
         for p in remasked:
             tokens[p] = vocabulary.mask_id
         history.append(tokens)
@@ -166,17 +175,37 @@ def _threshold(probability: Tensor) -> int:
 class TokenReferenceEngine(ReferenceEngine):
     """Runs chains one after another through `regenerate_tokens`, with the engine's random numbers and its interface."""
 
-    dtype = torch.int64
+    dtype, num_signals = torch.int64, 2
+
+    def begin_slots(self, selection: Selection) -> tuple[Tensor, ...]:
+        """See `Engine.begin_slots`."""
+        mask, strategy = selection.mask, self.sampling.schedule.remasking
+        self.values = self.values.masked_fill(mask, self.model.vocabulary.mask_id)
+        if strategy is None or not strategy.by_confidence or strategy.by_quality:
+            return ()
+        return (torch.zeros(len(mask), max(selection.counts.tolist()), dtype=torch.float32, device=mask.device),)
 
     def _resume_chain(
         self, chain: int, unknown: Tensor, begin: int, number: int, slots: tuple[Tensor, ...], initial: bool
     ) -> None:
-        self.values[chain] = self._steps(chain, unknown, range(begin, begin + number))
+        """See `ReferenceEngine._resume_chain`; slots: the confidence when revealed, of a schedule that needs it."""
+        ids, when_revealed = unknown.nonzero().flatten(), Certainty.zeros(len(unknown), unknown.device)
+        for psi in slots:
+            when_revealed.confidence[ids] = psi[: len(ids)].double()
+        self.values[chain] = self._steps(chain, unknown, range(begin, begin + number), when_revealed)
+        for psi in slots:
+            psi[: len(ids)] = when_revealed.confidence[ids].float()
 
     def _regenerate_chain(self, chain: int, unknown: Tensor, use_initial_noise: bool) -> Tensor:
-        return self._steps(chain, unknown, None)
+        when_revealed = Certainty.zeros(len(unknown), unknown.device)
+        tokens = self._steps(chain, unknown, None, when_revealed)
+        if self.signals is not None:
+            told = when_revealed.odds.log1p(), when_revealed.entropy
+            for kept, new in zip(self.signals.present, told, strict=True):
+                kept[chain] = torch.where(unknown, new.float(), kept[chain])
+        return tokens
 
-    def _steps(self, chain: int, unknown: Tensor, steps: range | None) -> Tensor:
+    def _steps(self, chain: int, unknown: Tensor, steps: range | None, when_revealed: Certainty) -> Tensor:
         """Do these steps of a chain's regeneration; None: all, from the mask."""
         schedule, chain_id, device = self.sampling.schedule, self.chain_ids[chain : chain + 1], unknown.device
         seed, iteration, vocabulary = self.sampling.seed, self.iteration, self.model.vocabulary
@@ -200,7 +229,18 @@ class TokenReferenceEngine(ReferenceEngine):
             return Keys(*each)
 
         tokens, call = self.values[chain], partial(self._call, self._condition_of(chain))
-        return regenerate_tokens(call, tokens, unknown, vocabulary, schedule, draw=draw, keys=keys, steps=steps)[0]
+        tokens, _ = regenerate_tokens(
+            call,
+            tokens,
+            unknown,
+            vocabulary,
+            schedule,
+            draw=draw,
+            keys=keys,
+            steps=steps,
+            when_revealed=when_revealed,
+        )
+        return tokens
 
     def _call(self, condition: Condition | None, tokens: Tensor, active: ActivePatches) -> TokenPrediction:
         inputs = {"tokens": tokens, "active.index": active.index, "active.count": active.count}

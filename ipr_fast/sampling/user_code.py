@@ -17,12 +17,17 @@ from ipr_fast import checks
 from ipr_fast.errors import UserCodeError
 
 
-def call(name: str, iteration: int, function: Callable[..., object], *args: object) -> object:
-    """Call a user's function in an iteration. Raises UserCodeError, with its name, for any exception of its own."""
+def call(
+    name: str, iteration: int | Tensor, function: Callable[..., object], *args: object, unit: str = "iteration"
+) -> object:
+    """Call a user's function in an iteration. Raises UserCodeError, with its name, for any exception of its own.
+
+    unit: what the number `iteration` counts, if that is not iterations.
+    """
     try:
         return function(*args)
     except Exception as error:
-        raise UserCodeError(f"{name} raised {type(error).__name__} in iteration {iteration}: {error}") from error
+        raise UserCodeError(f"{name} raised {type(error).__name__} in {unit} {iteration}: {error}") from error
 
 
 @contextmanager

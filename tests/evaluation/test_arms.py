@@ -96,7 +96,10 @@ def test_tokens_have_their_own_schedules_clues_and_swaps():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"policy": "best"}, "arm x: policy must be one of random, fixed, all, independent, got 'best'"),
+        (
+            {"policy": "best"},
+            "arm x: policy must be one of random, fixed, uncertain, violating, all, independent, got 'best'",
+        ),
         ({"noise": "none"}, "arm x: noise must be one of random, fixed"),
         ({"iterations": -1}, "arm x: iterations must be an int >= 0, got -1"),
         ({"ratio": 0}, "ratio must be a number in"),

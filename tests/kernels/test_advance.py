@@ -64,6 +64,24 @@ def test_ragged_chains_follow_their_own_schedule(schedule, slots):
         assert (levels[len(expected) :, b] == 0).all()  # chains that are done wait at level 0
 
 
+def test_means_are_those_of_the_steps_that_denoised_a_slot():
+    schedule, slots = Schedule(4, 0.6, shift=2.0), 5
+    tables, count = schedule.tables(slots)._asdict(), torch.tensor([5, 2, 0], dtype=torch.int32)
+    start, done, mean = torch.full((3, 5), -1, dtype=torch.int32), torch.full((3,), -1), torch.full((3, 5), 9.0)
+    level, previous = (torch.arange(slots) < count[:, None]).float(), torch.zeros(3, 5)
+    told = torch.randn(schedule.steps(slots), 3, 5, generator=torch.Generator().manual_seed(0))
+    levels = [level.clone()]
+    for log_variance in told:
+        advance(start, level, previous, count=count, step=done, log_variance=log_variance, mean=mean, **tables)
+        levels.append(level.clone())
+    before = torch.stack(levels[:-1])
+    moves = torch.stack(levels[1:]) < before
+    expected = torch.where(moves, told, 0).double().sum(0) / moves.sum(0)
+    occupied = torch.arange(slots) < count[:, None]
+    assert (mean - expected)[occupied].abs().max() < 1e-6
+    assert (mean[~occupied] == 9).all()
+
+
 def test_equal_log_variances_start_in_the_order_of_slots():
     schedule = Schedule(2, 0.0)
     start, _ = run_schedule(schedule, [4], torch.zeros(8, 1, 4), 4)

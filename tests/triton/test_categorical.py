@@ -34,7 +34,7 @@ def both(logits, options, **restrictions):
     """What the kernel draws, and the twin."""
     found, expected = (poisoned(*logits.shape[:2], logits.device) for _ in range(2))
     file.categorical(logits, out=found, **options, **restrictions)
-    given = {"temperature": 1.0, "threshold": None, "forbidden": None} | restrictions
+    given = {"temperature": 1.0, "threshold": None, "forbidden": None, "keep": False} | restrictions
     counters = tuple(options[name] for name in ("seed", "step", "iteration", "chain_ids"))
     file._categorical(logits, options["index"], counters, expected, *given.values())
     return found, expected
@@ -69,11 +69,14 @@ def test_tokens_are_those_of_the_twin(vocabulary, temperature, restricted, devic
             assert kept.flatten()[1:].all()
 
 
-def test_many_rows_of_few_ids(device, generator):
+@pytest.mark.parametrize("keep", [False, True])
+def test_many_rows_of_few_ids(keep, device, generator):
     logits = torch.randn(41, 7, 10, generator=generator).to(device)
     options = slots(41, 7, device, generator)
     options["index"][5:30] = -1
-    assert_same(*both(logits, options), 8)
+    found, expected = both(logits, options, keep=keep)
+    assert_same(found, expected, 8)
+    assert all(each[5:30].isnan().all() == keep for each in found[1:])  # what was there before
 
 
 def test_the_largest_vocabulary(device, generator):

@@ -88,6 +88,7 @@ def test_advance(schedule, slots, uncertainty, device, generator):
     last = schedule.steps(slots)
     starts = [torch.full((4, slots), -1, dtype=torch.int32, device=device) for _ in range(2)]
     levels = [torch.ones(4, slots, device=device) for _ in range(2)]
+    means = [torch.full((4, slots), 7.0, device=device) for _ in range(2)]
     for step in sorted({*range(min(last, 12)), last // 2, last - 2, last - 1} & set(range(last))):
         log_variance = torch.randn(4, slots, 3, generator=generator).to(device)[..., 1]  # a slice of an output
         if uncertainty == "odd":
@@ -99,11 +100,15 @@ def test_advance(schedule, slots, uncertainty, device, generator):
         previous = [torch.full((4, slots), NAN, device=device) for _ in range(2)]
         done = [torch.full((4,), step - 1, device=device) for _ in range(2)]
         rows = [torch.full((4, slots), -99, device=device) for _ in range(2)]
-        at = {"count": counts, "step": done[0], "log_variance": given}
-        advance_file.advance(starts[0], levels[0], previous[0], **at, **tables, row=rows[0], levels=table)
-        advance_file._advance(
-            starts[1], levels[1], previous[1], counts, done[1], given, **tables, row=rows[1], levels=table
+        at, mean = (
+            {"count": counts, "step": done[0], "log_variance": given},
+            means if given is not None else (None, None),
         )
+        advance_file.advance(starts[0], levels[0], previous[0], **at, **tables, row=rows[0], levels=table, mean=mean[0])
+        advance_file._advance(
+            starts[1], levels[1], previous[1], counts, done[1], given, **tables, row=rows[1], levels=table, mean=mean[1]
+        )
+        torch.testing.assert_close(*means, rtol=2**-22, atol=2**-22, equal_nan=True)
         assert torch.equal(rows[0], rows[1])
         assert torch.equal(starts[0], starts[1])
         assert torch.equal(levels[0], levels[1])

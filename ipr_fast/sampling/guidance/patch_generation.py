@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipr_fast.kernels.renoise import PatchChoice, choose_patches
 from ipr_fast.sampling.guidance.generation import Generation, States
-from ipr_fast.sampling.patches import ActivePatches
+from ipr_fast.sampling.patches import ActivePatches, waiting_slots
 from ipr_fast.sampling.schedule import Sampling
 
 
@@ -22,8 +22,8 @@ class PatchGeneration(Generation):
     def __init__(self, known: Tensor, sampling: Sampling, **arguments: Any) -> None:
         super().__init__(sampling=sampling, **arguments)
         self.active = ActivePatches.from_mask(self.free, max(self.counts.tolist()))
-        level = self.active.occupied.float()
-        self.start = States(known[None], (level[None], torch.full_like(self.active.index, -1)[None]))
+        level, start = waiting_slots(self.free, max(self.counts.tolist()))
+        self.start = States(known[None], (level[None], start[None]))
         tables = sampling.schedule.tables(self.free.shape[1])
         self._starts, self._block = tables.starts[self.counts].long(), tables.block[self.counts].long()
 
