@@ -1,20 +1,18 @@
-"""Samples on disk: .npy, .npz, .pt, or, for images, a folder of PNG files."""
+"""Samples on disk: .npy, .npz, .pt, or a folder of PNG files, of which those of images can be read again."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ipr_fast import checks
-from ipr_fast.errors import import_extra
+from ipr_fast import checks, pictures
 from ipr_fast.outputs import check_no_folders, check_room, replacing
 
 if TYPE_CHECKING:
@@ -25,19 +23,31 @@ SUFFIXES = (".npy", ".npz", ".pt")
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (B, C, H, W), or tokens (B, N); from a folder, also its PNG files' names and depth, 8 or 16 bits."""
+    """Samples (B, C, ...), or tokens (B, N); from a folder, also its PNG files' names and depth, 8 or 16 bits.
+
+    shown: the numbers that are black and white in PNG files.
+    """
 
     images: Tensor
     names: tuple[str, ...] | None = None
     depth: int = 8
+    shown: tuple[float, float] = pictures.PIXELS
+
+    def fitting(self, sample_shape: tuple[int, ...]) -> Samples:
+        """Return samples of a model's shape (C, ...) where a file's array lacks the one channel, or was given one."""
+        own, shape = tuple(self.images.shape[1:]), tuple(sample_shape)
+        if own == (1, *shape):  # (B, C, L) was taken for images (B, H, W)
+            return replace(self, images=self.images.squeeze(1))
+        return replace(self, images=self.images.unsqueeze(1)) if (1, *own) == shape else self
 
 
 def read_samples(path: str | os.PathLike) -> Samples:
-    """Read images as (B, C, H, W) floats in [-1, 1], or tokens, whole numbers (B, N), as int64.
+    """Read samples (B, C, ...) as floats, images in [-1, 1], or tokens, whole numbers (B, N), as int64.
 
-    An array of images may be (B, C, H, W), or (B, H, W) for one channel; bytes 0..255 become [-1, 1], floats stay as
-    they are. An .npz file must hold an array `x` or a single one. Raises ValueError that names the file and what is
-    wrong with it.
+    An array may be of images (B, C, H, W), or (B, H, W) for one channel, of sequences (B, C, L) or video
+    (B, C, T, H, W): `Samples.fitting` tells by a model's shape. Bytes 0..255 become [-1, 1], floats stay as they are. A
+    folder holds images. An .npz file must hold an array `x` or a single one. Raises ValueError that names the file and
+    what is wrong with it.
     """
     path = Path(path)
     if path.is_dir():
@@ -76,17 +86,18 @@ def _load_array(path: Path, key: str) -> np.ndarray:
 
 
 def write_samples(path: str | os.PathLike, samples: Samples) -> None:
-    """Write images or tokens in the format of the path's suffix; a path without a suffix is a folder of PNG files.
+    """Write samples or tokens in the format of the path's suffix; a path without a suffix is a folder of PNG files.
 
-    A suffix begins with a letter, so that a folder may be called name_0.25. PNG files hold [-1, 1] as 0..255, or grey
-    of 16 bits as 0..65535; numbers outside are clamped. They cannot hold NaN: an image with NaN or inf is left out, and
+    A suffix begins with a letter, so that a folder may be called name_0.25. PNG files hold `shown`, by default [-1, 1],
+    as 0..255, or grey of 16 bits as 0..65535; numbers outside are clamped. Those of sequences and video are pictures to
+    look at, which cannot be read again. They cannot hold NaN: an image with NaN or inf is left out, and
     an earlier file of its name removed. Raises ValueError as `check_writable` does, and OSError when a
     file cannot be written; the file that it would have replaced stays whole.
     """
     path, images = Path(path), samples.images.detach().cpu()
     check_writable(path, tuple(images.shape), samples.names, images.dtype)
     if path.suffix not in SUFFIXES:
-        _write_folder(path, images, samples.names, samples.depth)
+        _write_folder(path, replace(samples, images=images))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -123,8 +134,8 @@ def check_writable(
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder for PNG files")
     if len(shape) == 2:
         raise ValueError(f"{path}: PNG files hold images, not tokens; choose {', '.join(SUFFIXES)}")
-    _pillow()
-    if shape[1] not in (1, 3):
+    pictures.pillow()
+    if not pictures.can_be_drawn(shape[1:]):
         raise ValueError(f"{path}: PNG files hold 1 or 3 channels, not {shape[1]}; choose {', '.join(SUFFIXES)}")
     check_no_folders(_png_files(path))
     others = {p.name for p in _png_files(path)} - set(names or _png_names(shape[0]))
@@ -135,10 +146,10 @@ def check_writable(
 def _as_images(path: Path, array: Tensor) -> Tensor:
     if array.ndim == 3:
         array = array[:, None]
-    if array.ndim != 4:
+    if not (array.ndim in (4, 5) or (array.ndim == 2 and array.is_floating_point())):
         raise ValueError(
-            f"{path}: must hold images (B, C, H, W) or (B, H, W), or whole numbers (B, N), got shape "
-            f"{tuple(array.shape)}"
+            f"{path}: must hold images (B, C, H, W) or (B, H, W), sequences (B, C, L), video (B, C, T, H, W), or whole "
+            f"numbers (B, N), got shape {tuple(array.shape)}"
         )
     if array.layout != torch.strided or array.device.type == "meta":
         raise ValueError(f"{path}: must hold a dense tensor with data, got {array.layout} on {array.device.type}")
@@ -154,7 +165,7 @@ def _as_array(images: Tensor) -> np.ndarray:
 
 
 def _read_folder(path: Path) -> Samples:
-    image_module = _pillow()
+    image_module = pictures.pillow()
     files = _png_files(path)
     if not files:
         raise ValueError(f"{path}: no PNG files in this folder")
@@ -174,18 +185,15 @@ def _read_folder(path: Path) -> Samples:
     return Samples(torch.stack(images), tuple(file.name for file in files), depth)
 
 
-def _write_folder(path: Path, images: Tensor, names: tuple[str, ...] | None, depth: int) -> None:
-    image_module = _pillow()
+def _write_folder(path: Path, samples: Samples) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    names = names or _png_names(len(images))
-    most, dtype = (65535, np.uint16) if depth == 16 and images.shape[1] == 1 else (255, np.uint8)
-    bad, numbers = checks.not_finite(images).tolist(), images.float().nan_to_num().clamp(-1, 1)
-    pixels = ((numbers + 1) * (most / 2)).round().permute(0, 2, 3, 1).numpy().astype(dtype)
-    for name, image, left_out in zip(names, pixels, bad, strict=True):
+    names = samples.names or _png_names(len(samples.images))
+    bad = checks.not_finite(samples.images).tolist()
+    for name, sample, left_out in zip(names, samples.images, bad, strict=True):
         if left_out:
             (path / name).unlink(missing_ok=True)
             continue
-        picture = image_module.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        picture = pictures.draw(sample, samples.shown, samples.depth)
         with replacing(path / name) as file:
             picture.save(file, format="PNG")
 
@@ -216,7 +224,3 @@ def _png_files(path: Path) -> list[Path]:
 def _png_names(count: int) -> tuple[str, ...]:
     digits = max(4, len(str(count)))
     return tuple(f"{i:0{digits}d}.png" for i in range(count))
-
-
-def _pillow() -> ModuleType:
-    return import_extra("PIL.Image", "pillow", "plots", "PNG files")

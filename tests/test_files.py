@@ -5,11 +5,13 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from full_disk import full_disk
 from unclosed import unclosed
 
+from ipr_fast import pictures
 from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_samples
 
 
@@ -214,3 +216,96 @@ def test_reading_leaves_no_file_open(tmp_path, monkeypatch, name):
             with suppress(ValueError):
                 read_samples(tmp_path / name)
     assert found == []
+
+
+# ---------------------------------------------------------------------------------------------- sequences and video
+
+
+@pytest.mark.parametrize("shape", [(2, 12), (1, 12), (3, 4, 6, 8), (1, 4, 6, 8), (1, 6, 8), (3, 6, 8)])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_samples_of_any_shape_come_back_with_it(tmp_path, shape, suffix):
+    x, path = torch.randn(3, *shape), tmp_path / f"x{suffix}"
+    write_samples(path, Samples(x))
+    assert torch.equal(read_samples(path).fitting(shape).images, x)
+    if shape[0] == 1:
+        write_samples(path, Samples(x.squeeze(1)))  # one channel may be left out
+        assert torch.equal(read_samples(path).fitting(shape).images, x)
+
+
+def test_samples_of_another_shape_stay_as_they_are():
+    samples = Samples(torch.zeros(2, 3, 4, 4))
+    for shape in ((3, 5, 4), (4, 4), (1, 4, 4), (3, 4)):
+        assert samples.fitting(shape) is samples
+
+
+def picture(path):
+    return torch.from_numpy(np.atleast_3d(np.array(PIL.Image.open(path)))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_video_is_a_row_of_its_frames(tmp_path, channels):
+    video = torch.randint(0, 256, (2, channels, 5, 4, 6), dtype=torch.uint8)
+    write_samples(tmp_path / "pictures", Samples(video.float() / 127.5 - 1))
+    found = picture(tmp_path / "pictures" / "0001.png")
+    assert found.shape == (channels, 4, 5 * 6 + 4)
+    for frame in range(5):
+        assert torch.equal(found[:, :, 7 * frame : 7 * frame + 6], video[1, :, frame])
+    assert (found[:, :, 6::7] == 255).all()
+
+
+def test_latents_are_shown_in_the_range_that_is_given(tmp_path):
+    images = torch.tensor([-8.0, -3.0, 2.0, 7.0, 12.0]).view(1, 1, 1, 5)
+    write_samples(tmp_path / "pictures", Samples(images, shown=(-3.0, 7.0)))
+    assert picture(tmp_path / "pictures" / "0000.png").flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("shape", "trained", "expected"),
+    [
+        ((1, 1, 2, 2), (-1.0, 1.0), (-1.0, 1.0)),  # what a model makes outside of its range is cut
+        ((1, 1, 2, 2), None, (-2.0, 5.0)),
+        ((1, 1, 2, 1, 2), (0.0, 9.0), (0.0, 9.0)),
+        ((1, 2, 2), (0.0, 9.0), (-2.0, 9.0)),  # an axis has room for all
+        ((1, 2, 2), None, (-2.0, 5.0)),
+    ],
+)
+def test_the_range_of_pictures(shape, trained, expected):
+    samples = torch.tensor([-2.0, 5.0, float("nan"), 1.0]).view(shape)
+    assert pictures.range_of(samples, trained) == expected
+
+
+def test_a_range_is_never_empty():
+    assert pictures.range_of(torch.full((2, 1, 3), 4.0), None) == (3.0, 5.0)
+    assert pictures.range_of(torch.full((2, 1, 3), float("nan")), None) == (-1.0, 1.0)
+
+
+def test_a_sequence_is_a_line_for_each_channel(tmp_path):
+    up = torch.linspace(-2, 3, 40)
+    write_samples(tmp_path / "pictures", Samples(torch.stack([up, -up])[None], shown=(-3.0, 3.0)))
+    found = picture(tmp_path / "pictures" / "0000.png").long()
+    height, width = found.shape[1:]
+    red = (found - torch.tensor(pictures.LINES[1])[:, None, None]).abs().sum(0) == 0
+    blue = (found - torch.tensor(pictures.LINES[0])[:, None, None]).abs().sum(0) == 0
+    rows = torch.arange(height, dtype=torch.float32)[:, None]
+    for line, values in ((blue, up), (red, -up)):
+        column = torch.arange(pictures.PLOT_MARGIN + 2, width - pictures.PLOT_MARGIN - 2)
+        of_line = line[:, column]
+        drawn = of_line.any(0)
+        assert drawn.float().mean() > 0.9  # but where the other one crosses
+        middle = (rows * of_line).sum(0)[drawn] / of_line.sum(0)[drawn]
+        place = (column[drawn] - pictures.PLOT_MARGIN) / (width - 1 - 2 * pictures.PLOT_MARGIN)
+        expected = (
+            pictures.PLOT_MARGIN + pictures.PLOT_HEIGHT * (3 - (values[0] + place * (values[-1] - values[0]))) / 6
+        )
+        assert (middle - expected).abs().max() < 3  # pixels: the line's width, and a step of the line
+
+
+def test_a_sequence_of_one_number_is_drawn(tmp_path):
+    write_samples(tmp_path / "pictures", Samples(torch.zeros(2, 1, 1)))
+    assert (picture(tmp_path / "pictures" / "0001.png") < 255).any()
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+    for shape in ((2, 4, 3, 3), (2, 2, 4, 3, 3)):
+        with pytest.raises(ValueError, match=rf"PNG files hold 1 or 3 channels, not {shape[1]}; choose .npy"):
+            write_samples(tmp_path / "pictures", Samples(torch.zeros(shape)))

@@ -27,7 +27,7 @@ ORDER = (  # from the top; `ipr_fast` is the package's own __init__.py
     "leaves",
     "kernels",
 )
-LEAVES = ("checks", "errors", "files", "outputs", "trace")
+LEAVES = ("checks", "errors", "files", "outputs", "pictures", "trace")
 IMPORTED_AS = {"ipr_fast": "ipr_fast.", "kernels": "ipr_fast.kernels.", "bench": "", "profiling": ""}
 
 

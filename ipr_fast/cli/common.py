@@ -15,8 +15,9 @@ import torch
 import typer
 from torch import Tensor
 
-from ipr_fast import checks, files
+from ipr_fast import checks, files, pictures
 from ipr_fast.cli.factory import is_factory, model_from_factory
+from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model
 from ipr_fast.models.files.sources import NoSuchModel
@@ -93,6 +94,23 @@ def path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("must be a path, got ''")
     return Path(text)
+
+
+def write(out: Path, samples: files.Samples, model: object) -> str:
+    """Write samples (B, ...) that a model made; return what pictures show, in words, if that is not [-1, 1].
+
+    Pictures show the range of the model's training samples, or where it is None, as of latents, that of the samples.
+    Those that were read from pictures stay in [-1, 1].
+    """
+    is_array = out.suffix in files.SUFFIXES
+    if not is_array and samples.names is None and samples.images.ndim > 2:
+        trained = contract.bounds(model, "value_range") if hasattr(model, "value_range") else pictures.PIXELS
+        samples = dataclasses.replace(samples, shown=pictures.range_of(samples.images, trained))
+    files.write_samples(out, samples)
+    if is_array or samples.shown == pictures.PIXELS:
+        return ""
+    low, high = samples.shown
+    return f" as {'plots' if samples.images.ndim == 3 else 'pictures'} of numbers from {low:.4g} to {high:.4g}"
 
 
 def tell(out: Path, samples: Tensor, kind: str) -> None:

@@ -16,6 +16,7 @@ from ipr_fast.cli.common import (
     option,
     path_option,
     tell,
+    write,
 )
 from ipr_fast.cli.sampling_options import SamplingOptions
 from ipr_fast.models import contract
@@ -26,7 +27,7 @@ from ipr_fast.spaces import space_of
 
 def run(
     *,
-    out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or, for images, a folder for PNG files.")],
+    out: Annotated[Path, path_option(FILES, ".npy, .npz, .pt, or a folder for PNG files.")],
     count: Annotated[int, option(FILES, "Samples to generate.", min=1)] = 64,
     known_values: Annotated[
         Path | None, path_option(FILES, "Samples that hold the values of the --known patches.")
@@ -47,10 +48,12 @@ def run(
     files.check_writable(out, (count, *space.sample_shape), dtype=space.dtype)
     if (sampling.known is None) != (known_values is None):
         raise ValueError("--known and --known-values must be given together")
-    values = None if known_values is None else files.read_samples(known_values).images.to(device)
+    values = None
+    if known_values is not None:
+        values = files.read_samples(known_values).fitting(space.sample_shape).images.to(device)
     with warnings.catch_warnings():
         if space.dtype.is_floating_point:
             warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written
         x = generate_batch(count, model=denoiser, known_values=values, **arguments)
-    files.write_samples(out, files.Samples(x))
-    tell(out, x, "samples")
+    shown = write(out, files.Samples(x), denoiser)
+    tell(out, x, f"samples{shown}")

@@ -52,6 +52,8 @@ def _model_lines(source: str) -> list[tuple[str, object]]:
     info = model_info(source)
     metadata = info.pop("metadata")
     info["sample_shape"] = info["sample_shape"] or "not in the file"
+    if info["patch_shape"] is None:
+        del info["patch_shape"]
     return [
         *info.items(),
         *((key, value) for key, value in sorted(metadata.items()) if key not in ("format", "architecture")),

@@ -26,6 +26,7 @@ from ipr_fast.cli.common import (
     path,
     path_option,
     tell,
+    write,
 )
 from ipr_fast.cli.factory import reward_from
 from ipr_fast.cli.sampling_options import SamplingOptions
@@ -123,13 +124,14 @@ def run(
     Example: ipr-fast refine boards.npy --iters 20 --out refined
     """
     device, samples = run_options.checked_device(), files.read_samples(input)
-    images = samples.images
     if out.exists() and out.samefile(input):
         raise ValueError("--out must differ from the input: an interrupted run could not resume")
-    files.check_writable(out, tuple(images.shape), samples.names, images.dtype)
     with model_from("--model"):
-        source = bundled_model_for(tuple(images.shape[1:])) if model is None else model
+        source = bundled_model_for(tuple(samples.images.shape[1:])) if model is None else model
     denoiser = load(source, dtype, device)
+    samples = samples.fitting(space_of(denoiser).sample_shape)
+    images = samples.images
+    files.check_writable(out, tuple(images.shape), samples.names, images.dtype)
     chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
     plan = ChunkPlan(len(images), chunk, refinement.first_iteration, refinement.iters)
     arguments: RefineArguments = {
@@ -157,10 +159,10 @@ def run(
         policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
         tally = Tally()
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device, tally=tally)
-        files.write_samples(out, files.Samples(x, samples.names, samples.depth))
+        shown = write(out, dataclasses.replace(samples, images=x), denoiser)
     if arguments["accept"] is not None:
         print(f"{tally}; {_model_calls(refinement, arguments, len(images)):,.1f} model calls a sample")
-    tell(out, x, "refined samples")
+    tell(out, x, f"refined samples{shown}")
 
 
 def _model_calls(refinement: RefinementOptions, arguments: RefineArguments, count: int) -> float:

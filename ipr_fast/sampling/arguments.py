@@ -50,7 +50,9 @@ def counters(grid: Positions, sampling: Sampling | TokenSampling, first_iteratio
     if grid.num_patches > philox.MAX_PATCHES:
         raise ValueError(f"model: at most {philox.MAX_PATCHES} patches can be counted, got {grid.num_patches}")
     if grid.patch_numel > philox.MAX_PATCH_NUMEL:
-        raise ValueError(f"model: at most {philox.MAX_PATCH_NUMEL} numbers a patch can be counted")
+        raise ValueError(
+            f"model: at most {philox.MAX_PATCH_NUMEL} numbers a patch can be counted, got {grid.patch_numel}"
+        )
     steps = sampling.num_steps(grid.num_patches)
     if steps > philox.MAX_STEPS:
         raise ValueError(

@@ -153,6 +153,6 @@ def test_a_broken_extra_says_why(monkeypatch, capsys):
     def broken(*_):
         raise BrokenExtra("pillow", "PNG files", ImportError("libz.so.1: no such file"))
 
-    monkeypatch.setattr("ipr_fast.files.import_extra", broken)
+    monkeypatch.setattr("ipr_fast.pictures.import_extra", broken)
     assert main(["generate", "--count", "1", "--out", "somewhere", "--quiet"]) == 1
     assert failed_in_one_line(capsys, "generate", "pillow, which is installed but broken (ImportError: libz.so.1: no")

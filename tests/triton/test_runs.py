@@ -12,6 +12,10 @@ MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
     "pixels": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, pixel_width=5)),
     "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
+    "sequence": lambda: PatchTransformer(PatchTransformerConfig(2, (42,), 6, width=32, depth=1, num_heads=2)),
+    "wide": lambda: PatchTransformer(PatchTransformerConfig(1, (4, 9), (2, 3), 32, 1, 2, pixel_width=5)),
+    "video": lambda: PatchTransformer(PatchTransformerConfig(1, (4, 6, 6), (2, 2, 3), 32, 1, 2)),
+    "wide unet": lambda: SRMUNet(SRMUNetConfig(1, (8, 12), (4, 6), (32, 32), (False, False), 1, 32, 32, 16)),
 }
 # The interpreter takes seconds for a UNet's call: a norm has a program for each group.
 RUNS = [
@@ -19,6 +23,10 @@ RUNS = [
     ("transformer", Schedule(4, 0.8)),
     ("pixels", Schedule(2, 0.5)),
     ("unet", Schedule(1, 0.9)),
+    ("sequence", Schedule(2, 0.5)),
+    ("wide", Schedule(2, 0.5)),
+    ("video", Schedule(2, 0.5)),
+    ("wide unet", Schedule(1, 1.0)),
 ]
 
 
@@ -29,7 +37,7 @@ def test_the_engine_equals_the_reference(name, schedule, device, generator, monk
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape, generator=generator)
     model, batch, grid = model.to(device), 5, model.grid
-    number = torch.tensor([0, grid.num_patches, grid.num_patches - 1, 2, 5])[:, None]
+    number = torch.tensor([0, grid.num_patches, grid.num_patches - 1, 2, 5])[:, None]  # "wide unet" has four patches
     known = (torch.rand(batch, grid.num_patches, generator=generator).argsort(1).argsort(1) < number).to(device)
     values = torch.randn(batch, *grid.sample_shape, generator=generator).clamp(-1, 1).to(device)
 

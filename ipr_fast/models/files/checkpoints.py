@@ -64,23 +64,27 @@ def bundled_model_for(sample_shape: tuple[int, ...]) -> str:
 def model_info(source: str | os.PathLike) -> dict[str, Any]:
     """Describe a weights file without building its model.
 
-    Returns path, architecture, sample_shape (None where the file does not have it), parameters (their number), dtype
-    (as stored) and metadata (for a published checkpoint, the fields that follow from its shapes).
+    Returns path, architecture, sample_shape and patch_shape (None where the file does not have them; tokens have no
+    patches), parameters (their number), dtype (as stored) and metadata (for a published checkpoint, the fields that
+    follow from its shapes).
     """
     path = find(source)
-    weights = read_weights(path)
+    weights, shape, patch_shape = read_weights(path), None, None
     if "architecture" not in weights.metadata:
         published = from_published(path, weights.tensors)
         metadata = {name: str(value) for name, value in published.fields.items()}
         metadata["weights"] = published.layout.prefix.rstrip(".") or "plain"
-        architecture, tensors, shape = SRMUNet.__name__, published.tensors, None
+        architecture, tensors = SRMUNet.__name__, published.tensors
     else:
         tensors, metadata = weights
-        architecture, shape = metadata["architecture"], _stored_config(path, metadata).sample_shape
+        architecture, config = metadata["architecture"], _stored_config(path, metadata)
+        shape = config.sample_shape
+        patch_shape = None if isinstance(config, TokenTransformerConfig) else config.grid.patch_shape
     return {
         "path": str(path),
         "architecture": architecture,
         "sample_shape": shape,
+        "patch_shape": patch_shape,
         "parameters": sum(t.numel() for t in tensors.values()),
         "dtype": dtype_names(sorted({t.dtype for t in tensors.values()}, key=str)),
         "metadata": metadata,
