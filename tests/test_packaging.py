@@ -15,9 +15,9 @@ CODE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").
 KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
 MODELS = "digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9"
 WEIGHTS = [f"ipr_fast/models/weights/{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")]
-RECIPES = [f"ipr_fast/training/recipes/{name}.toml" for name in ("digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9")]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").rglob("recipes/*.toml"))
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ipr_fast").rglob("experiments/*.toml"))
-DATA = ["ipr_fast/py.typed", *WEIGHTS, *RECIPES, *EXPERIMENTS]
+DATA = ["ipr_fast/py.typed", "ipr_fast/tasks/polygons/reader.safetensors", *WEIGHTS, *RECIPES, *EXPERIMENTS]
 IMPORTS_ALL = """
 import importlib, importlib.resources, importlib.util, sys
 for name in sys.argv[1:]:

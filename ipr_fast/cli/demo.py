@@ -19,7 +19,7 @@ from ipr_fast.evaluation.demo import DemoSettings, run_demo
 from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.resolve import DEFAULT_MODEL
 from ipr_fast.sampling.policies import random_patches
-from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.catalog import BoardTask
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 MANY, FEW = 512, 32  # samples of a demo
@@ -78,7 +78,7 @@ def run(
         positions = task.length if isinstance(task, TokenSudoku) else task.grid.num_patches
         count = MANY if positions <= 16 or device.type == "cuda" else FEW
     if clues is None:
-        with_clues = not isinstance(task, EvenPixels) and task.side == 9 and swap is None
+        with_clues = isinstance(task, BoardTask) and task.side == 9 and swap is None
         clues = (0, 26) if with_clues else (0, 0)
     settings = DemoSettings(count, iters, ratio, clues, run_options.seed, swap, calls or DemoSettings.calls)
     run_demo(task, denoiser, settings, out, say=print, progress=run_options.progress)

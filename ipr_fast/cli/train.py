@@ -50,6 +50,10 @@ def run(
     mnist: Annotated[
         str | None, option(FILES, "Folder of MNIST's original files: 28x28 cells in place of 8x8.", metavar="PATH")
     ] = None,
+    backgrounds: Annotated[
+        str | None,
+        option(FILES, "Folder of pictures behind the polygons, in place of paintings.", metavar="PATH"),
+    ] = None,
     resume: Annotated[
         bool, flag(FILES, "Continue from the checkpoint in --out, if any, with its settings.", "--resume")
     ] = False,
@@ -86,9 +90,9 @@ def run(
     outputs.check_no_folders([*(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION)), *results])
     options = given(network, training)
     if resume and (out / CHECKPOINT).exists():
-        plan = plan_resumed(out / CHECKPOINT, options, task_name, mnist, recipe)
+        plan = plan_resumed(out / CHECKPOINT, options, task_name, (mnist, backgrounds), recipe)
     else:
-        plan = plan_new(options, task_name, mnist, recipe, device.type, start)
+        plan = plan_new(options, task_name, (mnist, backgrounds), recipe, device.type, start)
     task, settings, config = plan.task, plan.settings, plan.config
     if recipe is not None and iters is not None and isinstance(task, TokenSudoku):
         raise ValueError(f"--iters is not a setting of the experiment on {task.name}, which plans by model calls")

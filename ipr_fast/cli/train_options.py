@@ -20,7 +20,8 @@ from ipr_fast.training.trainer import DTYPES, END, MAY_CHANGE, TrainSettings
 TRAINING = "Training"  # a panel of `--help`
 DEFAULTS = TrainSettings()
 DEFAULT_TASK = "digit-sudoku-4x4"
-MNIST = "-mnist"  # ends the name of a task with MNIST's digits
+# The end of a task's name, and the option that must be given again when its run is resumed.
+FOLDERS = {"-mnist": ("--mnist", "MNIST's digits"), "-pictures": ("--backgrounds", "pictures as backgrounds")}
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,16 @@ class Plan:
 def plan_new(
     options: dict[str, Any],
     task_name: str | None,
-    mnist: str | None,
+    folders: tuple[str | None, str | None],
     recipe: Recipe | None,
     device_type: str,
     start: StoredModel | None,
 ) -> Plan:
-    """Plan a new run. options: those that were given. start: the model whose weights and sizes it starts from."""
-    task = make_task(task_name or (recipe.task if recipe else DEFAULT_TASK), mnist)
+    """Plan a new run. options: those that were given. folders: of MNIST's files, and of pictures as backgrounds.
+
+    start: the model whose weights and sizes it starts from.
+    """
+    task = make_task(task_name or (recipe.task if recipe else DEFAULT_TASK), *folders)
     chosen: dict[str, Any] = {"steps": DEFAULTS.steps}
     if recipe is not None:
         chosen = {"steps": None, "minutes": recipe.minutes, **recipe.options(device_type)}
@@ -117,14 +121,18 @@ def plan_new(
 
 
 def plan_resumed(
-    checkpoint: Path, options: dict[str, Any], task_name: str | None, mnist: str | None, recipe: Recipe | None
+    checkpoint: Path,
+    options: dict[str, Any],
+    task_name: str | None,
+    folders: tuple[str | None, str | None],
+    recipe: Recipe | None,
 ) -> Plan:
     """Plan the rest of a run: it goes on with its checkpoint's settings.
 
     Raises ValueError for options that are not the checkpoint's, except for those that may change.
     """
     state = read_checkpoint(checkpoint)
-    task = _resumed_task(checkpoint, str(state.get("task")), task_name or (recipe.task if recipe else None), mnist)
+    task = _resumed_task(checkpoint, str(state.get("task")), task_name or (recipe.task if recipe else None), folders)
     fixed = {name: value for name, value in options.items() if name not in MAY_CHANGE}
     found = {"task": state.get("task"), **state["config"], **state["settings"]}
     checks.same_settings(checkpoint, found, {"task": task.name, **fixed})
@@ -141,11 +149,13 @@ def _end(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.get(name) for name in END} if options.keys() & set(END) else {}
 
 
-def _resumed_task(checkpoint: Path, found: str, name: str | None, mnist: str | None) -> KnownTask:
+def _resumed_task(checkpoint: Path, found: str, name: str | None, folders: tuple[str | None, str | None]) -> KnownTask:
     """Make the task that an option names, else the checkpoint's."""
-    if name is None and found.endswith(MNIST) and mnist is None:
-        raise ValueError(f"--mnist must be given: {checkpoint} is of a run with MNIST's digits")
-    own = found.removesuffix(MNIST)
+    own = found
+    for (suffix, (option_name, kind)), folder in zip(FOLDERS.items(), folders, strict=True):
+        if name is None and found.endswith(suffix) and folder is None:
+            raise ValueError(f"{option_name} must be given: {checkpoint} is of a run with {kind}")
+        own = own.removesuffix(suffix)
     if name is None and own not in TASKS:
         raise ValueError(f"{checkpoint}: the task must be one of {', '.join(TASKS)}, got {found}")
-    return make_task(name or own, mnist)
+    return make_task(name or own, *folders)

@@ -17,8 +17,7 @@ from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.outputs import check_no_folders, prepare_folder, write_json
 from ipr_fast.sampling.tokens import TokenSchedule
-from ipr_fast.tasks.catalog import KnownTask
-from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.catalog import BoardTask, KnownTask
 from ipr_fast.tasks.sudoku import BoardReport, DigitSudoku, clues_kept
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
@@ -100,7 +99,7 @@ def _swapped(task: KnownTask, settings: DemoSettings) -> Tensor | None:
     """Return the boards to start from, if not generated ones."""
     if settings.swapped is None:
         return None
-    if isinstance(task, EvenPixels):
+    if not isinstance(task, BoardTask):
         raise ValueError(f"swap: {task.name} has no cells to swap, got {settings.swapped} pairs")
     return swap_cells(task, valid_boards(task, settings.count, settings.seed), settings.swapped, settings.seed)
 
@@ -113,7 +112,7 @@ def _clues_kept(task: KnownTask, samples: Tensor, known: Tensor, known_values: T
 
 
 def _described(task: KnownTask, settings: DemoSettings) -> str:
-    if isinstance(task, EvenPixels):
+    if not isinstance(task, BoardTask):
         return f"{task.name}, {task.grid.width}x{task.grid.height} pixels"
     low, high = settings.clues
     clues = "no clues" if high == 0 else f"{low} to {high} clues"
@@ -139,7 +138,7 @@ def _write_output(
     shown = sorted({0, *(i for i in PICTURED_ITERATIONS if i < last), last})
     title = f"{many(settings.count, task.noun)}, alpha = {settings.ratio:g}"
     first = "one pass" if settings.swapped is None else "swapped"
-    if not isinstance(task, EvenPixels):
+    if isinstance(task, BoardTask):
         boards = [report for report in trajectory.reports if isinstance(report, BoardReport)]
         violating = torch.stack([report.violating_cells for report in boards]).cpu()
         draw_boards = plots.plot_grids if isinstance(task, TokenSudoku) else plots.plot_boards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipr_fast.sampling.patches import Grid
 from ipr_fast.sampling.tokens import Vocabulary
+from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES
 from ipr_fast.tasks.sudoku import DigitSudoku
@@ -11,22 +12,32 @@ from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 DIGIT_SUDOKU = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
 TOKEN_SUDOKU = {f"token-sudoku-{side}x{side}": side for side in SIDES}
-TASKS = (*DIGIT_SUDOKU, EvenPixels.name, *TOKEN_SUDOKU)
-ImageTask = DigitSudoku | EvenPixels
+TASKS = (*DIGIT_SUDOKU, EvenPixels.name, CountingPolygons.name, *TOKEN_SUDOKU)
+BoardTask = DigitSudoku | TokenSudoku  # of cells: there may be clues, and cells that are swapped
+ImageTask = DigitSudoku | EvenPixels | CountingPolygons
 KnownTask = ImageTask | TokenSudoku
 
 
-def make_task(name: str, mnist: str | None = None) -> KnownTask:
+def make_task(
+    name: str, mnist: str | None = None, backgrounds: str | None = None, classifier: str | None = None
+) -> KnownTask:
     """Make a task by its name. mnist: the folder of MNIST's files, for boards of 28x28 cells.
 
-    Raises ValueError for an unknown name, and for `mnist` with a task that has no digits.
+    backgrounds, classifier: folders for Counting Polygons, see there. Raises ValueError for an unknown name and for a
+    folder that the task has no use for.
     """
+    if name in TASKS and name != CountingPolygons.name:
+        for what, folder in (("backgrounds", backgrounds), ("classifier", classifier)):
+            if folder is not None:
+                raise ValueError(f"{what}: {name} has none")
     if name in DIGIT_SUDOKU:
         return DigitSudoku(DIGIT_SUDOKU[name], mnist)
     if name not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {name!r}")
     if mnist is not None:
         raise ValueError(f"mnist: {name} has no digit images")
+    if name == CountingPolygons.name:
+        return CountingPolygons(backgrounds, classifier)
     return TokenSudoku(TOKEN_SUDOKU[name]) if name in TOKEN_SUDOKU else EvenPixels()
 
 
@@ -36,10 +47,10 @@ def task_of(grid: Grid, mnist: str | None = None) -> ImageTask:
     task: ImageTask
     if channels == 1 and grid.grid_shape == (side, side) and side in SIDES:
         task = DigitSudoku(side, mnist)
-    elif channels == 3 and len(grid.sample_shape) == 3 and mnist is None:
-        task = EvenPixels()
     elif channels == 3 and len(grid.sample_shape) == 3:
-        raise ValueError(f"mnist: {EvenPixels.name} has no digit images")
+        task = CountingPolygons() if grid.sample_shape[1] == CountingPolygons.side else EvenPixels()
+        if mnist is not None:
+            raise ValueError(f"mnist: {task.name} has no digit images")
     else:
         raise ValueError(f"model: no task has samples {grid.sample_shape}; the tasks are {', '.join(TASKS)}")
     if task.grid != grid:

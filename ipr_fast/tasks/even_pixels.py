@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.sampling.patches import PatchGrid
+from ipr_fast.tasks.hues import of_hue, to_hsv
 
 SIZE, PATCH = 32, 4
 SATURATION, VALUE = 1.0, 0.7
@@ -72,34 +73,20 @@ class HueJudge:
 
     def __call__(self, images: Tensor) -> EvenPixelsReport:
         """Judge images (B, 3, H, W), clamped to [-1, 1]."""
-        hue, saturation, value = _hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
+        hue, saturation, value = to_hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
         imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
         return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))
 
 
 def colours(hue: Tensor) -> Tensor:
     """Convert hues (B, n) in [0, 1) to the task's colours (B, 3, n) in [-1, 1]."""
-    sector = 6 * hue[:, None] + 4 * torch.arange(3, device=hue.device)[:, None]  # red, green, blue
-    pure = ((sector % 6 - 3).abs() - 1).clamp(0, 1)
-    return 2 * VALUE * (1 - SATURATION * (1 - pure)) - 1
+    return 2 * of_hue(hue, SATURATION, VALUE) - 1
 
 
 def _deviation(values: Tensor) -> Tensor:
     """Return the standard deviation of each row of values (B, n): (B,) float32, computed in float64."""
     values = values.double()
     return (values - values.mean(1, keepdim=True)).square().mean(1).sqrt().float()
-
-
-def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Convert colours (B, 3, n) to hue, saturation and value (B, n), in [0, 1]; the hue of grey is 0."""
-    red, green, blue = rgb.unbind(1)
-    value, spread = rgb.amax(1), rgb.amax(1) - rgb.amin(1)
-    safe = torch.where(spread > 0, spread, 1.0)
-    hue = torch.where(value == red, (green - blue) / safe, 0.0)
-    hue = torch.where(value == green, 2 + (blue - red) / safe, hue)
-    hue = torch.where(value == blue, 4 + (red - green) / safe, hue)
-    hue = torch.where(spread > 0, hue / 6 % 1, 0.0)
-    return hue, torch.where(spread > 0, spread / torch.where(value > 0, value, 1.0), 0.0), value
 
 
 def _histogram(hue: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.models.token_transformer_config import TokenTransformerConfig
 from ipr_fast.tasks.base import Task
+from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import box_side
 from ipr_fast.tasks.sudoku import DigitSudoku
@@ -28,7 +29,7 @@ TrainedConfig = PatchTransformerConfig | TokenTransformerConfig
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
 SOLVER: dict[str, Any] = {"width": 128, "depth": 6, "num_heads": 8}  # 1.4 million weights, for 9x9 boards of tokens
-EVEN_PIXELS_SCHEDULE = (30, 0.9)  # Kang et al. 2026
+EVEN_PIXELS_SCHEDULE, POLYGONS_SCHEDULE = (30, 0.9), (10, 0.9)  # Kang et al. 2026
 EVEN_PIXELS_HEAD = 16  # hidden units of the pixels' network; one would do for a known pair of colours
 
 
@@ -41,6 +42,8 @@ def config_of(task: Task) -> TrainedConfig:
         return _of_boards(task)
     if isinstance(task, EvenPixels):
         return _of_even_pixels(task)
+    if isinstance(task, CountingPolygons):
+        return _of_polygons(task)
     if isinstance(task, TokenSudoku):
         return _of_token_boards(task)
     raise ValueError(f"task {task.name}: must have a `config`, that of its network")
@@ -106,4 +109,11 @@ def _of_even_pixels(task: EvenPixels) -> PatchTransformerConfig:
         generate_schedule=schedule,
         refine_schedule=schedule,
         **LARGE,
+    )
+
+
+def _of_polygons(task: CountingPolygons) -> PatchTransformerConfig:
+    grid, schedule = task.grid, POLYGONS_SCHEDULE
+    return PatchTransformerConfig(
+        grid.channels, grid.height, grid.patch_size, generate_schedule=schedule, refine_schedule=schedule, **LARGE
     )

@@ -175,6 +175,7 @@ def test_a_resumed_run_may_end_elsewhere(begin, unfinished):
         (["--recipe", "digit-sudoku-9x9"], "task even-pixels (now digit-sudoku-9x9)"),
         (["--seed", 1, "--width", 96], "width 48 (now 96), seed 5 (now 1)"),
         (["--mnist", "absent"], "mnist: even-pixels has no digit images"),
+        (["--backgrounds", "absent"], "backgrounds: even-pixels has none"),
     ],
 )
 def test_another_run_is_not_resumed(begin, unfinished, capsys, options, said):
@@ -187,6 +188,7 @@ def test_another_run_is_not_resumed(begin, unfinished, capsys, options, said):
     ("change", "said"),
     [
         ({"task": "digit-sudoku-4x4-mnist"}, "--mnist must be given: "),
+        ({"task": "counting-polygons-pictures"}, "--backgrounds must be given: "),
         ({"task": "stripes"}, "checkpoint.pt: the task must be one of digit-sudoku-4x4, digit-sudoku-9x9, even-pixels"),
         ({"settings": {"colour": 3}}, "checkpoint.pt: not a checkpoint of this version"),
         ({"config": '{"colour": 3}'}, "checkpoint.pt: not a checkpoint of this version"),

@@ -9,7 +9,7 @@ from ipr_fast.evaluation.arms import Arm
 from ipr_fast.evaluation.scale.plan import Comparison, Plan, plan_names, read_plan
 
 NAMES = [
-    *("ablation-noise", "ablation-ratio", "ablation-region", "compute-matched"),
+    *("ablation-noise", "ablation-ratio", "ablation-region", "compute-matched", "counting-polygons"),
     *("even-pixels", "sudoku-corrupted", "sudoku-hard"),
 ]
 OWN = """
@@ -44,10 +44,10 @@ def test_the_experiments_of_the_paper_come_with_the_package():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_experiment_of_the_package_runs_on_a_bundled_model_with_five_seeds(name):
+def test_an_experiment_of_the_package_runs_on_a_bundled_or_published_model_with_five_seeds(name):
     plan = read_plan(name)
     assert plan.name == name
-    assert plan.model in ipr_fast.bundled_models()
+    assert plan.model in ipr_fast.bundled_models() or plan.config in ipr_fast.models.PRESETS
     assert len(plan.seeds) == 5
     assert plan.comparisons
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan

@@ -6,10 +6,11 @@ import pytest
 
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.catalog import TASKS, make_task, task_of
+from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku
 
-IMAGE_TASKS = ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels")
+IMAGE_TASKS = ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels", "counting-polygons")
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_tasks_are_what_their_names_say():
         ("board", "valid"),
         ("board", "valid"),
         ("image", "balanced"),
+        ("image", "consistent"),
         ("board", "valid"),
         ("board", "valid"),
     ]
@@ -70,6 +72,15 @@ def test_even_pixels_take_no_digits(mnist):
         make_task("even-pixels", mnist)
     with pytest.raises(ValueError, match="mnist: even-pixels has no digit images"):
         task_of(EvenPixels().grid, mnist)
+    with pytest.raises(ValueError, match="mnist: counting-polygons has no digit images"):
+        task_of(CountingPolygons().grid, mnist)
+
+
+def test_backgrounds_are_of_polygons_alone(tmp_path):
+    with pytest.raises(ValueError, match="backgrounds: even-pixels has none"):
+        make_task("even-pixels", backgrounds=str(tmp_path))
+    with pytest.raises(ValueError, match="backgrounds: no picture"):
+        make_task("counting-polygons", backgrounds=str(tmp_path))
 
 
 @pytest.mark.parametrize(

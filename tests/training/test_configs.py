@@ -9,6 +9,7 @@ import torch
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig, TokenTransformerConfig
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.catalog import TASKS, make_task
+from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.tasks.token_sudoku import TokenSudoku
@@ -26,7 +27,7 @@ def test_a_tasks_network_has_its_samples(name):
 
 
 def test_the_networks_of_the_tasks():
-    small, large, even, small_tokens, tokens = (config_of(make_task(name)) for name in TASKS)
+    small, large, even, polygons, small_tokens, tokens = (config_of(make_task(name)) for name in TASKS)
     assert small == PatchTransformerConfig(channels=1, image_size=32, patch_size=8, box_size=2)
     size = {"width": 256, "depth": 9, "num_heads": 8}
     assert large == PatchTransformerConfig(channels=1, image_size=72, patch_size=8, box_size=3, **size)
@@ -35,6 +36,8 @@ def test_the_networks_of_the_tasks():
     assert small_tokens == TokenTransformerConfig(vocabulary_size=5, mask_id=0, rows=4, columns=4, box_size=2)
     plan = {"generate_schedule": (30, 0.9), "refine_schedule": (30, 0.9)}
     assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, pixel_width=16, **size, **plan)
+    plan = {"generate_schedule": (10, 0.9), "refine_schedule": (10, 0.9)}
+    assert polygons == PatchTransformerConfig(channels=3, image_size=128, patch_size=8, **size, **plan)
 
 
 def test_a_task_may_bring_its_own_network():
@@ -51,7 +54,7 @@ def test_a_task_of_ones_own_needs_a_network():
 
 
 def test_only_large_boards_models_begin_with_other_heads():
-    for task in (DigitSudoku(4), DigitSudoku(9), EvenPixels(), TokenSudoku(4), TokenSudoku(9)):
+    for task in (DigitSudoku(4), DigitSudoku(9), EvenPixels(), CountingPolygons(), TokenSudoku(4), TokenSudoku(9)):
         torch.manual_seed(0)
         model = make_network(config_of(task))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -13,7 +13,7 @@ from ipr_fast.training.trainer import TrainSettings
 
 
 def test_the_recipes():
-    assert recipe_names() == ["digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9"]
+    assert recipe_names() == ["counting-polygons", "digit-sudoku-9x9", "even-pixels", "token-sudoku-9x9"]
 
 
 @pytest.mark.parametrize("device_type", ["cuda", "cpu"])
@@ -48,7 +48,7 @@ def test_a_bad_recipe_is_refused(tmp_path, monkeypatch, text, problem):
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match=r"recipe must be one of digit-sudoku-9x9, .*, got '\.\./x'"):
+    with pytest.raises(ValueError, match=r"recipe must be one of counting-polygons, .*, got '\.\./x'"):
         read_recipe("../x")
 
 

@@ -15,14 +15,14 @@ from ipr_fast.evaluation import plots
 from ipr_fast.evaluation.scale.folder import RunFolder
 from ipr_fast.evaluation.scale.plan import Plan
 from ipr_fast.evaluation.scale.summary import kept_samples
-from ipr_fast.tasks.catalog import KnownTask, make_task
-from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.catalog import BoardTask, KnownTask, make_task
 from ipr_fast.tasks.sudoku import BoardReport
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 COLOURS = ("#1a7f37", "#0969da", "#bc4c00", "#8250df", "#bf3989", "#57606a", "#9a6700", "#116329")
 MARKERS = "os^DvPX*"
 FIXED, BROKEN = 4, 2  # most samples of a gallery
+MEASURE_WORDS = {"imbalance": "surplus pixels"}
 
 
 def curves(summary: dict[str, Any], x: str, label: str) -> bytes:
@@ -63,21 +63,20 @@ def gallery(folder: RunFolder, arm: str, scratch: Path) -> tuple[str, bytes] | N
     found, fixed = _chosen(folder, arm)
     if not found:
         return None
-    task = make_task(plan.task, plan.mnist)
+    task = make_task(plan.task, plan.mnist, classifier=plan.classifier)
     shown = plan.iterations(plan.arm(arm))
     images = _dense(found, shown, task, plan)
     judge = task.judge()
     reports = {r: judge(images[r]) for r in shown}
     first = "start" if plan.arm(arm).swapped is None else "swapped"
     chosen = range(len(found))
-    if isinstance(task, EvenPixels):
-        good, surplus = (
-            torch.zeros(images.shape[:2], dtype=torch.bool, device="cpu"),
-            torch.zeros(images.shape[:2], device="cpu"),
-        )
+    if not isinstance(task, BoardTask):
+        good = torch.zeros(images.shape[:2], dtype=torch.bool, device="cpu")
+        distance = torch.zeros(images.shape[:2], device="cpu")
         for r, report in reports.items():
-            good[r], surplus[r] = report.good, next(iter(report.measures().values())).float()
-        plots.plot_images(scratch, images, good, ("surplus pixels", surplus), shown, chosen)
+            name, values = next(iter(report.measures().items()))
+            good[r], distance[r] = report.good, values.float()
+        plots.plot_images(scratch, images, good, (MEASURE_WORDS.get(name, name), distance), shown, chosen)
     else:
         violating = torch.zeros(*images.shape[:2], task.side, task.side, dtype=torch.bool, device="cpu")
         for r, report in reports.items():

@@ -12,6 +12,7 @@ from ipr_fast import checks
 from ipr_fast.evaluation.arms import Arm
 from ipr_fast.evaluation.report import SHOWN_ITERATIONS
 from ipr_fast.tasks.catalog import TASKS
+from ipr_fast.tasks.counting_polygons import CountingPolygons
 
 FOLDER = Path(__file__).parent / "experiments"
 MOST_CHAINS, MOST_SEED = 2**32, 2**31
@@ -32,7 +33,8 @@ class Plan:
 
     batch: chains of a shard. model: a bundled name, a file or a hub id; config: the preset of a published checkpoint.
     mnist: folder of MNIST's files, for boards of 28x28 cells. clues: given cells a board, in digit images that no model
-    has seen; each board's number is uniform in clues[0]..clues[1]. recorded: iterations after which samples are judged,
+    has seen; each board's number is uniform in clues[0]..clues[1]. classifier: folder of the benchmark's classifier of
+    polygons, which then judges. recorded: iterations after which samples are judged,
     beside 0 and an arm's last. kept: chains of each seed whose samples are stored.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     kept: int = 64
     config: str | None = None
     mnist: str | None = None
+    classifier: str | None = None
 
     def __post_init__(self) -> None:
         checks.integer("samples", self.samples, 1, MOST_CHAINS)
@@ -57,8 +60,11 @@ class Plan:
         checks.integer("kept", self.kept, 0)
         for seed in _listed("seeds", self.seeds):
             checks.integer("seeds", seed, 0, MOST_SEED - 1)
-        if not isinstance(self.title, str) or not isinstance(self.mnist, str | None):
-            raise ValueError(f"title and mnist must be text, got {self.title!r} and {self.mnist!r}")
+        for field in ("title", "mnist", "classifier"):
+            if not isinstance(getattr(self, field), str if field == "title" else str | None):
+                raise ValueError(f"{field} must be text, got {getattr(self, field)!r}")
+        if self.classifier is not None and self.task != CountingPolygons.name:
+            raise ValueError(f"classifier: {self.task} has none")
         for field in ("recorded", "clues"):
             for value in _listed(field, getattr(self, field)):
                 checks.integer(field, value, 0)

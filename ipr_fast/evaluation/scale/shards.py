@@ -23,8 +23,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.tasks.base import Judge, Report
-from ipr_fast.tasks.catalog import KnownTask
-from ipr_fast.tasks.even_pixels import EvenPixels
+from ipr_fast.tasks.catalog import BoardTask, KnownTask, make_task
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ class Worker:
         self.task: KnownTask = task_for(model, plan.mnist)
         if self.task.name.removesuffix("-mnist") != plan.task:
             raise ValueError(f"model {plan.model} makes samples of {self.task.name}, but the task is {plan.task}")
-        if isinstance(self.task, EvenPixels) and (
+        if not isinstance(self.task, BoardTask) and (
             plan.clues != (0, 0) or any(a.swapped is not None for a in plan.arms)
         ):
             raise ValueError(f"{plan.task} has no cells: there can be no clues and no swapped cells")
-        self.judge: Judge = self.task.judge()
+        self.judge: Judge = make_task(plan.task, plan.mnist, classifier=plan.classifier).judge()
         one = Chains(model, self.judge, torch.zeros(1, dtype=torch.int64, device="cpu"), seed=0)
         for arm in plan.arms:
             one.costs(arm, 0)  # makes the schedules
@@ -113,7 +112,7 @@ class Worker:
         chains.follow(arm, watch, frozenset(self.plan.iterations(arm)))
 
     def _valid_boards(self, shard: Shard) -> Tensor:
-        assert not isinstance(self.task, EvenPixels)
+        assert isinstance(self.task, BoardTask)
         return self._boards(shard, (self.task.side**2,) * 2).values
 
     def _boards(self, shard: Shard, clues: tuple[int, int]) -> Given:

@@ -1,0 +1,197 @@
+"""The task of Counting Polygons: what its images show, and what its judge says of them."""
+
+import re
+
+import pytest
+import torch
+
+from ipr_fast.evaluation.intervals import share_of
+from ipr_fast.tasks.counting_polygons import CountingPolygons, PolygonsJudge, _report
+from ipr_fast.tasks.polygons.drawing import VALUE
+from ipr_fast.tasks.polygons.objects import find_objects
+from ipr_fast.tasks.polygons.reader import OTHER, POLYGONS, ObjectReader, held_out_accuracy
+from ipr_fast.tasks.polygons.train_reader import measure, spoiled, true_counts
+
+TASK = CountingPolygons()
+JUDGE = TASK.judge()
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------------------------------------- the samples
+
+
+def test_samples_fit_the_tasks_grid_and_follow_the_generator():
+    draw = [TASK.sample(3, seeded(seed)) for seed in (0, 0, 1)]
+    assert draw[0].shape[1:] == TASK.grid.sample_shape == (3, 128, 128)
+    assert TASK.grid.num_patches == 256
+    assert draw[0].dtype == torch.float32
+    assert draw[0].abs().max() <= 1
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert TASK.sample(0, seeded(0)).shape == (0, 3, 128, 128)
+
+
+def test_numbers_are_uniform_and_the_digits_say_them():
+    """Hoeffding: of 2,000 images, a share is off by 0.065 with probability 1e-7."""
+    vertices, polygons, numbers = [], [], []
+    for seed in range(4):
+        scene = TASK.sample_with_scenes(500, seeded(seed))[1]
+        first, there = scene.vertices[:, 0], scene.vertices > 0
+        assert ((scene.vertices == first[:, None]) | ~there).all()
+        vertices.append(first), polygons.append(scene.polygons), numbers.append(scene.numbers)
+    vertices, polygons, numbers = map(torch.cat, (vertices, polygons, numbers))
+    assert torch.equal(numbers, torch.stack([polygons, vertices], dim=1))
+    for values, low, high in ((polygons, 1, 9), (vertices, 3, 7)):
+        shares = values.bincount(minlength=high + 1)[low:].double() / len(values)
+        assert len(shares) == high - low + 1
+        assert (shares - 1 / len(shares)).abs().max() < 0.065
+    together = (vertices - 3) * 9 + polygons - 1
+    assert (together.bincount(minlength=45).double() / 2000 - 1 / 45).abs().max() < 0.065
+
+
+def test_every_polygon_has_the_objects_colour_in_its_middle():
+    images, scene = TASK.sample_with_scenes(40, seeded(5))
+    for image, vertices, centres in zip((images + 1) / 2, scene.vertices, scene.centres[:, 2:], strict=True):
+        x, y = centres[vertices > 0].long().unbind(1)
+        colours = image[:, y, x]
+        assert torch.equal(colours, colours[:, :1].expand_as(colours))
+        assert colours.amin(0) == pytest.approx(0, abs=1e-6)
+        assert colours.amax(0) == pytest.approx(int(255 * VALUE) / 255, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ the judge
+
+
+def test_images_are_judged_consistent_and_their_numbers_read():
+    images, scene = TASK.sample_with_scenes(200, seeded(6))
+    report = JUDGE(images)
+    exact = (JUDGE.count(images) == true_counts(scene)).all(1)
+    assert share_of(int(exact.sum()), 200).low > 0.95
+    assert torch.equal(report.good[exact], torch.ones_like(report.good[exact]))
+    assert torch.equal(report.polygons[exact], scene.polygons[exact])
+    assert torch.equal(report.vertices[exact], scene.vertices[exact, 0])
+    assert torch.equal(report.numbers[exact], scene.numbers.sort(1).values[exact])
+    assert {name: values.dtype for name, values in report.measures().items()} == {
+        "mismatch": torch.int64,
+        "odd_polygons": torch.int64,
+        "strays": torch.int64,
+    }
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.0, 0.98), (0.1, 0.9)])
+def test_verdicts_on_images_of_which_half_are_spoiled(noise, least):
+    """The lower end of the 95 % interval, over images that neither training nor its own measurement has seen."""
+    found = measure(None, 256, seeded(7), noise)
+    assert share_of(round(256 * found["verdicts"]), 256).low > least
+    assert found["verdicts"] + found["false_good"] + found["false_bad"] == pytest.approx(1)
+
+
+def test_the_note_says_the_stored_accuracy():
+    stored = held_out_accuracy()
+    assert stored["images"] == 1024
+    assert share_of(round(stored["images"] * stored["verdicts"]), stored["images"]).low > 0.99
+    right, images = re.search(r"right on ([\d,]+) of ([\d,]+) held-out images", JUDGE.note).groups()
+    assert int(images.replace(",", "")) == stored["images"]
+    assert int(right.replace(",", "")) == round(stored["images"] * stored["verdicts"])
+    assert "your own" in PolygonsJudge(ObjectReader()).note
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_wrong_digit_is_judged_wrong(which):
+    scene = TASK.sample_with_scenes(64, seeded(8))[1]
+    numbers = scene.numbers.clone()
+    numbers[:, which] = numbers[:, which] % 9 + 1
+    changed = scene._replace(numbers=numbers)
+    images = TASK.draw(changed, seeded(9))
+    report, exact = JUDGE(images), (JUDGE.count(images) == true_counts(changed)).all(1)
+    swapped = (numbers.flip(1) == scene.numbers).all(1)  # 4 triangles that say 4 and 3 in the other order
+    assert not report.numbers_match[exact & ~swapped].any()
+    assert report.uniform[exact].all()
+    assert report.mismatch[exact & ~swapped].min() >= 1
+    assert exact.float().mean() > 0.95
+
+
+def test_one_polygon_of_other_vertices_is_seen():
+    scene = TASK.sample_with_scenes(64, seeded(10))[1]
+    scene = scene._replace(vertices=scene.vertices.clone())
+    scene.vertices[:, 0] = (scene.vertices[:, 0] - 2) % 5 + 3
+    images = TASK.draw(scene, seeded(11))
+    report, exact = JUDGE(images), (JUDGE.count(images) == true_counts(scene)).all(1)
+    several = exact & (scene.polygons > 1)
+    assert not report.uniform[several].any()
+    assert (report.odd_polygons[several] == 1).all()
+    assert report.uniform[exact & (scene.polygons == 1)].all()
+
+
+def test_spoiled_scenes_are_half_of_them():
+    """Spoiled in three of six ways; some of the changes say the same in the other order, or leave one polygon."""
+    scene = TASK.sample_with_scenes(600, seeded(12))[1]
+    changed, good = spoiled(scene, seeded(13))
+    same = (changed.numbers == scene.numbers).all(1) & (changed.vertices == scene.vertices).all(1)
+    assert good[same].all()
+    assert 0.4 < good.float().mean() < 0.65
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 3, 128, 128), torch.randn(3, 3, 128, 128, generator=seeded(0))])
+def test_greys_and_noise_are_not_good(images):
+    report = JUDGE(images)
+    assert not report.good.any()
+    assert (report.mismatch == 9).all()
+
+
+def test_no_images_have_an_empty_report():
+    report = JUDGE(torch.zeros(0, 3, 128, 128))
+    assert [len(field) for field in report] == [0] * len(report)
+
+
+def test_a_report_does_not_depend_on_the_batch():
+    images = TASK.sample(5, seeded(14))
+    together, counts = JUDGE(images), JUDGE.count(images)
+    for i, image in enumerate(images):
+        assert torch.equal(JUDGE.count(image[None])[0], counts[i])
+        assert JUDGE(image[None]).good[0] == together.good[i]
+
+
+def counted(polygons=(), digits=(), others=0):
+    counts = torch.zeros(1, OTHER + 1, dtype=torch.int64)
+    for vertices in polygons:
+        counts[0, vertices - 3] += 1
+    for digit in digits:
+        counts[0, POLYGONS + digit - 1] += 1
+    counts[0, OTHER] = others
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("polygons", "digits", "others", "match", "uniform", "mismatch", "odd"),
+    [
+        ([5, 5], (2, 5), 0, True, True, 0, 0),
+        ([5, 5], (5, 2), 3, True, True, 0, 0),
+        ([4, 4, 4, 4], (4, 4), 0, True, True, 0, 0),
+        ([4, 4, 4, 4], (4,), 0, False, True, 9, 0),
+        ([4, 4, 4], (4, 3, 3), 0, False, True, 9, 0),
+        ([3], (3, 2), 0, False, True, 1, 0),
+        ([3, 3, 7], (3, 3), 0, True, False, 0, 1),
+        ([6, 7], (2, 6), 0, True, False, 0, 1),  # of equals the fewer vertices
+        ([6, 7], (2, 7), 0, False, False, 1, 1),
+        ([], (1, 3), 0, False, False, 4, 0),
+        ([], (), 5, False, False, 9, 0),
+        ([3] * 12, (3, 9), 0, False, True, 3, 0),
+    ],
+)
+def test_reports_of_counts(polygons, digits, others, match, uniform, mismatch, odd):
+    report = _report(counted(polygons, digits, others))
+    assert (report.numbers_match.item(), report.uniform.item()) == (match, uniform)
+    assert (report.mismatch.item(), report.odd_polygons.item(), report.strays.item()) == (mismatch, odd, others)
+    assert report.polygons.item() == len(polygons)
+    assert report.good.item() == (match and uniform)
+
+
+def test_objects_of_every_image_are_found():
+    """Every object is one connected area; 150 images have a thousand objects."""
+    images, scene = TASK.sample_with_scenes(150, seeded(15))
+    found = find_objects(images).there.sum(1)
+    assert (found == scene.polygons + 2).float().mean() > 0.98
