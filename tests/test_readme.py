@@ -10,12 +10,17 @@ import typer
 
 import ipr_fast
 from ipr_fast.evaluation.report import report
+from ipr_fast.evaluation.scale.plan import plan_names
+from ipr_fast.evaluation.scale.readme import read_summary, results_section
+from ipr_fast.evaluation.scale.report import summary_markdown
 from ipr_fast.sampling.tokens import ORDERS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+SCALE = RESULTS / "scale"
 FOLDERS = [*sorted(path.parent for path in ROOT.glob("ipr_fast/*/README.md")), ROOT / "kernels", ROOT / "bench"]
 READMES = [ROOT, *FOLDERS, ROOT / "profiling"]
+NESTED = [ROOT / "ipr_fast" / "evaluation" / "scale", SCALE]
 
 
 def text(folder: str | Path) -> str:
@@ -131,7 +136,7 @@ def test_the_top_readme_is_short():
     assert len(text(".").splitlines()) <= 200
 
 
-@pytest.mark.parametrize("folder", READMES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*READMES, *NESTED], ids=lambda folder: folder.relative_to(ROOT).as_posix())
 def test_files_and_links_exist(folder):
     readme = text(folder)
     titles = {
@@ -148,7 +153,7 @@ def test_files_and_links_exist(folder):
         assert path in TO_BE_WRITTEN or (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*FOLDERS, *NESTED], ids=lambda folder: folder.relative_to(ROOT).as_posix())
 def test_a_folders_readme_names_its_files_and_only_those(folder):
     """Every file of the folder, in its table; files of other folders are named with theirs."""
     readme = text(folder)
@@ -173,7 +178,7 @@ def test_the_table_of_folders_is_complete():
 def test_tables_of_results_quote_those_of_the_folders():
     quoted = [line for line in text(".").splitlines() if re.match(r"\| .*\d \[", line)]
     sources = [*text("ipr_fast/evaluation").splitlines(), *text("bench").splitlines()]
-    assert len(quoted) >= 10
+    assert len(quoted) >= 4
     assert {row.rstrip(" |") for row in quoted} <= {row.rstrip(" |") for row in sources}  # without empty last columns
 
 
@@ -250,6 +255,23 @@ def test_the_words_on_diversity_are_the_committed_ones():
 
 def test_the_table_of_initialisations_is_the_committed_one():
     assert report(measured("initialisation.json")) in text("ipr_fast/training")
+
+
+def test_the_results_of_experiments_are_those_of_their_reports():
+    """What `ipr-fast report $(ls -r bench/results/scale/*.json) --readme README.md` writes, and of the folder's own."""
+    summaries = [read_summary(path) for path in sorted(SCALE.glob("*.json"), reverse=True)]
+    names = {summary["experiment"] for summary in summaries}
+    assert {path.stem for path in SCALE.glob("*.json")} == names <= set(plan_names())
+    assert len(names) >= 6
+    assert f"<!-- results -->\n{results_section(summaries)}\n<!-- /results -->" in text(".")
+    for summary in summaries:
+        name = summary["experiment"]
+        assert f"<!-- {name} -->\n{summary_markdown(summary)}\n<!-- /{name} -->" in text(SCALE)
+        assert f"ipr-fast evaluate {name} --count {summary['samples']} --out " in text(SCALE)
+        assert (SCALE / f"{name}-iterations.png").exists()
+        assert summary["shards"][0] == summary["shards"][1]
+        assert summary["seeds"] == [0, 1, 2, 3, 4]
+        assert summary["outside_engine"] <= 0.03
 
 
 def test_the_results_of_bench_are_made_of_the_committed_measurements():

@@ -37,7 +37,17 @@ def write_results(readme: Path, summaries: Sequence[dict[str, Any]]) -> None:
 
 def results_section(summaries: Sequence[dict[str, Any]]) -> str:
     """Format all experiments as one Markdown table: a row for each arm that is compared, with its first comparison."""
-    titles = ["experiment", "arm", "samples", "NFE", "good before", "good after", "gain", "fixed / broken"]
+    titles = [
+        "experiment",
+        "arm",
+        "samples",
+        "iterations",
+        "NFE",
+        "good before",
+        "good after",
+        "gain",
+        "fixed / broken",
+    ]
     rows = [row for summary in summaries for row in _rows(summary)]
     return f"{table_lines(Table(titles, rows))}\n\n{_notes(summaries)}"
 
@@ -56,6 +66,7 @@ def _rows(summary: dict[str, Any]) -> list[list[str]]:
                 "" if rows else f"`{summary['experiment']} --count {summary['samples']}`",
                 name,
                 f"{last['samples']:,}",
+                f"{last['iteration']:,}",
                 f"{last['model_calls']:,.0f}",
                 f"{100 * before['share'][0]:.1f} %",
                 Estimate(*last["share"]).percent(),
