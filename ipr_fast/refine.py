@@ -100,6 +100,7 @@ def refine_batch(
     first_iteration = checks.integer("first_iteration", first_iteration, 1)
     sampling = space.sampling(schedule, "refine_schedule", stochasticity, temperature, seed, noise)
     arguments.counters(space.grid, sampling, first_iteration, iters)
+    resolve.check_tables(sampling, space.grid.num_patches)
     free = arguments.free_patches(known, len(x), space.grid, x.device)
     ids = arguments.chain_ids(chain_ids, len(x), x.device)
     backend, max_chains = resolve.backend_on(x.device, backend), resolve.chains_at_a_time(max_chains)
@@ -166,6 +167,7 @@ def generate_batch(
     contract.model_device(model, device)
     sampling = space.sampling(schedule, "generate_schedule", stochasticity, temperature, seed, "random")
     arguments.counters(space.grid, sampling, 0, 1)
+    resolve.check_tables(sampling, space.grid.num_patches)
     check_callback(callback)
     if guidance is not None:
         check_guidance(guidance, sampling.schedule)

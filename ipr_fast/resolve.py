@@ -36,6 +36,7 @@ from ipr_fast.spaces import Space, TokenSpace
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
 SMALL_BYTES = 2**28  # samples that are not compared with free memory
+TABLE_BYTES = 13  # of a number in a schedule's table, while it is made: three of four bytes, and a bool
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,19 @@ def chains_at_a_time(max_chains: object) -> int | str:
         return checks.integer("max_chains", max_chains, 1)
     except ValueError as error:
         raise ValueError(f'max_chains must be "auto" or an int >= 1, got {max_chains!r}') from error
+
+
+def check_tables(sampling: Sampling | TokenSampling, num_patches: int) -> None:
+    """Raise ValueError if the schedule's table of starts, for every number of active patches, does not fit into memory.
+
+    It has N + 1 rows of N numbers. Tokens have none.
+    """
+    needed, cpu = TABLE_BYTES * num_patches * (num_patches + 1), torch.device("cpu")
+    if isinstance(sampling, Sampling) and needed > SMALL_BYTES and needed > memory.available_bytes(cpu):
+        raise ValueError(
+            f"model: the schedule of {num_patches} patches takes {memory.binary(needed)} on {cpu}, which has "
+            f"{memory.binary(memory.available_bytes(cpu))} left; use larger patches"
+        )
 
 
 def check_memory(name: str, count: int, num_bytes: int, device: torch.device) -> None:

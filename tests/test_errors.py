@@ -7,7 +7,7 @@ import torch
 from small_models import Network
 
 import ipr_fast
-from ipr_fast import PatchGrid, Prediction, Schedule, files, random_patches
+from ipr_fast import PatchGrid, Prediction, Schedule, files, random_patches, resolve
 from ipr_fast.errors import BrokenExtra, MissingExtra
 from ipr_fast.evaluation import plots
 from ipr_fast.models.files import sources
@@ -134,6 +134,25 @@ def test_more_patches_than_the_counters_hold_are_refused():
 
     with pytest.raises(ValueError, match="at most 65536 patches can be counted, got 65792"):
         ipr_fast.refine_batch(torch.zeros(1, 1, 257, 256), random_patches(), 1, model=Wide(), schedule=Schedule(1, 1.0))
+
+
+def test_more_numbers_in_a_patch_than_the_counters_hold_are_refused():
+    class Large(Forbidden):
+        grid = PatchGrid.of((1, 2, 2**15, 2**15), (2, 2**15, 2**15))
+
+    with pytest.raises(ValueError, match="model: at most 1073741824 numbers a patch can be counted, got 2147483648"):
+        ipr_fast.generate_batch(1, model=Large())
+
+
+def test_a_schedules_table_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    class Long(Forbidden):
+        grid = PatchGrid.of((1, 2**15), 1)
+
+    monkeypatch.setattr(resolve.memory, "available_bytes", lambda device: 8 * 2**30)
+    with pytest.raises(ValueError, match=r"^model: the schedule of 32768 patches takes 13 GiB on cpu, which has 8 GiB"):
+        ipr_fast.generate_batch(1, model=Long(), schedule=Schedule(3, 1.0))
+    with pytest.raises(ValueError, match=r"^model: the schedule of 32768 patches takes 13 GiB on cpu"):
+        ipr_fast.refine_batch(torch.zeros(1, 1, 2**15), random_patches(), 1, model=Long(), schedule=Schedule(3, 1.0))
 
 
 def faulty_mask(x, iteration):

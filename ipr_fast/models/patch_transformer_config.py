@@ -9,6 +9,7 @@ from typing import Any
 from ipr_fast.models.model_config import LayersConfig, ModelConfig, positive_int
 
 MAX_PIXEL_WIDTH = 1 << 10
+MAX_PATCH_PIXELS = 65535 * 64  # for a pixel head: the programs of a CUDA grid's second dimension, of 64 pixels each
 PIXELS = (-1.0, 1.0)
 
 
@@ -36,6 +37,11 @@ class PatchTransformerConfig(LayersConfig, ModelConfig):
             raise ValueError(f"level_features must be even, got {self.level_features}")
         if self.pixel_width is not None:
             positive_int("pixel_width", self.pixel_width, MAX_PIXEL_WIDTH)
+            pixels = self.grid.patch_numel // self.channels
+            if pixels > MAX_PATCH_PIXELS:
+                raise ValueError(
+                    f"pixel_width must be None for patches of more than {MAX_PATCH_PIXELS} pixels, got {pixels}"
+                )
         if self.value_range is not None:
             object.__setattr__(self, "value_range", _range(self.value_range))
 

@@ -6,7 +6,7 @@ from small_models import randomise
 from user_grids import GRIDS, AnyGrid, Rings
 
 import ipr_fast
-from ipr_fast import Schedule, fixed_patches, random_patches
+from ipr_fast import Schedule, all_patches, fixed_patches, random_patches, sweep_patches, violating_patches
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
 
 SCHEDULE = Schedule(3, 0.5)
@@ -68,6 +68,45 @@ def test_the_engine_equals_the_reference(small, shape, generator):
         )
         torch.testing.assert_close(refined, expected, atol=TOLERANCE, rtol=0)
         assert torch.equal(grid.to_patches(refined)[kept], grid.to_patches(values)[kept])
+
+
+def test_captured_graphs_hold_any_grid(small, tape, generator):
+    x = torch.randn(5, *small.grid.sample_shape, generator=generator)
+    calls = {"model": small, "schedule": PARALLEL, "seed": 3}
+    captured, plain = (
+        ipr_fast.refine_batch(x, random_patches(0.5), 3, backend=backend, **calls) for backend in ("graphs", "torch")
+    )
+    assert tape.replayed
+    torch.testing.assert_close(captured, plain, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_policies_callbacks_and_rewards_see_samples_of_the_grid(name, generator):
+    model = AnyGrid(GRIDS[name]).eval()
+    grid, seen = model.grid, []
+
+    def judge(x):
+        seen.append(tuple(x.shape))
+        return (grid.to_patches(x).mean(-1) > 0).view(len(x), *grid.grid_shape)
+
+    def reward(x):
+        seen.append(tuple(x.shape))
+        return x.flatten(1).sum(1)
+
+    def callback(iteration, x):
+        seen.append(tuple(x.shape))
+        return torch.tensor([iteration > 1, False, False, False])
+
+    calls = {"model": model, "schedule": SCHEDULE, "seed": 1}
+    x = ipr_fast.generate_batch(4, **calls)
+    for choice in (sweep_patches(0.5), violating_patches(judge, 0.5), all_patches()):
+        accept = ipr_fast.Metropolis(reward, 1.0)
+        runs = [
+            ipr_fast.refine_batch(x, choice, 3, backend=backend, callback=callback, accept=accept, **calls)
+            for backend in ("torch", "reference")
+        ]
+        torch.testing.assert_close(*runs, atol=TOLERANCE, rtol=0)
+    assert set(seen) == {(4, *grid.sample_shape)}
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 50.0])

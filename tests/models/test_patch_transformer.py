@@ -210,6 +210,7 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
         {"image_size": (16,), "box_size": 2},
         {"image_size": ()},
         {"patch_size": (4, 4, 4)},
+        {"image_size": (4, 2048, 1024), "patch_size": (4, 2048, 1024), "pixel_width": 2},
         {"value_range": 1.0},
         {"value_range": (1.0, -1.0)},
         {"value_range": (0.0, float("inf"))},
