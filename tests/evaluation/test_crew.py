@@ -1,11 +1,15 @@
 """The crew of a run on Ray, with a stand-in for ray: who is given which shard, and what ends a run."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("pyarrow")
 from small_plans import run_file, write_plan
 
+from ipr_fast.evaluation.scale import cluster
 from ipr_fast.evaluation.scale.cluster import TRIES, Crew
+from ipr_fast.evaluation.scale.folder import Share
 from ipr_fast.evaluation.scale.shards import Shard
 
 
@@ -80,6 +84,16 @@ def crew(tmp_path):
         return crew, ray
 
     return make
+
+
+@pytest.mark.parametrize(("address", "where"), [("auto", "on this machine"), ("head:6379", "at head:6379")])
+def test_an_address_without_a_cluster_is_told(crew, monkeypatch, address, where):
+    def init(**options):
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to")
+
+    monkeypatch.setattr(cluster, "load_ray", lambda: SimpleNamespace(init=init))
+    with pytest.raises(ValueError, match=f"--ray: no cluster of Ray runs {where}"):
+        cluster.run_on_ray(crew(None)[0].folder, Share(), address)
 
 
 SHARD_LIST = [Shard(seed, first, first + 4) for seed in (0, 1) for first in (0, 4)]

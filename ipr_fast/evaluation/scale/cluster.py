@@ -34,15 +34,20 @@ def run_on_ray(
 
     address: of a cluster, "auto" for that of this machine, or "local" to start one here. workers: at most so many
     actors; by default as many as the cluster has GPUs, or CPU cores where the run's device is the CPU.
-    Raises ValueError that names the shards on which five actors have died, and what an actor raised.
+    Raises ValueError that names the shards on which five actors have died, what an actor raised, or an address without
+    a cluster.
     """
     ray = load_ray()
-    ray.init(
-        address=None if address == LOCAL else address,
-        include_dashboard=False if address == LOCAL else None,
-        log_to_driver=False,
-        logging_level="error",
-    )
+    try:
+        ray.init(
+            address=None if address == LOCAL else address,
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level="error",
+        )
+    except ConnectionError as error:
+        where = "on this machine" if address == AUTO else f"at {address}"
+        raise ValueError(f"--ray: no cluster of Ray runs {where}") from error
     try:
         left, samples_done = folder.pending(share)
         with ShardBar(folder, left, samples_done, progress) as bar:
