@@ -36,7 +36,7 @@ from ipr_fast.spaces import Space, TokenSpace
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
 SMALL_BYTES = 2**28  # samples that are not compared with free memory
-TABLE_BYTES = 13  # of a number in a schedule's table, while it is made: three of four bytes, and a bool
+TABLE_BYTES = 9  # of a number in a schedule's table, while it is made: two of four bytes, and a bool
 
 
 @dataclass(frozen=True)

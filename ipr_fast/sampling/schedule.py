@@ -108,7 +108,8 @@ class Schedule:
 
     def levels(self, num_patches: int) -> Tensor:
         """List every level that a patch can have under this schedule: (R,) float32, ascending from 0 to 1."""
-        blocks = self.tables(num_patches).block[1:].unique().tolist()
+        _, ideal_block = self._lengths(torch.arange(1, num_patches + 1, device="cpu"))
+        blocks = ideal_block.ceil().to(torch.int32).unique().tolist()
         left = torch.cat([torch.arange(b + 1, dtype=torch.float32, device="cpu") / b for b in blocks])
         return self.warp(left).clamp_(0, 1).unique()
 
