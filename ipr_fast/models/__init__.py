@@ -2,6 +2,7 @@
 
 from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
 from ipr_fast.models.adapters.likelihood import Likelihood
+from ipr_fast.models.adapters.spatialreasoners import SpatialReasonersDenoiser
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.guided import Guided
 from ipr_fast.models.parameterisation import Parameterised
@@ -25,6 +26,7 @@ __all__ = [
     "Prediction",
     "SRMUNet",
     "SRMUNetConfig",
+    "SpatialReasonersDenoiser",
     "TokenTransformer",
     "TokenTransformerConfig",
 ]

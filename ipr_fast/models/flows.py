@@ -57,7 +57,7 @@ class CosineFlow(Flow):
         self.speed = math.pi / 2 / (1 + self.skew)
 
     def time(self, t: Tensor) -> Tensor:
-        return (torch.atan2(t, 1 - t) / self.speed - self.skew).clamp(0, 1)
+        return (torch.atan2(t, 1 - t) / (math.pi / 2) * (1 + self.skew) - self.skew).clamp(0, 1)
 
 
 class CosineLogSNRFlow(Flow):

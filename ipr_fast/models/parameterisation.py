@@ -23,7 +23,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.flows import Flow, RectifiedFlow
 from ipr_fast.sampling.condition import Conditioning
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction, as_taken
+from ipr_fast.sampling.prediction import Prediction
 
 PREDICTIONS = ("velocity", "eps", "x0", "v")
 OPTIONAL = ("generate_schedule", "refine_schedule", "value_range", "mix_bounds")
@@ -45,8 +45,6 @@ class Parameterised(nn.Module):
 
     Raises ValueError, naming the argument.
     """
-
-    patch_dtype = torch.float32  # the network's are in the type of its weights
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class Parameterised(nn.Module):
         t = levels.clamp(max=self.max_level)
         factor = self.flow.scale(t) * torch.where(levels > t, t / levels, 1.0)  # of the network's state to the engine's
         of_patches = factor if active is None else active.scatter(factor, patches.shape[1], fill=1.0)
-        made = self.model(as_taken(self.model, patches * of_patches[..., None]), self.times(t), active, **options)
+        made = self.model(patches * of_patches[..., None], self.times(t), active, **options)
         found = made if isinstance(made, Prediction) else Prediction(made)
         contract.prediction(found, (*levels.shape, patches.shape[2]), patches.shape[1])
         z = patches if active is None else active.gather(patches)
@@ -126,7 +124,7 @@ class Parameterised(nn.Module):
             u = predicted
         else:
             a, b = 1 - t, t  # in units of a + b, of which z and v are multiples too
-            v = predicted if self.prediction == "v" else predicted / self.flow.speed
+            v = predicted if self.prediction == "v" or self.flow.speed is None else predicted / self.flow.speed
             u = ((b - a) * at_t + v / self.flow.scale(t)) / (a.square() + b.square())
         clean = at_t - t * u
         return torch.where(above, (z - clean) / level.clamp_min(SMALLEST), u)

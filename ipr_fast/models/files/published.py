@@ -106,7 +106,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
     """Return the layout of the network's weights: of their moving average, if there is one."""
     for base in BASES:
         average = base + "ema_denoiser."
-        if _average_was_taken(state, average):
+        if average_was_taken(state, average):
             found = _network(state, average + "module.") or _network(state, average)
             if found is None:
                 raise ValueError(f"{path}: its moving average ({average}*) holds no encoder of a published SRM UNet")
@@ -124,7 +124,7 @@ def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
     )
 
 
-def _average_was_taken(state: dict[str, Tensor], average: str) -> bool:
+def average_was_taken(state: dict[str, Tensor], average: str) -> bool:
     """Return whether there is a moving average over at least one step; over none it holds the initial weights."""
     count = state.get(average + "n_averaged")
     if count is not None and count.numel() == 1 and not count.item():
