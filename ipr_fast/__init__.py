@@ -8,6 +8,7 @@ if (Path(__file__).parent.parent / "kernels" / "philox.py").is_file():
     __path__.append(str(Path(__file__).parent.parent))
 
 from ipr_fast import models
+from ipr_fast.golden import GoldenStep
 from ipr_fast.model_check import check_model
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.checkpoints import load_model, save_model
@@ -41,6 +42,7 @@ __all__ = [
     "Acceptance",
     "ActivePatches",
     "Denoiser",
+    "GoldenStep",
     "IterRef",
     "MaskPolicy",
     "Metropolis",

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 
 from ipr_fast import checks
 from ipr_fast.engine.capture_check import CaptureError, Watch, without_compile
+from ipr_fast.engine.engine import Engine
+from ipr_fast.engine.patch_lanes import PatchSettings
 from ipr_fast.engine.precision import float32_products
+from ipr_fast.engine.runner import Runner
+from ipr_fast.golden import GoldenStep, check_golden
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.sampling.condition import Condition, Conditioning, call_arguments
 from ipr_fast.sampling.condition import checked as checked_condition
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction, mix_range
+from ipr_fast.sampling.prediction import Prediction, as_taken, mix_range
+from ipr_fast.sampling.reference import ReferenceEngine
+from ipr_fast.sampling.schedule import Sampling, Schedule
+from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.tokens import TokenPrediction, check_prediction
 from ipr_fast.sampling.user_code import model_call
 
@@ -26,13 +33,16 @@ ROUNDINGS, MAX_TOLERANCE = 1000, 0.1  # allowed between equal calls, in eps of t
 
 
 def check_model(
-    model: Denoiser | TokenDenoiser, device: torch.device | str | None = None, condition: Conditioning | None = None
+    model: Denoiser | TokenDenoiser,
+    device: torch.device | str | None = None,
+    condition: Conditioning | None = None,
+    golden: GoldenStep | None = None,
 ) -> str:
     """Check a model against the contract of `ipr_fast.Denoiser` or `TokenDenoiser`: some twenty calls with few samples.
 
     device: by default where the model's parameters are, else the CPU. condition: of four different samples, for a model
-    whose calls take one. What random inputs cannot show is whether levels and velocities mean the same to the model as
-    to the engine.
+    whose calls take one. golden: a step that the model's own sampler has computed. Random inputs cannot show whether
+    levels and velocities mean the same to the model as to the engine; this does.
 
     Returns a line for each check. Raises ValueError with a line for each failure, or at once where the model cannot be
     called, is in training mode or returns other shapes. Other errors in the model are raised as they are.
@@ -43,7 +53,11 @@ def check_model(
     contract.model_device(model, device)
     given = checked_condition(condition, SAMPLES, device)
     contract.condition(model, given is not None)
-    passed, failures = [], []
+    golden = check_golden(golden, None if given is None else SAMPLES)
+    if golden is not None and is_tokens:
+        raise ValueError("golden must be None for a model of tokens, whose steps are random")
+    passed: list[str] = []
+    failures: list[str] = []
     with torch.inference_mode(), float32_products(device, tf32=False):
         generator, slots = torch.Generator("cpu").manual_seed(0), max(1, count // 4)
         counts = torch.tensor([slots, slots // 2, 0, slots], device="cpu")  # a row with padding, one without patches
@@ -54,7 +68,13 @@ def check_model(
             for each, number in ((mask, slots), (torch.ones_like(mask), count))
         )
         run = (_TokenChecks if is_tokens else _Checks)(model, some, every)
-        for name, check in run.checks.items():
+        all_checks: dict[str, Callable[[Any], None]] = dict(run.checks)
+        if golden is not None:
+            step = golden
+            all_checks["a step is that of the model's own sampler"] = lambda run: step.check(model, given, device)
+        for name, check in all_checks.items():
+            if name == STEPS and failures:
+                continue  # would fail too, and say less
             try:
                 check(run)
                 passed.append(f"ok: {name}")
@@ -62,7 +82,7 @@ def check_model(
                 failures.append(f"{name}: {error}")
     if failures:
         raise ValueError(
-            f"model: {checks.name_of(model)} fails {len(failures)} of {len(run.checks)} checks\n" + "\n".join(failures)
+            f"model: {checks.name_of(model)} fails {len(failures)} of {len(all_checks)} checks\n" + "\n".join(failures)
         )
     return "\n".join(passed)
 
@@ -144,7 +164,7 @@ class _Checks:
         return prediction
 
     def _call(self, inputs: _Inputs, active: bool = True, **prepared: Any) -> Any:
-        arguments = (inputs.values, inputs.levels, inputs.active if active else None)
+        arguments = (as_taken(self.model, inputs.values), inputs.levels, inputs.active if active else None)
         given = (each for each in arguments if each is not None)
         return self.model(*given, **prepared, **call_arguments(inputs.condition))
 
@@ -155,7 +175,8 @@ class _Checks:
     def prepare(self, inputs: _Inputs, **options: Any) -> Any:
         """Call the model's `prepare`."""
         condition = call_arguments(inputs.condition) if contract.prepare_takes_condition(self.model) else {}
-        return self.model.prepare(inputs.values, inputs.active, **options, **self.table, **condition)
+        values = as_taken(self.model, inputs.values)
+        return self.model.prepare(values, inputs.active, **options, **self.table, **condition)
 
     def table_levels(self) -> Tensor:
         """Return the levels of a table, ascending."""
@@ -244,6 +265,25 @@ class _Checks:
             expected = (field if field is None else field[:2] for field in self.expected)
             self.agree("with context.first", inputs, self.call(inputs, **made), expected)
 
+    def steps(self) -> None:
+        """Two steps of all patches at once, by the engine and by its definition, from the same random numbers."""
+        (values, _, active, condition), model = self.some, self.model
+        mask = active.scatter(active.occupied, values.shape[1], fill=False)
+        selection, sampling = Selection(mask, mask.sum(1).cpu()), Sampling(Schedule(2, 1.0))
+        settings = PatchSettings.of(sampling, condition=None if condition is None else condition.layout)
+        runner = Runner(settings.make_lanes(model, SAMPLES, values.device))
+        ids, found = torch.arange(SAMPLES, device=values.device), []
+        for engine in (
+            Engine(runner, values, ids, sampling, condition),
+            ReferenceEngine(model, values, ids, sampling, condition),
+        ):
+            engine.begin(1)
+            engine.regenerate(selection)
+            found.append(engine.values)
+        error, allowed = (found[0] - found[1]).abs().max(), 4 * self.tolerance * _largest(found[1]).clamp_min(1)
+        if error > allowed:  # NaN is told by `finite`
+            raise ValueError(f"the samples of the engine and of the reference differ by {error:.2g}, not {allowed:.2g}")
+
     def capture(self) -> None:
         model, some = self.model, self.some
         with without_compile(), Watch(checks.name_of(model), some.values.device if some.values.is_cuda else None):
@@ -285,6 +325,7 @@ def _largest(values: Tensor) -> Tensor:
     return values.abs().masked_fill(values.isinf(), 0).max()
 
 
+STEPS = "two steps of the engine are those of the reference"
 CHECKS: dict[str, Callable[[Any], None]] = {
     "to_images of the grid undoes to_patches": _Checks.grid,
     "predictions are finite": _Checks.finite,
@@ -295,6 +336,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "with some patches active, predictions are those of a full call": _Checks.some_active,
     "prepare and tabulate change nothing": _Checks.prepared,
     "a CUDA graph can hold the operations": _Checks.capture,
+    STEPS: _Checks.steps,
 }
 TOKEN_CHECKS: dict[str, Callable[[Any], None]] = {
     "a token can be drawn at every position": _TokenChecks.finite,

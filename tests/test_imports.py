@@ -20,6 +20,7 @@ ORDER = (  # from the top; `ipr_fast` is the package's own __init__.py
     "resolve",
     "callbacks",
     "model_check",
+    "golden",
     "spaces",
     "engine",
     "models",

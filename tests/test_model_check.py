@@ -109,7 +109,7 @@ class NoisyContext(Mixed):
 @pytest.mark.parametrize("model", [FirstPatches(), FirstLevels(), NoisyContext()], ids=lambda m: type(m).__name__)
 def test_a_model_that_gets_active_wrong_is_named(model):
     assert "ok" in check_model(Mixed())
-    with pytest.raises(ValueError, match=r"fails 1 of \d checks\n.*predictions are those of a full call"):
+    with pytest.raises(ValueError, match=r"fails 1 of \d+ checks\n.*predictions are those of a full call"):
         check_model(model)
 
 
@@ -227,7 +227,7 @@ def test_every_failure_is_listed():
         def predict(self, slots, levels):
             return NoSigmoid.predict(self, slots * levels.max().item(), levels)
 
-    with pytest.raises(ValueError, match=r"Both fails 3 of \d checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
+    with pytest.raises(ValueError, match=r"Both fails 3 of \d+ checks\n.*mix_bounds.*\na row.*\na CUDA graph"):
         check_model(Both())
 
 
@@ -270,7 +270,7 @@ class AllWhenManySlots(Mixed):
 
 def test_a_prediction_of_all_patches_is_named_where_there_are_as_many_slots():
     with pytest.raises(
-        ValueError, match=r"fails 1 of \d checks\nas many slots .* those of the slots, \.at\(active\)\?"
+        ValueError, match=r"fails 1 of \d+ checks\nas many slots .* those of the slots, \.at\(active\)\?"
     ):
         check_model(AllWhenManySlots())
 
@@ -345,3 +345,44 @@ def test_a_condition_belongs_to_its_row():
         check_model(Labelled(), condition=FOUR[:3])
     with pytest.raises(ValueError, match="condition must be given: Labelled needs one"):
         check_model(Labelled())
+
+
+def golden_step(sign=1.0, unit=1.0):
+    """An Euler step of `Plain`, whose velocity is z t, of patches at different levels."""
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn(5, 16, 16, generator=generator), torch.rand(5, 16, generator=generator)
+    s = t * torch.rand(5, 16, generator=generator)
+    velocity = z * (unit * t)[..., None]
+    return ipr_fast.GoldenStep(*(GRID.to_images(z), t, s, GRID.to_images(z + sign * (s - t)[..., None] * velocity)))
+
+
+def test_a_step_of_the_models_own_sampler_shows_what_levels_and_signs_mean():
+    assert (
+        check_model(Plain(), golden=golden_step()).splitlines()[-1] == "ok: a step is that of the model's own sampler"
+    )
+    for wrong in (golden_step(sign=-1), golden_step(unit=1000.0)):
+        with pytest.raises(ValueError, match=r"fails 1 of .*\na step is that .* own sampler: next_x differs by"):
+            check_model(Plain(), golden=wrong)
+    step = golden_step()
+    with pytest.raises(ValueError, match=r"golden must be an ipr_fast.GoldenStep of tensors, got tuple"):
+        check_model(Plain(), golden=tuple(step))
+    with pytest.raises(ValueError, match=r"golden: levels must be \(5, 16\), got \(5, 4\)"):
+        check_model(Plain(), golden=step._replace(levels=step.levels[:, :4]))
+    with pytest.raises(ValueError, match="next_levels no larger"):
+        check_model(Plain(), golden=step._replace(levels=step.next_levels, next_levels=step.levels))
+    with pytest.raises(ValueError, match="golden must be None for a model of tokens"):
+        check_model(Lookup(), golden=step)
+
+
+def test_steps_of_the_engine_are_compared_with_the_reference():
+    class Tiring(Plain):
+        """Changes with each call at level 1, which no other check makes."""
+
+        calls = torch.zeros(())
+
+        def predict(self, slots, levels):
+            self.calls = self.calls + (levels == 1).any()
+            return Prediction(slots * (1 + self.calls))
+
+    with pytest.raises(ValueError, match=r"two steps of the engine .* of the reference: the samples .* differ by"):
+        check_model(Tiring())

@@ -19,7 +19,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling.condition import Layout
 from ipr_fast.sampling.patches import waiting_slots
-from ipr_fast.sampling.prediction import LogitPrediction, Prediction, mix_range, preserves_variance
+from ipr_fast.sampling.prediction import LogitPrediction, Prediction, as_taken, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.signals import check_log_variance
@@ -186,7 +186,7 @@ class PatchLanes(Lanes):
             arguments["slots"] = slots.inputs
             guarded |= {f"slots.{name}": each for name, each in slots.inputs._asdict().items()}
         with span("network"), guarded_call(self.model, state, slots, **guarded):
-            return self.model(state.values, slots.level, slots.active, **arguments)
+            return self.model(as_taken(self.model, state.values), slots.level, slots.active, **arguments)
 
     def mix_range(self, prediction: Prediction | LogitPrediction, num_slots: int) -> Tensor | None:
         if isinstance(prediction, LogitPrediction):

@@ -18,6 +18,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.condition import call_arguments
+from ipr_fast.sampling.prediction import as_taken
 
 
 def guarded_call(model: Denoiser, state: LaneState, slots: SlotState, **more: Tensor) -> AbstractContextManager[None]:
@@ -72,7 +73,8 @@ class Precomputed:
         """
         if self.context is None:
             with guarded_call(model, state, slots):
-                self.context = model.prepare(state.values, replace(slots.active, whole=whole), **self._options(state))
+                active = replace(slots.active, whole=whole)
+                self.context = model.prepare(as_taken(model, state.values), active, **self._options(state))
             if self.context is None:
                 raise ValueError("model: prepare must return a context, got None")
             if self.lanes_called(num_lanes) == self.num_lanes:
@@ -80,7 +82,8 @@ class Precomputed:
         num_lanes = self.lanes_called(num_lanes)
         out, state, slots = self._context(num_lanes), state.first(num_lanes), slots.first(num_lanes)
         with guarded_call(model, state, slots):
-            context = model.prepare(state.values, replace(slots.active, whole=whole), out=out, **self._options(state))
+            active = replace(slots.active, whole=whole)
+            context = model.prepare(as_taken(model, state.values), active, out=out, **self._options(state))
         if context is out:
             return
         if not self.may_replace or num_lanes < self.num_lanes:

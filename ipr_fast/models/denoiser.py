@@ -22,11 +22,11 @@ class Denoiser(Protocol):
     The process is rectified flow: a patch x at level t in [0, 1] is `z_t = (1 - t) x + t eps` with eps ~ N(0, 1), and
     the model predicts the velocity `u = eps - x`. Level 0 is clean, level 1 pure noise. Each patch has its own level.
 
-    `model(patches, levels)` gets patches (B, N, P) float32 and levels (B, N) float32, and returns the Prediction of all
-    N patches. `model(patches, levels, active)` gets the levels (B, A) of the active slots alone, and returns the
-    Prediction of the slots, (B, A, P): slot a of row b is patch `active.index[b, a]`, and every patch that is in no
-    slot is clean context, of level 0. A row may have fewer than A active patches, down to none: its last slots are
-    padding, with index -1 and level 0, whose predictions are ignored.
+    `model(patches, levels)` gets patches (B, N, P) float32 (see `patch_dtype`) and levels (B, N) float32, and returns
+    the Prediction of all N patches. `model(patches, levels, active)` gets the levels (B, A) of the active slots alone,
+    and returns the Prediction of the slots, (B, A, P): slot a of row b is patch `active.index[b, a]`, and every patch
+    that is in no slot is clean context, of level 0. A row may have fewer than A active patches, down to none: its last
+    slots are padding, with index -1 and level 0, whose predictions are ignored.
 
     The engine relies on this:
 
@@ -43,6 +43,8 @@ class Denoiser(Protocol):
     Optional attributes:
 
     - `generate_schedule` and `refine_schedule` (`ipr_fast.Schedule`): the defaults of the calls that take a schedule.
+    - `patch_dtype`: the type in which calls get the patches. By default float32, and for a module whose weights are all
+      bfloat16 or all float16, that type. Levels are float32, and so is the engine's state.
     - `value_range` (low, high): the range of x in training, (-1, 1) for the bundled models. Samples that clearly lie
       in another range get a warning. Without it, or if it is None, the range is not checked.
     - `preserves_variance`: the variance mix is between the bounds of a flow z = a x + b eps with a^2 + b^2 = 1, on

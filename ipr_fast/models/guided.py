@@ -17,7 +17,7 @@ from ipr_fast import checks
 from ipr_fast.models import contract
 from ipr_fast.sampling.condition import Condition, Conditioning
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.prediction import Prediction, patch_dtype
 from ipr_fast.sampling.tokens import TokenPrediction
 
 OPTIONAL = ("generate_schedule", "refine_schedule", "value_range", "mix_bounds", "preserves_variance")
@@ -47,7 +47,10 @@ class Guided(nn.Module):
             raise ValueError(f"unconditional must be given, as {checks.name_of(model)} has no attribute of that name")
         none = Condition.of_chain("unconditional", unconditional)
         self.layout = none.layout
-        for number, tensor in enumerate(none.tensors):
+        for number, (name, tensor) in enumerate(zip(self.layout.names, none.tensors, strict=True)):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                where = f"unconditional[{name!r}]" if len(none.tensors) > 1 else "unconditional"
+                raise ValueError(f"{where} must have no NaN")
             on = contract.device_of(model) or tensor.device
             self.register_buffer(f"unconditional_{number}", tensor.to(on), persistent=False)
 
@@ -63,6 +66,11 @@ class Guided(nn.Module):
         if isinstance(both, Prediction):
             return given._replace(velocity=self._guided(given.velocity, without.velocity))
         return given._replace(logits=self._guided(given.logits, without.logits))
+
+    @property
+    def patch_dtype(self) -> torch.dtype:
+        """The type in which the model takes patches."""
+        return patch_dtype(self.model)
 
     @property
     def prepare(self) -> Callable[..., Pairs] | None:
@@ -98,9 +106,10 @@ class Guided(nn.Module):
     def _both(self, condition: Conditioning) -> Any:
         """Return the condition of both rows of each chain."""
         given = Condition.of(condition)
-        if given.layout != self.layout:
+        if not self.layout.matches(given.layout):
             raise ValueError(f"unconditional must be like a chain's condition, {given.layout}, got {self.layout}")
-        without = (getattr(self, f"unconditional_{number}") for number in range(len(given.tensors)))
+        places = (self.layout.names.index(name) for name in given.layout.names)
+        without = (getattr(self, f"unconditional_{place}") for place in places)
         pairs = (
             torch.stack([tensor, none.expand_as(tensor)], 1)
             for tensor, none in zip(given.tensors, without, strict=True)

@@ -23,7 +23,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.flows import Flow, RectifiedFlow
 from ipr_fast.sampling.condition import Conditioning
 from ipr_fast.sampling.patches import ActivePatches
-from ipr_fast.sampling.prediction import Prediction
+from ipr_fast.sampling.prediction import Prediction, as_taken
 
 PREDICTIONS = ("velocity", "eps", "x0", "v")
 OPTIONAL = ("generate_schedule", "refine_schedule", "value_range", "mix_bounds")
@@ -45,6 +45,8 @@ class Parameterised(nn.Module):
 
     Raises ValueError, naming the argument.
     """
+
+    patch_dtype = torch.float32  # the network's are in the type of its weights
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class Parameterised(nn.Module):
         t = levels.clamp(max=self.max_level)
         factor = self.flow.scale(t) * torch.where(levels > t, t / levels, 1.0)  # of the network's state to the engine's
         of_patches = factor if active is None else active.scatter(factor, patches.shape[1], fill=1.0)
-        made = self.model(patches * of_patches[..., None], self.times(t), active, **options)
+        made = self.model(as_taken(self.model, patches * of_patches[..., None]), self.times(t), active, **options)
         found = made if isinstance(made, Prediction) else Prediction(made)
         contract.prediction(found, (*levels.shape, patches.shape[2]), patches.shape[1])
         z = patches if active is None else active.gather(patches)

@@ -21,6 +21,8 @@ from ipr_fast.sampling.schedule import Schedule
 class PatchTransformer(PartialTransformer):
     """A Denoiser for patches (B, N, P) of `config`'s grid."""
 
+    patch_dtype = torch.float32  # cast where the weights are of another type
+
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__(config)
         self.config, self.grid, self.value_range = config, config.grid, config.value_range

@@ -51,6 +51,7 @@ class SRMUNet(nn.Module):
 
     cpu_bytes = 256 * 2**20
     value_range = (-1.0, 1.0)  # of the samples that the published networks were trained on
+    patch_dtype = torch.float32  # cast where the weights are of another type
     mix_bounds = (-1.0, 2.0)  # as published, the variance mix is neither bounded to [0, 1] by the network nor clipped
 
     def __init__(self, config: SRMUNetConfig) -> None:

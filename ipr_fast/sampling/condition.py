@@ -6,6 +6,7 @@ for the chains of a call, and passed to the model as `condition=` in the form in
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,22 @@ class Layout(NamedTuple):
     names: tuple[Any, ...]
     shapes: tuple[torch.Size, ...]
     dtypes: tuple[torch.dtype, ...]
+
+    def __str__(self) -> str:
+        each = (f"{tuple(s)} of {str(d).removeprefix('torch.')}" for s, d in zip(self.shapes, self.dtypes, strict=True))
+        if self.kind is Tensor:
+            return next(each)
+        keyed = issubclass(self.kind, dict)
+        named = (f"{name!r}: {what}" if keyed else what for name, what in zip(self.names, each, strict=True))
+        return f"a {self.kind.__name__} of {', '.join(named)}"
+
+    def matches(self, other: Layout) -> bool:
+        """Return whether another layout is the same, in whatever order the keys of a dict are."""
+        if not (issubclass(self.kind, dict) and issubclass(other.kind, dict)):
+            return self == other
+        parts = (zip(x.names, x.shapes, x.dtypes, strict=True) for x in (self, other))
+        ours, theirs = ({name: rest for name, *rest in each} for each in parts)
+        return ours == theirs
 
     def allocate(self, rows: int, device: torch.device) -> Condition:
         """Allocate a condition of zeros."""
@@ -66,7 +83,8 @@ class Condition:
         if kind is Tensor:
             return self.tensors[0]
         if issubclass(kind, dict):
-            return dict(zip(names, self.tensors, strict=True))
+            make = OrderedDict if issubclass(kind, OrderedDict) else dict
+            return make(zip(names, self.tensors, strict=True))
         return kind(*self.tensors) if hasattr(kind, "_fields") else self.tensors
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipr_fast.sampling.patches import ActivePatches
 
@@ -62,3 +62,25 @@ def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
     if mix is None or not mix.numel():
         return None
     return torch.stack(torch.aminmax(torch.where(occupied[..., None], mix.float(), 0.5)))
+
+
+def patch_dtype(model: Any) -> torch.dtype:
+    """Return the type in which a model's calls get patches: its `patch_dtype`, by default that of its weights.
+
+    float32 for a model without weights, or with weights of several types. Levels are float32, whatever the type.
+    """
+    own = getattr(model, "patch_dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
+    if not isinstance(model, nn.Module):
+        return torch.float32
+    types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    return types.pop() if len(types) == 1 and types <= HALF else torch.float32
+
+
+HALF = {torch.bfloat16, torch.float16}
+
+
+def as_taken(model: Any, values: Tensor) -> Tensor:
+    """Return patches in the type in which a model's calls get them; tokens as they are."""
+    return values.to(patch_dtype(model)) if values.is_floating_point() else values

@@ -17,7 +17,7 @@ from ipr_fast.kernels.renoise import choose_patches
 from ipr_fast.sampling import flow, user_code
 from ipr_fast.sampling.condition import Condition, call_arguments
 from ipr_fast.sampling.patches import ActivePatches, waiting_slots
-from ipr_fast.sampling.prediction import Prediction, mix_range, preserves_variance
+from ipr_fast.sampling.prediction import Prediction, as_taken, mix_range, preserves_variance
 from ipr_fast.sampling.schedule import Sampling, Schedule
 from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.signals import Signals, check_log_variance
@@ -140,7 +140,7 @@ def _predict(
     patches, levels = patches[None], active.gather(level[None])
     inputs = {"patches": patches, "levels": levels, "active.index": active.index, "active.count": active.count}
     with user_code.model_call(model, **inputs, **({} if condition is None else condition.named)):
-        prediction = model(patches, levels, active, **call_arguments(condition))
+        prediction = model(as_taken(model, patches), levels, active, **call_arguments(condition))
     return prediction.map(lambda field: active.scatter(field.float(), len(unknown))[0])
 
 

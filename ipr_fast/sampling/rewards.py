@@ -21,19 +21,21 @@ def callable_reward(reward: Reward) -> Reward:
     return reward
 
 
-def rewards_of(reward: Reward, x: Tensor, iteration: int) -> Tensor:
-    """Return the rewards (B,) float64 of samples, on their device; on a CPU, NaN is a ValueError."""
+def rewards_of(reward: Reward, x: Tensor, iteration: int, unit: str = "iteration") -> Tensor:
+    """Return the rewards (B,) float64 of samples, on their device; on a CPU, NaN is a ValueError.
+
+    unit: what the number `iteration` counts, for messages.
+    """
     name = f"reward {checks.name_of(reward)}"
     with span("reward"), torch.no_grad(), user_code.read_only(name, x=x):
-        found = user_code.call(name, iteration, reward, x)
+        found = user_code.call(name, iteration, reward, x, unit=unit)
     if not isinstance(found, Tensor) or tuple(found.shape) != (len(x),) or found.is_complex():
         raise ValueError(
-            f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)} in iteration "
-            f"{iteration}"
+            f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)} in {unit} {iteration}"
         )
     rewards = found.detach().to(x.device, torch.float64)
     if rewards.device.type == "cpu":
-        check_nan(reward, rewards.isnan(), f" in iteration {iteration}")
+        check_nan(reward, rewards.isnan(), f" in {unit} {iteration}")
     return rewards
 
 

@@ -174,7 +174,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_with_another(tmp_pat
         ("--first-iteration", 2): r"first-iteration 1 \(now 2\)",
         ("--fixed-region",): r"fixed-region False \(now True\)",
         ("--noise", "fixed"): r"noise random \(now fixed\)",
-        ("--schedule", 2, 1): r"schedule Schedule\(.*0\.5\) \(now Schedule\(.*1\.0\)\)",
+        ("--schedule", 2, 1): r"schedule Schedule\(.*overlap=0\.5.*\) \(now Schedule\(.*overlap=1\.0.*\)\)",
         ("--stochasticity", 0.25): r"stochasticity 0\.5 \(now 0\.25\)",
         ("--temperature", 0): r"temperature 1\.0 \(now 0\.0\)",
         ("--first-chain", 3): r"first-chain 0 \(now 3\)",

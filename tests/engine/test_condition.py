@@ -1,5 +1,6 @@
 """A chain meets its own condition, whatever its place in the batch, its wave and its lane."""
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import pytest
@@ -188,3 +189,17 @@ def test_a_model_must_not_write_into_its_condition(backend):
 
     with pytest.raises(ValueError, match="Writes writes into its input `condition`"):
         ipr_fast.generate_batch(4, model=Writes(), condition=torch.zeros(4, dtype=torch.int64), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_an_ordered_dict_reaches_the_model_as_one(backend):
+    condition = OrderedDict(weight=torch.ones(4, 16), label=torch.arange(4))
+    seen = []
+
+    class Seeing(Labelled):
+        def of_rows(self, condition):
+            seen.append((type(condition), list(condition)))
+            return super().of_rows(condition["label"])
+
+    ipr_fast.generate_batch(4, model=Seeing(), condition=condition, schedule=Schedule(2, 1.0), backend=backend)
+    assert set(map(str, seen)) == {str((OrderedDict, ["weight", "label"]))}

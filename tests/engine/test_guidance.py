@@ -308,9 +308,10 @@ def test_steering_resamples_particles_by_their_gain(partial):
     [
         (lambda: IterRef(3.0), r"^reward must be callable, got float"),
         (lambda: IterRef(mean, -1), r"^temperature must be a finite number >= 0, got -1"),
-        (lambda: IterRef(mean, levels=()), r"^levels must be distinct numbers in \[0, 1\), got \(\)"),
-        (lambda: IterRef(mean, levels=(1.0,)), r"^levels must be distinct numbers in \[0, 1\), got \(1.0,\)"),
-        (lambda: IterRef(mean, levels=(0.5, 0.5)), r"^levels must be distinct numbers"),
+        (lambda: IterRef(mean, levels=()), r"^levels must be distinct and at least one, got \(\)"),
+        (lambda: IterRef(mean, levels=(1,)), r"^levels must be numbers in \[0, 1\), got \(1,\); at level 1 nothing"),
+        (lambda: IterRef(mean, levels=(0.5, 1.5)), r"^levels must be numbers in \[0, 1\), got \(0.5, 1.5\)$"),
+        (lambda: IterRef(mean, levels=(0.5, 0.5)), r"^levels must be distinct and at least one"),
         (lambda: IterRef(mean, moves=0), r"^moves must be an int >= 1, got 0"),
         (lambda: IterRef(mean, noise_steps=0), r"^noise_steps must be an int >= 1, got 0"),
         (lambda: IterRef(mean, moves=2, candidates=3), r"^candidates must be an int in 1..2, got 3"),
@@ -323,6 +324,27 @@ def test_steering_resamples_particles_by_their_gain(partial):
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_guidance_of_the_users_without_a_width_is_named():
+    class Own:
+        def stages(self, steps):
+            return 1
+
+        def generate(self, generation):
+            return generation.samples(generation.start)[0]
+
+    with pytest.raises(ValueError, match="guidance: Own must have `width` and `reward`, see Guidance"):
+        generate_batch(1, model=Lookup(), guidance=Own())
+
+
+def test_an_error_of_a_reward_names_the_step():
+    def fails(x):
+        raise KeyError("no")
+
+    guidance = IterRef(fails, 0.1, levels=(0.5,), moves=1)
+    with pytest.raises(RuntimeError, match="reward fails raised KeyError in step 6: 'no'"):
+        generate_batch(2, model=Lookup(), schedule=ONE_BY_ONE, guidance=guidance)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Classifier-free guidance of patches and tokens."""
 
+import re
+
 import pytest
 import torch
 from conditioned_models import Labelled, LabelledBy, LabelledTokens, Prepared
@@ -108,3 +110,25 @@ def test_bad_arguments_are_named():
         ipr_fast.generate_batch(4, model=Guided(Labelled(), 1.0, torch.zeros(3)), condition=LABELS)
     with pytest.raises(ValueError, match="condition must be given: Guided needs one, got None"):
         ipr_fast.generate_batch(4, model=Guided(Labelled(), 1.0, NONE))
+
+
+def test_the_keys_of_a_dict_may_come_in_any_order(generator):
+    none = {"weight": torch.full((16,), 0.5), "label": NONE}
+    model, arguments = LabelledBy(dict), inputs(Labelled(), generator)
+    given = {"label": LABELS, "weight": torch.rand(4, 16, generator=generator)}
+    found = Guided(model, 2.0, none)(*arguments, condition=given)
+    without = {"label": NONE.expand(4), "weight": none["weight"].expand(4, 16)}
+    one, other = (model(*arguments, condition=each).velocity for each in (given, without))
+    torch.testing.assert_close(found.velocity, other + 2 * (one - other), atol=1e-5, rtol=0)
+
+
+def test_an_unconditional_that_does_not_fit_is_described_in_words(generator):
+    guided = Guided(LabelledBy(dict), 2.0, {"label": NONE})
+    given = {"label": LABELS, "weight": torch.ones(4, 16)}
+    expected = (
+        "condition, a dict of 'label': () of int64, 'weight': (16,) of float32, got a dict of 'label': () of int64"
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        guided(*inputs(Labelled(), generator), condition=given)
+    with pytest.raises(ValueError, match=r"unconditional\['weight'\] must have no NaN"):
+        Guided(LabelledBy(dict), 2.0, {"label": NONE, "weight": torch.full((16,), torch.nan)})

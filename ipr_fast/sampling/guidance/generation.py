@@ -117,6 +117,9 @@ def check_guidance(guidance: object, schedule: object) -> None:
     """Raise ValueError for what is no guidance, and for schedules that it cannot be applied to."""
     if not all(hasattr(guidance, name) for name in ("generate", "stages")) or isinstance(guidance, type):
         raise ValueError(f"guidance must be such as ipr_fast.IterRef(reward, ...), got {checks.name_of(guidance)}")
+    missing = [f"`{name}`" for name in ("width", "reward") if not hasattr(guidance, name)]
+    if missing:
+        raise ValueError(f"guidance: {checks.name_of(guidance)} must have {' and '.join(missing)}, see Guidance")
     counts = not isinstance(schedule, TokenSchedule) or (schedule.reveal == "count" and schedule.remask is None)
     if not counts:
         name = type(guidance).__name__
@@ -158,6 +161,7 @@ class Generation(ABC):
         self.ids, self.seed = ids.view(self.width, self.batch), seed_tensor(sampling.seed, free.device)
         self.counts = free.sum(1).cpu()
         self.totals = torch.tensor([sampling.num_steps(n) for n in self.counts.tolist()], device="cpu")
+        self._standing = 0  # steps that the furthest chain has done, for messages
         self._selection = Selection(free.repeat(self.width, 1), self.counts.repeat(self.width))
         self._model_calls, self._reward_calls = torch.zeros(2, self.batch, dtype=torch.int64, device="cpu").unbind()
 
@@ -184,6 +188,7 @@ class Generation(ABC):
         """
         shape, engine = states.values.shape[:2], self.engine
         rows = shape[0] * self.batch
+        self._standing = int(last.max())
         begin, number = (torch.zeros(self.width * self.batch, dtype=torch.int64, device="cpu") for _ in range(2))
         begin[:rows] = first.expand(shape).flatten()
         number[:rows] = (last - first).expand(shape).flatten()
@@ -207,7 +212,9 @@ class Generation(ABC):
         """
         last = self.totals.expand(states.values.shape[:2])
         unfinished = done < last if asked is None else (done < last) & asked
-        return self.proceed(states, last - unfinished.long(), last, iteration)
+        completed = self.proceed(states, last - unfinished.long(), last, iteration)
+        self._standing = int(done.max())  # of the states whose completions are rated
+        return completed
 
     def samples(self, states: States) -> Tensor:
         """Return states (W, B) as samples (W, B, ...)."""
@@ -221,7 +228,7 @@ class Generation(ABC):
         x = self.samples(states)
         asked = torch.ones(x.shape[:2], dtype=torch.bool, device="cpu") if asked is None else asked
         rows = asked.flatten().nonzero().flatten().to(x.device)
-        found = rewards_of(self.reward, x.flatten(0, 1)[rows], 0)
+        found = rewards_of(self.reward, x.flatten(0, 1)[rows], self._standing, "step")
         if found.device.type != "cpu":
             check_nan(self.reward, found.isnan())
         self._reward_calls += asked.sum(0)

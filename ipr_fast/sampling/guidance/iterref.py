@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -148,7 +149,11 @@ def level_list(levels: Sequence[float]) -> tuple[float, ...]:
     """Return levels in [0, 1), highest first. Raises ValueError for others, and for none or equal ones."""
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels must be a sequence of numbers in [0, 1), got {levels!r}")
-    found = [checks.number("levels", level, 0, 1) for level in levels]
-    if not found or max(found) == 1 or len(set(found)) < len(found):
-        raise ValueError(f"levels must be distinct numbers in [0, 1), got {tuple(levels)}")
+    try:
+        found = [checks.number("levels", level, 0, math.nextafter(1, 0)) for level in levels]
+    except ValueError as error:
+        why = "; at level 1 nothing is generated yet" if 1 in levels else ""
+        raise ValueError(f"levels must be numbers in [0, 1), got {tuple(levels)}{why}") from error
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"levels must be distinct and at least one, got {tuple(levels)}")
     return tuple(sorted(found, reverse=True))

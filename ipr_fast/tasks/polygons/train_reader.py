@@ -261,7 +261,7 @@ def main(path: str) -> None:
     say(f"held out {held_out}")
     noisy = measure(reader, HELD_OUT_NOISY, torch.Generator("cpu").manual_seed(SEED + 2), NOISE)
     say(f"with noise {noisy}")
-    metadata = {"held_out": json.dumps(held_out), "noisy": json.dumps(noisy)}
+    metadata = {"measured": json.dumps({"held_out": held_out, "noisy": noisy})}  # one entry: their order varies
     Path(path).write_bytes(save({name: value.contiguous() for name, value in reader.state_dict().items()}, metadata))
 
 
