@@ -59,7 +59,13 @@ class PolygonsReport(NamedTuple):
         return self.numbers_match & self.uniform
 
     def measures(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("mismatch", "odd_polygons", "strays")}
+        return {
+            "mismatch": self.mismatch,
+            "wrong_numbers": (~self.numbers_match).long(),
+            "mixed_vertices": (~self.uniform).long(),
+            "odd_polygons": self.odd_polygons,
+            "strays": self.strays,
+        }
 
 
 class CountingPolygons:

@@ -84,8 +84,8 @@ def test_a_plan_is_run_and_reported(tmp_path, weights, own):
     assert summary["task"] == "counting-polygons"
     assert summary["adjective"] == "consistent"
     assert ("benchmark's classifier" if own else "held-out images") in summary["judge"]
-    means = summary["arms"][1]["points"][-1]
-    assert {"mismatch", "odd_polygons", "strays"} <= set(json.dumps(means).replace('"', " ").split())
+    measured = set(json.dumps(summary["arms"][1]["points"][-1]).replace('"', " ").split())
+    assert {"mismatch", "wrong_numbers", "mixed_vertices", "odd_polygons", "strays"} <= measured
 
 
 def test_a_classifier_of_another_task_is_refused(tmp_path, capsys):
