@@ -262,7 +262,7 @@ def test_the_results_of_experiments_are_those_of_their_reports():
     summaries = [read_summary(path) for path in sorted(SCALE.glob("*.json"), reverse=True)]
     names = {summary["experiment"] for summary in summaries}
     assert {path.stem for path in SCALE.glob("*.json")} == names <= set(plan_names())
-    assert len(names) >= 6
+    assert len(names) >= 7
     assert f"<!-- results -->\n{results_section(summaries)}\n<!-- /results -->" in text(".")
     for summary in summaries:
         name = summary["experiment"]
