@@ -67,6 +67,8 @@ def _in_folder_with_checkpoint(tmp_path, monkeypatch):
 def test_a_snippet_runs_by_itself(snippet):
     if "import transformers" in snippet:
         pytest.importorskip("transformers")  # of the extra `hf`
+    if "import diffusers" in snippet:
+        pytest.importorskip("diffusers", exc_type=ImportError)  # of the extra `diffusers`
     exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
 
 

@@ -1,7 +1,9 @@
 """Denoisers and their weights files."""
 
+from ipr_fast.models.adapters.diffusers import DiffusersDenoiser
 from ipr_fast.models.adapters.huggingface import HuggingFaceDenoiser
 from ipr_fast.models.adapters.likelihood import Likelihood
+from ipr_fast.models.adapters.mar import MARDenoiser
 from ipr_fast.models.adapters.spatialreasoners import SpatialReasonersDenoiser
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.guided import Guided
@@ -17,9 +19,11 @@ from ipr_fast.sampling.prediction import Prediction
 __all__ = [
     "PRESETS",
     "Denoiser",
+    "DiffusersDenoiser",
     "Guided",
     "HuggingFaceDenoiser",
     "Likelihood",
+    "MARDenoiser",
     "Parameterised",
     "PatchTransformer",
     "PatchTransformerConfig",
