@@ -9,6 +9,15 @@ TINY = SRMUNetConfig(1, 16, 4, (32, 64), (False, True), num_blocks=1, num_head_c
 
 
 UNTOLD = {"image_size": 16, "patch_size": 4, "num_head_channels": 32}
+OF_LIBRARY = UNTOLD | {
+    "level_scale": 1000,
+    "level_shift": -1,
+    "activation": "silu",
+    "max_period": 10_000,
+    "parameterization": "ut",
+    "flow": "rectified",
+    "variance": "learned_range",
+}
 
 
 def made(config, seed):

@@ -33,9 +33,13 @@ class LevelEmbedding(nn.Module):
 class PublishedLevelEmbedding(LevelEmbedding):
     """The embedding of the published SRM UNet, with the SiLU that every layer applies to it.
 
-    Its angles are of `max(1000 t - 1, 0)`, the level as a DDPM timestep 0..999.
+    Its angles are of `max(scale t + shift, 0)`, with 1000 and -1 the level as a DDPM timestep 0..999.
     """
 
+    def __init__(self, features: int, width: int, scale: float = 1000, shift: float = -1) -> None:
+        super().__init__(features, width)
+        self.scale, self.shift = scale, shift
+
     def forward(self, levels: Tensor) -> Tensor:
-        steps = (1000 * levels.float() - 1).clamp(min=0)
+        steps = (self.scale * levels.float() + self.shift).clamp(min=0)
         return F.silu(self.embed(steps[..., None] * self.frequencies(levels.device)))

@@ -60,7 +60,9 @@ class SRMUNet(nn.Module):
         self.out_grid = PatchGrid.of((2 * config.channels + 1, *self.grid.sample_shape[1:]), self.grid.patch_shape)
         self.generate_schedule = Schedule(*config.generate_schedule)
         self.refine_schedule = Schedule(*config.refine_schedule)
-        self.time_embedding = PublishedLevelEmbedding(config.d_emb, config.t_emb_dim)
+        self.time_embedding = PublishedLevelEmbedding(
+            config.d_emb, config.t_emb_dim, config.level_scale, config.level_shift
+        )
         self.model = UNet(config)
         # torch's stub lacks memory_format.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,7 +109,7 @@ class SRMUNet(nn.Module):
         active: ActivePatches | None = None,
         table: LevelTable | None = None,
     ) -> Tensor:
-        """Return the network's output (B, 2 C + 1, H, W) for images: velocity (C), 2 v - 1 (C), log-variance (1)."""
+        """Return the network's output (B, 2 C + 1, H, W) for images: velocity (C), mix (C), log-variance (1)."""
         images = images.to(self.model.dtype, memory_format=torch.channels_last)
         level_maps = self._level_maps(levels, active, table)
         if table is None:
@@ -123,7 +125,9 @@ class SRMUNet(nn.Module):
             raw = active.gather(raw)
         numel = self.grid.patch_numel
         velocity, mix, log_variance = raw.split((numel, numel, numel // self.config.channels), dim=-1)
-        return Prediction(velocity, torch.rsub(mix, 0.5, alpha=-0.5), log_variance.mean(-1))  # (mix + 1) / 2
+        if self.config.mix == "halved":
+            mix = torch.rsub(mix, 0.5, alpha=-0.5)  # (mix + 1) / 2
+        return Prediction(velocity, mix, log_variance.mean(-1))
 
     def _level_maps(
         self, levels: Tensor, active: ActivePatches | None, table: LevelTable | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ipr_fast import checks
 from ipr_fast.models.model_config import ModelConfig, positive_int
 
 GROUPS = 32  # of every GroupNorm
@@ -22,6 +23,8 @@ class SRMUNetConfig(ModelConfig):
     num_head_channels: channels of an attention head; divides the channels of every resolution with attention, and of
         the coarsest, whose bottleneck always has it.
     t_emb_dim, d_emb: width of the level embedding, and of its sinusoidal features (even).
+    level_scale, level_shift: the embedding is of max(level_scale t + level_shift, 0).
+    mix: the network puts out the variance mix v as 2 v - 1, "halved", or as it is, "raw".
 
     Raises ValueError, naming the field. Source: Wewer et al. 2025 and the configurations in their code.
     """
@@ -34,6 +37,9 @@ class SRMUNetConfig(ModelConfig):
     d_emb: int = 256
     generate_schedule: tuple[Any, ...] = (3, 0.0)
     refine_schedule: tuple[Any, ...] = (10, 0.8)
+    level_scale: float = 1000
+    level_shift: float = -1
+    mix: str = "halved"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +59,10 @@ class SRMUNetConfig(ModelConfig):
                     f"{name} must be of 1 to {MAX_RESOLUTIONS} resolutions, got {len(getattr(self, name))}"
                 )
         positive_int("num_blocks", self.num_blocks, MAX_BLOCKS)
+        object.__setattr__(self, "level_scale", checks.number("level_scale", self.level_scale, -1e9))
+        object.__setattr__(self, "level_shift", checks.number("level_shift", self.level_shift, -1e9))
+        if self.mix not in ("halved", "raw"):
+            raise ValueError(f"mix must be 'halved' or 'raw', got {self.mix!r:.80}")
         if self.d_emb % 2:
             raise ValueError(f"d_emb must be even, got {self.d_emb}")
         if any(positive_int("hid_dims", dim) % GROUPS for dim in self.hid_dims):
@@ -62,6 +72,14 @@ class SRMUNetConfig(ModelConfig):
         attending = {self.hid_dims[-1], *(d for d, flag in zip(self.hid_dims, self.attention, strict=True) if flag)}
         if any(dim % self.num_head_channels for dim in attending):
             raise ValueError(f"num_head_channels must divide {sorted(attending)}, got {self.num_head_channels}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as JSON can store them; without the last ones at their defaults, as older files are."""
+        fields = super().to_dict()
+        for name, default in (("level_scale", 1000), ("level_shift", -1), ("mix", "halved")):
+            if fields[name] == default:
+                del fields[name]
+        return fields
 
     @property
     def map_sizes(self) -> list[tuple[int, int]]:

@@ -106,7 +106,8 @@ def load_model(
         loaded, if it has one, else the plain weights. No code in a file is ever run.
     config: the model's configuration, where the file has none: a config object, the name of a preset ("even_pixels",
         "counting_polygons", "mnist_sudoku"), or a dict of the fields that do not follow from the weights' shapes:
-        image_size, patch_size, num_head_channels and, if not the defaults, the schedules.
+        image_size, patch_size, num_head_channels and, if not the defaults, the schedules; for spatialreasoners also
+        level_scale, level_shift, activation, max_period, parameterization, flow and variance, as in its configuration.
     device, dtype: of the weights. By default the CPU, and float32 for bundled models, which may be stored in half
         precision, else the stored dtype.
 
@@ -181,7 +182,7 @@ def _read(path: Path, config: object | None) -> _Contents:
             f"config must be one of {known}, or left out, as {path} has a configuration of its own; got {config!r:.80}"
         )
     published = from_published(path, tensors)
-    return _Contents(complete_config(path, published.fields, config), published.tensors, published.layout.key)
+    return _Contents(complete_config(path, published, config), published.tensors, published.layout.key)
 
 
 def _stored_config(path: Path, metadata: dict[str, str]) -> StoredConfig:

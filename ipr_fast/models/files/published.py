@@ -5,7 +5,9 @@ There are two layouts, each with or without a moving average beside the weights:
     SRM               denoiser. or ema_denoiser.module. + time_embedding.mlp, model.{encoder,bottleneck,decoder}
     spatialreasoners  the same after denoising_model.   + t_emb.mlp, {encoder,bottleneck,decoder}
 
-Both repeat the shared level embedding in every block, as `...norm_with_embedding.t_emb.mlp`.
+Both repeat the shared level embedding in every block, as `...norm_with_embedding.t_emb.mlp`. They differ in the
+variance mix: SRM's network puts out 2 v - 1, the UNet of spatialreasoners v. Much of spatialreasoners' configuration
+changes what a network computes and leaves no trace in the file: it is asked for by name.
 """
 
 from __future__ import annotations
@@ -20,6 +22,20 @@ from ipr_fast.models.srm_unet_config import PRESETS, SRMUNetConfig
 
 BASES = ("", "denoising_model.")
 REPEATED = ".norm_with_embedding.t_emb."
+SIZES = ("image_size", "patch_size", "num_head_channels")
+# What else a checkpoint of spatialreasoners does not tell: fields of SRMUNetConfig, and what an SRMUNet always is.
+EMBEDDING = ("level_scale", "level_shift")
+FIXED = {
+    "activation": "silu",
+    "max_period": 10_000,
+    "parameterization": "ut",
+    "flow": "rectified",
+    "variance": "learned_range",
+}
+ADAPTER = (
+    "ipr_fast.models.SpatialReasonersDenoiser.load(path, denoising_model) takes any checkpoint of spatialreasoners, "
+    "with the library and a model built from its configuration"
+)
 
 
 class Layout(NamedTuple):
@@ -64,16 +80,21 @@ def from_published(path: Path, state: dict[str, Tensor]) -> Published:
                 raise ValueError(f"{path}: weights {keys[name]!r} and {key!r} are the same one of a network")
             tensors[name], keys[name] = tensor, key
     tensors = _without_repeats(path, tensors, layout)
-    return Published(tensors, _fields(path, tensors, layout), layout)
+    fields = _fields(path, tensors, layout)
+    return Published(tensors, fields | {"mix": "raw"} if layout.spatialreasoners else fields, layout)
 
 
-def complete_config(path: Path, fields: dict[str, Any], config: object | None) -> SRMUNetConfig:
-    """Complete the fields that follow from the shapes by `config`: an SRMUNetConfig, a preset's name or a dict."""
+def complete_config(path: Path, published: Published, config: object | None) -> SRMUNetConfig:
+    """Complete the fields that follow from the file by `config`: an SRMUNetConfig, a preset's name or a dict."""
+    fields = published.fields
+    if published.layout.spatialreasoners:
+        config = _stated(path, fields, config)
     if isinstance(config, str):
         if config not in PRESETS:
             raise ValueError(f"config must be a preset ({', '.join(PRESETS)}), a config or a dict, got {config!r}")
         config = PRESETS[config]
     if isinstance(config, SRMUNetConfig):
+        _check_agreement(path, {name: fields[name] for name in ("mix",) if name in fields}, config)
         return config
     others = {} if config is None else config
     if not isinstance(others, dict):
@@ -82,7 +103,7 @@ def complete_config(path: Path, fields: dict[str, Any], config: object | None) -
     unknown = [name for name in others if name not in known]
     if unknown:
         raise ValueError(f"config: {unknown} are not fields of SRMUNetConfig, {sorted(known)} are")
-    missing = [name for name in ("image_size", "patch_size", "num_head_channels") if name not in others]
+    missing = [name for name in SIZES if name not in others]
     if missing:
         alike = [name for name, preset in PRESETS.items() if fields.items() <= preset.to_dict().items()]
         match = f"its shapes match {alike[0]!r}" if alike else "its shapes match none"
@@ -96,10 +117,35 @@ def complete_config(path: Path, fields: dict[str, Any], config: object | None) -
         completed = SRMUNetConfig(**{**fields, **others})
     except ValueError as error:
         raise ValueError(f"{path}: its shapes and config make no SRMUNet: {error}") from error
-    for name, value in fields.items():
-        if getattr(completed, name) != value:
-            raise ValueError(f"{path}: its weights have {name} {value}, config says {getattr(completed, name)}")
+    _check_agreement(path, fields, completed)
     return completed
+
+
+def _check_agreement(path: Path, fields: dict[str, Any], config: SRMUNetConfig) -> None:
+    for name, value in fields.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{path}: its weights have {name} {value}, config says {getattr(config, name)}")
+
+
+def _stated(path: Path, fields: dict[str, Any], config: object | None) -> object:
+    """Check that a `config` states all that a file of spatialreasoners does not tell; return the SRMUNet's part."""
+    if isinstance(config, SRMUNetConfig):
+        return config
+    given = {} if config is None else config
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"config must be an SRMUNetConfig or a dict for {path}, of spatialreasoners, got {config!r:.80}"
+        )
+    missing = [name for name in (*SIZES, *EMBEDDING, *FIXED) if name not in given]
+    if missing:
+        raise ValueError(
+            f"{path}: a checkpoint of spatialreasoners' UNet does not tell {', '.join(missing)}: pass config= a dict "
+            f"of them. It tells {', '.join(f'{name} {value}' for name, value in fields.items())}"
+        )
+    for name, value in FIXED.items():
+        if given[name] != value:
+            raise ValueError(f"{path}: {name} is {value!r} in an SRMUNet, config says {given[name]!r}; {ADAPTER}")
+    return {name: value for name, value in given.items() if name not in FIXED}
 
 
 def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
@@ -118,6 +164,8 @@ def _layout(path: Path, state: dict[str, Tensor]) -> Layout:
     found = _network(state, "")
     if found is not None:
         return found
+    if any(".adaLN_modulation." in key or ".attn.qkv." in key for key in state):
+        raise ValueError(f"{path}: weights of a transformer (DiT), which is not an SRMUNet; {ADAPTER}")
     raise ValueError(
         f"{path}: neither a file with the configuration of an SRMUNet in its metadata, nor a published SRM UNet: no "
         f"weights named denoiser.model.encoder... or denoising_model.denoiser.encoder..., but {_examples(state)}"
@@ -219,7 +267,7 @@ def _refuse_variants(path: Path, tensors: dict[str, Tensor], channels: int, out_
         if projection is not None and norm is not None and projection.shape[:1] == (2 * norm.numel(),):
             reason = "scales and shifts by its level embedding (use_scale_shift_norm)"
     if reason is not None:
-        raise ValueError(f"{path}: not the network of an SRMUNet: it {reason}")
+        raise ValueError(f"{path}: not the network of an SRMUNet: it {reason}; {ADAPTER}")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

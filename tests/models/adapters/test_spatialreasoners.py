@@ -4,7 +4,7 @@ import pytest
 import spatial_reasoners as library
 import torch
 
-from ipr_fast import ActivePatches, Schedule, check_model, generate_batch, random_patches, refine_batch
+from ipr_fast import ActivePatches, Schedule, check_model, generate_batch, load_model, random_patches, refine_batch
 from ipr_fast.kernels import philox
 from ipr_fast.models import Guided
 from ipr_fast.models.adapters.spatialreasoners import SpatialReasonersDenoiser
@@ -196,3 +196,23 @@ def test_refusals(settings, message):
 def test_another_model_is_named():
     with pytest.raises(ValueError, match="model must be a DenoisingModel of spatialreasoners, got Linear"):
         SpatialReasonersDenoiser(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("scale", [1000, 10])
+def test_a_checkpoint_of_its_unet_as_an_srm_unet(scale, tmp_path):
+    """Without the library: samples at eta 0.5 are those of the library's sampler."""
+    model = library.denoising_model("unet", embedding_of={"scale": scale})
+    torch.save({f"denoiser.{name}": tensor for name, tensor in model.denoiser.state_dict().items()}, tmp_path / "x.pt")
+    sizes = {"image_size": 8, "patch_size": 2, "num_head_channels": 16, "level_scale": scale, "level_shift": -1}
+    facts = {"activation": "silu", "max_period": 10_000, "parameterization": "ut", "flow": "rectified"}
+    loaded = load_model(tmp_path / "x.pt", config=sizes | facts | {"variance": "learned_range"})
+    _, theirs = both(model, Schedule(3, 0.5), 0.5)
+    ours = generate_batch(BATCH, model=loaded, schedule=Schedule(3, 0.5), stochasticity=0.5, seed=5)
+    torch.testing.assert_close(loaded.grid.to_patches(ours), theirs, **CLOSE)
+
+
+def test_load_model_names_the_adapter_for_a_transformer(tmp_path):
+    state = library.denoising_model("dit").denoiser.state_dict()
+    torch.save({f"denoising_model.denoiser.{name}": tensor for name, tensor in state.items()}, tmp_path / "dit.pt")
+    with pytest.raises(ValueError, match=r"weights of a transformer \(DiT\).*SpatialReasonersDenoiser\.load"):
+        load_model(tmp_path / "dit.pt")

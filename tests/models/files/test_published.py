@@ -4,7 +4,17 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from published_files import TINY, UNTOLD, assert_weights, lightning, made, spatialreasoners_names, srm_names, variant
+from published_files import (
+    OF_LIBRARY,
+    TINY,
+    UNTOLD,
+    assert_weights,
+    lightning,
+    made,
+    spatialreasoners_names,
+    srm_names,
+    variant,
+)
 from recordings import DATA, config_of
 from safetensors.torch import load_file
 
@@ -40,7 +50,7 @@ def test_both_layouts_and_the_average_before_the_plain_weights(unet, tmp_path, l
     if average != "none":
         state |= names(unet, f"{base}ema_denoiser.module.")
         state[f"{base}ema_denoiser.n_averaged"] = torch.tensor(5 if average == "taken" else 0)
-    model = load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+    model = load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD if layout == "srm" else OF_LIBRARY)
     assert_weights(model, unet if average == "taken" else made(TINY, 1))
 
 
@@ -48,7 +58,29 @@ def test_both_layouts_and_the_average_before_the_plain_weights(unet, tmp_path, l
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
 def test_plain_state_dicts_load(unet, tmp_path, prefix, suffix):
     torch.save(spatialreasoners_names(unet, prefix), tmp_path / f"x{suffix}")
-    assert_weights(load_model(tmp_path / f"x{suffix}", config=UNTOLD), unet)
+    model = load_model(tmp_path / f"x{suffix}", config=OF_LIBRARY)
+    assert model.config == replace(TINY, mix="raw")
+    assert_weights(model, unet)
+
+
+def test_what_a_file_of_spatialreasoners_does_not_tell_is_asked_for_by_name(unet, tmp_path):
+    torch.save(spatialreasoners_names(unet, "denoiser."), tmp_path / "x.pt")
+    for absent in OF_LIBRARY:
+        given = {name: value for name, value in OF_LIBRARY.items() if name != absent}
+        with pytest.raises(ValueError, match=rf"does not tell {absent}: pass config="):
+            load_model(tmp_path / "x.pt", config=given)
+    others = {"activation": "relu", "flow": "cosine", "parameterization": "eps", "variance": "fixed_small"}
+    for name, value in others.items():
+        message = rf"{name} is '.*' in an SRMUNet, config says '{value}'; .*SpatialReasonersDenoiser"
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "x.pt", config=OF_LIBRARY | {name: value})
+    with pytest.raises(ValueError, match="its weights have mix raw, config says halved"):
+        load_model(tmp_path / "x.pt", config=TINY)
+    with pytest.raises(ValueError, match="config must be an SRMUNetConfig or a dict for"):
+        load_model(tmp_path / "x.pt", config="even_pixels")
+    other = load_model(tmp_path / "x.pt", config=OF_LIBRARY | {"level_scale": 10, "level_shift": 0.5})
+    save_model(other, tmp_path / "y.safetensors")
+    assert load_model(tmp_path / "y.safetensors").config == replace(TINY, mix="raw", level_scale=10, level_shift=0.5)
 
 
 def test_bare_safetensors_load():

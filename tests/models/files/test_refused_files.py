@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from published_files import (
+    OF_LIBRARY,
     TINY,
     UNTOLD,
     assert_weights,
@@ -76,7 +77,7 @@ def test_a_config_that_does_not_fit_is_refused(unet, tmp_path, config, message):
         ("sparse", r"norm\.bias' is not a dense tensor \(torch\.sparse_coo, torch\.float32, cpu\)"),
         ("meta", r"norm\.bias' is not a dense tensor \(torch\.strided, torch\.float32, meta\)"),
         ("mixed", r"its weights are of several types, .*: pass dtype="),
-        ("transformer", r"nor a published SRM UNet: no weights named .* but 'denoising_model\.denoiser\.blocks\.0"),
+        ("transformer", r"weights of a transformer \(DiT\), which is not an SRMUNet; .*SpatialReasonersDenoiser\.load"),
     ],
 )
 def test_what_is_no_srm_unet_is_refused_with_the_reason(unet, tmp_path, kind, message):
@@ -91,13 +92,13 @@ def test_errors_name_the_weight_as_the_file_does(unet, tmp_path):
     for name in [name for name in state if name.endswith("norm_with_embedding.t_emb.mlp.2.bias")]:
         del state[name]
     with pytest.raises(ValueError, match=r"no weight 'denoising_model\.denoiser\.t_emb\.mlp\.2\.bias', expected shape"):
-        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+        load_model(lightning(tmp_path / "x.ckpt", state), config=OF_LIBRARY)
     state = spatialreasoners_names(unet, "denoising_model.denoiser.")
     state["denoising_model.denoiser.encoder.blocks.1.0.conv_1.0.bias"] = torch.zeros(5)
     with pytest.raises(
         ValueError, match=r"'denoising_model\.denoiser\.encoder\.blocks\.1.* has shape \(5,\), expected \(32"
     ):
-        load_model(lightning(tmp_path / "x.ckpt", state), config=UNTOLD)
+        load_model(lightning(tmp_path / "x.ckpt", state), config=OF_LIBRARY)
 
 
 def test_more_than_the_file_holds_is_refused(unet, tmp_path):
