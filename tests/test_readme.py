@@ -105,6 +105,12 @@ def test_the_benchmark_in_the_readme_of_bench_runs():
     namespace["test_mine"](measure, torch.device("cpu"))
 
 
+def test_the_speed_of_the_adapter_of_diffusers_is_the_measured_one():
+    import diffusers_sampler
+
+    assert diffusers_sampler.report(measured("diffusers.json")) in text("ipr_fast/models")
+
+
 def test_ci_runs_the_test_command():
     command = next(block for block in blocks(text("."), "bash") if "-m pytest" in block).strip()
     assert command in (ROOT / ".ci" / "run").read_text()

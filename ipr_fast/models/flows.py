@@ -104,7 +104,7 @@ class DiscreteFlow(Flow):
 
     def __init__(self, alphas_bar: Tensor, *, whole: bool = False) -> None:
         super().__init__()
-        found = torch.as_tensor(alphas_bar, dtype=torch.float64).detach().cpu()
+        found = torch.as_tensor(alphas_bar, dtype=torch.float64, device="cpu").detach()
         if (
             found.ndim != 1
             or len(found) < 2
