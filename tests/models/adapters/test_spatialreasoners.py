@@ -1,7 +1,6 @@
 """Models of spatialreasoners on the engine, against the library's own sampler with the same noise."""
 
 import pytest
-import spatial_reasoners as library
 import torch
 
 from ipr_fast import ActivePatches, Schedule, check_model, generate_batch, load_model, random_patches, refine_batch
@@ -9,6 +8,8 @@ from ipr_fast.kernels import philox
 from ipr_fast.models import Guided
 from ipr_fast.models.adapters.spatialreasoners import SpatialReasonersDenoiser
 from ipr_fast.sampling import flow as rectified
+
+library = pytest.importorskip("baselines.spatialreasoners_models")
 
 BATCH = 3
 # Both take the same steps in another order of operations: some ten roundings a step of values below 32, as a random
