@@ -78,7 +78,7 @@ def report(results: dict) -> str:
     lines = ["| samples | chains | acceptance, of an iteration | with keep_best |", "| --- | ---: | ---: | ---: |"]
     rows = iter(results["rows"])
     for plain, best in zip(rows, rows, strict=True):
-        cells = ("{:.2%} [{:.2%}, {:.2%}]".format(*each["share"]) for each in (plain, best))
+        cells = ("{1:.2%} [{0:.2%}, {2:.2%}]".format(*each["share"]) for each in (plain, best))
         lines.append(f"| {plain['subject']} | {plain['chains']:,} | {' | '.join(cells)} |")
     note = f"Medians of {results['iterations']} iterations, with quartiles. {measured_at(results['environment'])}"
     return "\n".join([*lines, "", note])
