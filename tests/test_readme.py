@@ -1,5 +1,6 @@
 """README files hold: their code runs, their links lead somewhere, their figures are those of the measurements."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -20,7 +21,8 @@ RESULTS = ROOT / "bench" / "results"
 SCALE = RESULTS / "scale"
 FOLDERS = [*sorted(path.parent for path in ROOT.glob("ipr_fast/*/README.md")), ROOT / "kernels", ROOT / "bench"]
 READMES = [ROOT, *FOLDERS, ROOT / "profiling"]
-NESTED = [ROOT / "ipr_fast" / "evaluation" / "scale", SCALE]
+ADAPTERS = ROOT / "ipr_fast" / "models" / "adapters"
+NESTED = [ROOT / "ipr_fast" / "evaluation" / "scale", SCALE, ADAPTERS]
 
 
 def text(folder: str | Path) -> str:
@@ -45,7 +47,7 @@ def measured(name: str) -> dict:
 
 SNIPPETS = [
     pytest.param(block, id=f"{folder.name}-{i}")
-    for folder in READMES
+    for folder in (*READMES, ADAPTERS)
     for i, block in enumerate(blocks(text(folder), "python"))
     if folder.name not in ("bench", "cli", "profiling", "tasks")  # theirs are files, run by other tests
 ]
@@ -105,10 +107,10 @@ def test_the_benchmark_in_the_readme_of_bench_runs():
     namespace["test_mine"](measure, torch.device("cpu"))
 
 
-def test_the_speed_of_the_adapter_of_diffusers_is_the_measured_one():
-    import diffusers_sampler
-
-    assert diffusers_sampler.report(measured("diffusers.json")) in text("ipr_fast/models")
+@pytest.mark.parametrize("library", ["diffusers", "spatialreasoners"])
+def test_the_speed_of_an_adapter_is_the_measured_one(library):
+    report = importlib.import_module(f"{library}_sampler").report(measured(f"{library}.json"))
+    assert report in text(ADAPTERS)
 
 
 def test_ci_runs_the_test_command():
