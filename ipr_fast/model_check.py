@@ -103,7 +103,9 @@ class _Inputs(NamedTuple):
         active, low_high = ActivePatches.from_mask(mask, slots), contract.bounds(model, "value_range") or (-1.0, 1.0)
         shape, device = (*mask.shape, model.grid.patch_numel), mask.device
         x = low_high[0] + (low_high[1] - low_high[0]) * torch.rand(shape, generator=generator, device="cpu").to(device)
-        levels = torch.rand(active.index.shape, generator=generator, device="cpu").to(device) * active.occupied
+        levels = torch.rand(active.index.shape, generator=generator, device="cpu")
+        levels[:1, :1] = 1.0  # as in the first step of a run
+        levels = levels.to(device) * active.occupied
         level = active.scatter(levels, mask.shape[1])[..., None]
         noise = torch.randn(shape, generator=generator, device="cpu").to(device)
         return cls((1 - level) * x + level * noise, levels, active, condition)
@@ -208,9 +210,17 @@ class _Checks:
 
     def finite(self) -> None:
         for inputs, prediction in ((self.some, self.expected), (self.every, self.call(self.every))):
+            occupied, levels = inputs.active.occupied, inputs.levels
             for name, field in prediction._asdict().items():
-                if field is not None and not field[inputs.active.occupied].isfinite().all():
-                    raise ValueError(f"{name} has NaN or inf")
+                if field is None or field[occupied].isfinite().all():
+                    continue
+                found = f"{name} has NaN or inf"
+                if levels is not None and field[occupied & (levels < 1)].isfinite().all():
+                    found += (
+                        " at level 1, where the noise tells nothing of the sample; ipr_fast.models.Parameterised turns"
+                    )
+                    found += " networks that predict noise into Denoisers"
+                raise ValueError(found)
 
     def mix(self) -> None:
         complaint = contract.mix_complaint(self.model, mix_range(self.expected.variance_mix, self.some.active.occupied))
