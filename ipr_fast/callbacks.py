@@ -30,8 +30,9 @@ def call_back(callback: Callback, number: int, x: Tensor, unit: str = "iteration
         frozen = user_code.call(name, number, callback, number, x, unit=unit)
     if frozen is None:
         return None
-    if not isinstance(frozen, Tensor) or frozen.dtype != torch.bool or tuple(frozen.shape) != (len(x),):
-        came = checks.described(frozen)
+    fits = isinstance(frozen, Tensor) and frozen.dtype == torch.bool and tuple(frozen.shape) == (len(x),)
+    if not fits or frozen.is_meta:
+        came = checks.described(frozen) + (" without data, on meta" if fits else "")
         raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
     return frozen
 
@@ -42,11 +43,12 @@ def generate_by_steps(
     totals: Tensor,
     callback: Callable[[int], Tensor | None],
     on_share: Callable[[float], object] | None,
-) -> None:
+) -> Tensor:
     """Regenerate the selected patches or positions, one step of all chains after another, whatever wave they are in.
 
     totals: (B,) int64 on the CPU, each chain's steps. callback(step): called after each step; the chains that it
     returns take no further steps. Every wave begins anew for each step, so that this takes longer than `regenerate`.
+    Returns which chains (B,) bool took all their steps.
     """
     slots = engine.begin_slots(selected)
     running = totals.clone()
@@ -57,5 +59,6 @@ def generate_by_steps(
         engine.resume(selected, torch.full_like(due, step), due, slots, on_share=on_share)
         frozen = callback(step)
         if frozen is not None:
-            running.masked_fill_(frozen.cpu(), 0)
+            running = running.where(~frozen.cpu(), running.clamp(max=step + 1))
         engine.notice_changes()
+    return running == totals

@@ -192,11 +192,12 @@ def generate_batch(
     with span("generate_batch"), call.engine(values, max(selected.counts.tolist())) as engine:
         engine.begin(0)
         with Pace(device, engine.num_steps(selected.counts), "generate", "step", progress) as pace:
+            finished = None
             if callback is None:
                 engine.regenerate(selected, initial=True, on_step=pace.step if progress else None)
             else:
-                _generate_with(callback, call, engine, selected, values, pace)
-        return _with_warnings(space, space.to_samples(engine.values, values, free), engine.mix_range)
+                finished = _generate_with(callback, call, engine, selected, values, pace)
+        return _with_warnings(space, space.to_samples(engine.values, values, free), engine.mix_range, finished)
 
 
 def _generate_with(
@@ -206,8 +207,8 @@ def _generate_with(
     selected: Selection,
     values: Tensor,
     pace: Pace,
-) -> None:
-    """Generate samples step by step, and call a callback after each one."""
+) -> Tensor:
+    """Generate samples step by step, and call a callback after each one. Returns which of them (B,) it let finish."""
     totals = torch.tensor([call.sampling.num_steps(n) for n in selected.counts.tolist()], device="cpu")
 
     def after(step: int) -> Tensor | None:
@@ -217,7 +218,7 @@ def _generate_with(
 
     longest = max(totals.tolist())
     share = engine.num_steps(selected.counts) / longest if longest else 0.0  # of the bar, for a step of all chains
-    generate_by_steps(engine, selected, totals, after, lambda part: pace.step(share * part))
+    return generate_by_steps(engine, selected, totals, after, lambda part: pace.step(share * part))
 
 
 def _guided(
@@ -299,10 +300,14 @@ def _iterate(
         return call.space.to_samples(values, original, changed), engine.mix_range
 
 
-def _with_warnings(space: Space, x: Tensor, mix_range: Tensor | None) -> Tensor:
-    """Return x; warn the caller of the public function if the model's variance mix or x itself is out of range."""
+def _with_warnings(space: Space, x: Tensor, mix_range: Tensor | None, finished: Tensor | None = None) -> Tensor:
+    """Return x; warn the caller of the public function if the model's variance mix or x itself is out of range.
+
+    finished: which samples (B,) to look at, the others still have noise or masks; None for all.
+    """
     _warn(contract.mix_complaint(space.model, mix_range), RuntimeWarning, 4)
-    _warn(space.bad_samples(x), contract.NotFiniteWarning, 4)
+    made = x if finished is None else x[finished.to(x.device)]
+    _warn(space.bad_samples(made), contract.NotFiniteWarning, 4)
     return x
 
 

@@ -5,7 +5,7 @@ import torch
 from conditioned_models import Labelled
 from small_token_models import Lookup
 
-from ipr_fast import Schedule, TokenSchedule, generate_batch
+from ipr_fast import Schedule, TokenSchedule, generate_batch, load_model
 
 SCHEDULE = Schedule(3, 0.5)
 
@@ -84,6 +84,9 @@ def test_bad_callbacks_are_named(model):
     ):
         generate_batch(2, callback=lambda step, x: 1, **options)
 
+    with pytest.raises(ValueError, match=r"must return None or a bool tensor .* got .* without data, on meta"):
+        generate_batch(2, callback=lambda step, x: torch.ones(2, dtype=torch.bool, device="meta"), **options)
+
     def fail(step, x):
         if step:
             raise KeyError("no")
@@ -96,3 +99,11 @@ def test_bad_callbacks_are_named(model):
 def test_progress_counts_steps(model, capsys):
     generate_batch(3, model=model, schedule=SCHEDULE, callback=lambda step, x: None, progress=True)
     assert f"{SCHEDULE.steps(16)}/{SCHEDULE.steps(16)}" in capsys.readouterr().err
+
+
+def test_tokens_that_a_callback_left_masked_are_no_fault_of_the_model(recwarn):
+    model = load_model("token-sudoku-9x9")
+    first = torch.tensor([True, False])
+    x = generate_batch(2, model=model, schedule=TokenSchedule(4), callback=lambda step, x: first)
+    assert (x == model.vocabulary.mask_id).any(1).tolist() == [True, False]
+    assert not recwarn.list

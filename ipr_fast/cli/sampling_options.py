@@ -63,7 +63,7 @@ class SamplingOptions:
         float | None, option(SAMPLING, "Warp levels toward noise (above 1) or clean.", show_default="the schedule's")
     ] = None
     group: Annotated[
-        int | None, option(SAMPLING, "Patches that start at a time.", min=1, show_default="the schedule's")
+        int | None, option(SAMPLING, "Patches that start at a time.", min=1, max=65536, show_default="the schedule's")
     ] = None
     stochasticity: Annotated[float, option(SAMPLING, "Eta of the posterior step, in [0, 1].")] = 0.5
     temperature: Annotated[

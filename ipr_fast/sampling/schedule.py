@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.kernels.philox import MAX_PATCHES
 
 
 class ScheduleTables(NamedTuple):
@@ -50,7 +51,8 @@ class Schedule:
         after another; 1 regenerates all at once, which is ordinary parallel diffusion.
     shift: warps the levels t to s t / (1 + (s - 1) t), in [1e-3, 1e3]: above 1 more steps are spent near noise, as
         large samples need (Esser et al. 2024), below 1 near clean.
-    group: patches that start at a time, an int >= 1, the published `top_k`; the last group may be smaller.
+    group: patches that start at a time, an int in [1, 65536], the published `top_k`; the last group
+        may be smaller.
 
     Source: Wewer et al. 2025, Spatial Reasoning Models; the settings of Kang et al. 2026 are (3, 0.0) to generate and
     (10, 0.8) to refine Sudoku boards.
@@ -65,7 +67,7 @@ class Schedule:
         object.__setattr__(self, "steps_per_patch", checks.integer("steps_per_patch", self.steps_per_patch, 1))
         object.__setattr__(self, "overlap", checks.number("overlap", self.overlap, 0, 1))
         object.__setattr__(self, "shift", checks.number("shift", self.shift, 1e-3, 1e3))
-        object.__setattr__(self, "group", checks.integer("group", self.group, 1))
+        object.__setattr__(self, "group", checks.integer("group", self.group, 1, MAX_PATCHES))
 
     @property
     def values(self) -> tuple[Any, ...]:
