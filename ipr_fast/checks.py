@@ -49,7 +49,7 @@ def sizes(name: str, value: object) -> tuple[int, ...]:
     """Return a sequence of sizes >= 1 as a tuple of ints."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise ValueError(f"{name} must be a sequence of ints >= 1, got {value!r:.80}")
-    return tuple(integer(name, size, 1) for size in value)
+    return tuple(integer(f"{name}: each size", size, 1) for size in value)
 
 
 def samples(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:

@@ -29,15 +29,19 @@ class GoldenStep(NamedTuple):
     def check(self, model: Any, condition: Condition | None, device: torch.device) -> None:
         """Raise ValueError unless a step by this model's prediction ends there, up to 1e-4 of the largest number."""
         grid = model.grid
-        shapes = {name: (len(self.x), *grid.sample_shape) for name in ("x", "next_x")}
-        for name, shape in shapes.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise ValueError(f"golden: {name} must be {shape}, got {tuple(getattr(self, name).shape)}")
+        for name in ("x", "next_x"):
+            value = checks.samples(f"golden: {name}", getattr(self, name), grid.sample_shape)
+            if checks.extremes(f"golden: {name}", value) is None or len(value) != len(self.x):
+                raise ValueError(
+                    f"golden: x and next_x must have the same number of samples, at least 1, got {name} of {len(value)}"
+                )
         z, expected = (grid.to_patches(each.to(device, torch.float32)) for each in (self.x, self.next_x))
+        shapes = list(dict.fromkeys([(len(z), grid.num_patches), (len(z), *grid.grid_shape)]))
         for name in ("levels", "next_levels"):
             value = getattr(self, name)
-            if value.numel() != z.shape[:2].numel() or len(value) != len(z):
-                raise ValueError(f"golden: {name} must be {tuple(z.shape[:2])}, got {tuple(value.shape)}")
+            if tuple(value.shape) not in shapes or not value.is_floating_point():
+                allowed_shapes = " or ".join(map(str, shapes))
+                raise ValueError(f"golden: {name} must be floats {allowed_shapes}, got {checks.described(value)}")
         t, s = (each.to(device, torch.float32).reshape(z.shape[:2]) for each in (self.levels, self.next_levels))
         if not bool(((s <= t) & (s >= 0) & (t <= 1)).all()):
             raise ValueError("golden: levels must be in [0, 1], and next_levels no larger than they are")
@@ -47,6 +51,8 @@ class GoldenStep(NamedTuple):
         found = posterior_step(z, made.velocity.float(), None, t[..., None], s[..., None], noise, eta=0.0)
         error, moved = (found - expected).abs().max(), (z - expected).abs().max()
         allowed = TOLERANCE * expected.abs().max().clamp_min(1)
+        if moved <= allowed:  # a step that a model of the wrong sign would pass
+            raise ValueError(f"golden: the step must move x by more than {allowed:.2g}, got {moved:.2g}")
         if not error <= allowed:
             raise ValueError(
                 f"next_x differs by {error:.2g}, expected at most {allowed:.2g}; the step moves x by {moved:.2g}. Does "
@@ -63,6 +69,8 @@ def check_golden(golden: object, rows: int | None) -> GoldenStep | None:
         return None
     if not isinstance(golden, GoldenStep) or not all(isinstance(each, Tensor) for each in golden):
         raise ValueError(f"golden must be an ipr_fast.GoldenStep of tensors, got {checks.name_of(golden)}")
-    if rows is not None and len(golden.x) != rows:
-        raise ValueError(f"golden: x must have {rows} samples, those of the condition, got {len(golden.x)}")
+    if rows is not None and golden.x.shape[:1] != (rows,):
+        raise ValueError(
+            f"golden: x must have {rows} samples, those of the condition, got shape {tuple(golden.x.shape)}"
+        )
     return golden

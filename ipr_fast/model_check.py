@@ -207,6 +207,8 @@ class _Checks:
             raise ValueError(f"grid.to_images must return samples {shapes[1]}, got {shapes[0]}")
         if not torch.equal(grid.to_patches(images), patches):
             raise ValueError("grid.to_patches(grid.to_images(patches)) must be the patches, and differs")
+        if not torch.equal(images.flatten(1).sort().values, patches.flatten(1).sort().values):
+            raise ValueError("grid.to_images must place the numbers of the patches unchanged, and changes some")
 
     def finite(self) -> None:
         for inputs, prediction in ((self.some, self.expected), (self.every, self.call(self.every))):

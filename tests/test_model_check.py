@@ -63,11 +63,19 @@ def test_a_grid_of_the_users_own_is_checked():
         def to_images(self, patches):
             return super().to_images(patches).flatten(1)
 
+    class Scaled(Rings):
+        def to_patches(self, images):
+            return super().to_patches(images * 2)
+
+        def to_images(self, patches):
+            return super().to_images(patches / 2)
+
     model = Plain()
     model.grid = Rings()
     check_model(model)
     for grid, message in (
         (Mirrored(), r"to_images of the grid undoes to_patches: .* differs"),
+        (Scaled(), "grid.to_images must place the numbers of the patches unchanged, and changes some"),
         (Flat(), r"grid.to_images must return samples \(4, 1, 4, 4\), got \(4, 16\)"),
     ):
         model.grid = grid
@@ -374,12 +382,41 @@ def test_a_step_of_the_models_own_sampler_shows_what_levels_and_signs_mean():
     step = golden_step()
     with pytest.raises(ValueError, match=r"golden must be an ipr_fast.GoldenStep of tensors, got tuple"):
         check_model(Plain(), golden=tuple(step))
-    with pytest.raises(ValueError, match=r"golden: levels must be \(5, 16\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"golden: levels must be floats \(5, 16\) or \(5, 4, 4\), got \(5, 4\)"):
         check_model(Plain(), golden=step._replace(levels=step.levels[:, :4]))
     with pytest.raises(ValueError, match="next_levels no larger"):
         check_model(Plain(), golden=step._replace(levels=step.next_levels, next_levels=step.levels))
     with pytest.raises(ValueError, match="golden must be None for a model of tokens"):
         check_model(Lookup(), golden=step)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda step: {"next_levels": step.levels, "next_x": step.x}, "the step must move x by more than .*, got 0"),
+        (
+            lambda step: {"levels": 0 * step.levels, "next_levels": 0 * step.levels, "next_x": step.x},
+            "the step must move x by more than",
+        ),
+        (lambda step: {"next_x": step.next_x / 0}, "next_x must be finite in float32, got NaN or inf in 5"),
+        (lambda step: {"x": step.x * float("nan")}, "x must be finite in float32, got NaN or inf in 5"),
+        (lambda step: {"x": step.x.to(torch.complex64)}, "x must be a dense tensor of float16, .* torch.complex64"),
+        (lambda step: {"next_x": step.next_x[:4]}, "must have the same number of samples, at least 1, got next_x of 4"),
+        (lambda step: {name: value[:0] for name, value in step._asdict().items()}, "at least 1, got x of 0"),
+        (lambda step: {"levels": step.levels.view(5, 2, 8)}, r"levels must be floats .*, got \(5, 2, 8\) of"),
+        (lambda step: {"levels": step.levels > 0}, r"levels must be floats .* of torch.bool"),
+    ],
+)
+def test_a_step_that_shows_nothing_is_refused(change, message):
+    step = golden_step()
+    with pytest.raises(ValueError, match=f"own sampler: golden: .*{message}"):
+        check_model(Plain(), golden=step._replace(**change(step)))
+
+
+def test_levels_of_a_step_may_have_the_grids_shape():
+    step = golden_step()
+    levels = {name: getattr(step, name).view(5, 4, 4) for name in ("levels", "next_levels")}
+    check_model(Plain(), golden=step._replace(**levels))
 
 
 def test_steps_of_the_engine_are_compared_with_the_reference():

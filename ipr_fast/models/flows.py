@@ -84,7 +84,7 @@ class LinearBetaFlow(Flow):
 
     def __init__(self, low: float = 0.1, high: float = 20.0) -> None:
         super().__init__()
-        self.low, self.high = checks.number("low", low, 1e-9), checks.number("high", high, 1e-9)
+        self.low, self.high = checks.number("low", low, 1e-9, 700), checks.number("high", high, 1e-9, 700)
         self.max_level = _level_of_ratio(math.sqrt(math.expm1((self.low + self.high) / 2)))
 
     def time(self, t: Tensor) -> Tensor:
@@ -104,13 +104,19 @@ class DiscreteFlow(Flow):
 
     def __init__(self, alphas_bar: Tensor, *, whole: bool = False) -> None:
         super().__init__()
-        found = torch.as_tensor(alphas_bar, dtype=torch.float64, device="cpu").detach()
+        try:
+            found = torch.as_tensor(alphas_bar, dtype=torch.float64, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"alphas_bar must be a tensor (T,), got {checks.described(alphas_bar)}") from error
         if (
             found.ndim != 1
             or len(found) < 2
             or not bool((found.diff() < 0).all() & (found >= 0).all() & (found <= 1).all())
         ):
-            raise ValueError(f"alphas_bar must fall from at most 1 to at least 0, (T,), got {checks.described(found)}")
+            raise ValueError(
+                f"alphas_bar must fall from at most 1 to at least 0, (T,), got {checks.described(found)}; of betas, it "
+                "is (1 - betas).cumprod(0)"
+            )
         a, b = found.sqrt(), (1 - found).sqrt()
         levels = b / (a + b)
         self.whole, self.max_level = checks.boolean("whole", whole), float(levels[-1])

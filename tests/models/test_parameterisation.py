@@ -185,5 +185,17 @@ def test_a_condition_that_the_network_does_not_take_is_named():
 
 @pytest.mark.parametrize("alphas_bar", [torch.tensor([0.5]), torch.tensor([0.5, 0.6]), torch.tensor([1.5, 0.6])])
 def test_alphas_that_do_not_fall(alphas_bar):
-    with pytest.raises(ValueError, match="alphas_bar must fall from at most 1 to at least 0"):
+    with pytest.raises(ValueError, match=r"alphas_bar must fall .*; of betas, it is \(1 - betas\)\.cumprod\(0\)"):
         DiscreteFlow(alphas_bar)
+
+
+@pytest.mark.parametrize("value", ["abc", None])
+def test_alphas_that_are_no_numbers(value):
+    with pytest.raises(ValueError, match=rf"^alphas_bar must be a tensor \(T,\), got {type(value).__name__}"):
+        DiscreteFlow(value)
+
+
+def test_betas_have_a_largest_value():
+    with pytest.raises(ValueError, match=r"^high must be a finite number in \[1e-09, 700\], got 10000.0"):
+        LinearBetaFlow(0.1, 1e4)
+    assert LinearBetaFlow(700, 700).max_level == 1

@@ -61,7 +61,7 @@ def test_what_only_images_have_is_refused_by_name(name, shape):
         ((8,), (), r"^sample_shape must be \(C, L\), \(C, H, W\) or \(C, T, H, W\), got \(8,\)"),
         ((1, 2, 2, 2, 2), 1, "^sample_shape must be "),
         (8, 1, "^sample_shape must be a sequence of ints >= 1, got 8"),
-        ((1, 0), 1, "^sample_shape must be an int >= 1, got 0"),
+        ((1, 0), 1, "^sample_shape: each size must be an int >= 1, got 0"),
         ((1, 8), (4, 4), r"^patch_shape must be an int or 1 of them, for samples of 8, got \(4, 4\)"),
         ((1, 8, 8), (4, 3), r"^patch_shape must divide the spatial sizes 8 x 8 of samples, got \(4, 3\)"),
         ((1, 6, 8, 8), 4, "^patch_shape must divide the spatial sizes 6 x 8 x 8 of samples, got 4"),
