@@ -1,6 +1,7 @@
 """Errors of optional dependencies, which say what to install, and of user code; the first line of an error."""
 
 import importlib
+import re
 from types import ModuleType
 
 
@@ -46,3 +47,9 @@ def import_extra(module: str, package: str, extra: str, purpose: str) -> ModuleT
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_reason(error: BaseException) -> str:
+    """Return why a file cannot be loaded, in a line, without torch's advice to run the code in it."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return found[1] if found else first_line(error)

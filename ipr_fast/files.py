@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks, pictures
+from ipr_fast.errors import load_reason
 from ipr_fast.outputs import check_no_folders, check_room, replacing
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
         loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else _load_array(path, key)
         return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))
     except Exception as error:  # a foreign file makes these loaders raise almost anything
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({reason})") from error
+        raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({load_reason(error)})") from error
 
 
 def _load_array(path: Path, key: str) -> np.ndarray:

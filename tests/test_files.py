@@ -11,7 +11,7 @@ import torch
 from full_disk import full_disk
 from unclosed import unclosed
 
-from ipr_fast import pictures
+from ipr_fast import load_model, pictures
 from ipr_fast.files import Samples, check_writable, read_array, read_samples, write_samples
 
 
@@ -309,3 +309,13 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     for shape in ((2, 4, 3, 3), (2, 2, 4, 3, 3)):
         with pytest.raises(ValueError, match=rf"PNG files hold 1 or 3 channels, not {shape[1]}; choose .npy"):
             write_samples(tmp_path / "pictures", Samples(torch.zeros(shape)))
+
+
+def test_a_file_of_code_is_refused_without_the_advice_to_run_it(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros(3, dtype=np.float32))
+    samples = path.rename(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt: not a readable \.pt file of numbers \(Unsupported operand \d+\)$"):
+        read_array(samples, "x")
+    with pytest.raises(ValueError, match=r"x\.pt: not a readable checkpoint of torch \(Unsupported operand \d+\)$"):
+        load_model(samples)

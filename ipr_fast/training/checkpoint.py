@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ipr_fast.errors import load_reason
+
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """Return the state that `Trainer.save` wrote, weights included; raise ValueError for any other file."""
@@ -19,4 +21,4 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
             raise ValueError(f"step {state['step']}, {state['seconds']} seconds")
         return state
     except Exception as error:  # a foreign file makes the loader raise almost anything
-        raise ValueError(f"{path}: not a readable checkpoint ({error!r})") from error
+        raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {load_reason(error)})") from error

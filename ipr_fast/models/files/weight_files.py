@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ipr_fast.checks import FLOAT_DTYPES, dtype_names
-from ipr_fast.errors import first_line
+from ipr_fast.errors import load_reason
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -129,7 +129,7 @@ def _read_torch(path: Path) -> Weights:
 def _reason(error: Exception) -> str:
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign is None:
-        return f"not a readable checkpoint of torch ({first_line(error)})"
+        return f"not a readable checkpoint of torch ({load_reason(error)})"
     return (
         f"holds an object of {foreign[1]} beside its weights, and loading it would run code from the file. If you "
         'trust it, keep the weights alone: loaded = torch.load(path, map_location="cpu", weights_only=False); '
