@@ -30,9 +30,9 @@ def call_back(callback: Callback, number: int, x: Tensor, unit: str = "iteration
         frozen = user_code.call(name, number, callback, number, x, unit=unit)
     if frozen is None:
         return None
-    fits = isinstance(frozen, Tensor) and frozen.dtype == torch.bool and tuple(frozen.shape) == (len(x),)
-    if not fits or frozen.is_meta:
-        came = checks.described(frozen) + (" without data, on meta" if fits else "")
+    is_bool = isinstance(frozen, Tensor) and frozen.dtype == torch.bool and not frozen.is_meta
+    if not isinstance(frozen, Tensor) or not is_bool or tuple(frozen.shape) != (len(x),):
+        came = checks.described(frozen) + (" on meta" if isinstance(frozen, Tensor) and frozen.is_meta else "")
         raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
     return frozen
 
