@@ -17,6 +17,7 @@ from ipr_fast.tasks.polygons.backgrounds import backgrounds_from
 from ipr_fast.tasks.polygons.classifier import load_classifier
 from ipr_fast.tasks.polygons.drawing import (
     FEWEST_VERTICES,
+    LARGEST,
     MOST_POLYGONS,
     MOST_VERTICES,
     SIDE,
@@ -25,11 +26,12 @@ from ipr_fast.tasks.polygons.drawing import (
     coverage,
     draw_scenes,
 )
-from ipr_fast.tasks.polygons.objects import find_objects
+from ipr_fast.tasks.polygons.objects import find_objects, side_of
 from ipr_fast.tasks.polygons.reader import DIGITS, OTHER, POLYGONS, ObjectReader, bundled_reader, held_out_accuracy
 
 PATCH = 8
 AT_A_TIME = 64  # images that are judged at once
+LARGEST_SIDE = side_of(2 * LARGEST * SIDE + 2)  # of what the crop of an object shows; blurred edges add a pixel each
 
 
 class PolygonsReport(NamedTuple):
@@ -42,7 +44,7 @@ class PolygonsReport(NamedTuple):
     numbers        (B, 2) int64: the two digits, the smaller first; 0 unless there are exactly two
     mismatch       (B,) int64: sum of the digits' distances from the numbers, in the better order; 9 without two digits
     odd_polygons   (B,) int64: polygons with other numbers of vertices than most
-    strays         (B,) int64: objects that are neither polygon nor digit
+    strays         (B,) int64: objects that are neither polygon nor digit, or larger than any
     """
 
     numbers_match: Tensor
@@ -136,6 +138,7 @@ class PolygonsJudge:
         found = find_objects(images)
         logits = reader(found.crops.flatten(0, 1), found.sides.flatten())
         classes = logits.argmax(1).view_as(found.there)
+        classes = torch.where(found.sides > LARGEST_SIDE, OTHER, classes)  # such as the whole of a blank image
         counts = torch.zeros(len(images), OTHER + 1, dtype=torch.int64, device=images.device)
         return counts.scatter_add_(1, classes, found.there.long())
 

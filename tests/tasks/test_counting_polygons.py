@@ -140,6 +140,29 @@ def test_greys_and_noise_are_not_good(images):
     assert (report.mismatch == 9).all()
 
 
+def test_blank_images_of_any_colour_hold_no_polygon():
+    levels = torch.tensor([-1.0, 0.0, 0.8, 1.0])
+    images = torch.cartesian_prod(levels, levels, levels)[:, :, None, None].expand(-1, -1, 128, 128)
+    report = JUDGE(images)
+    assert not report.polygons.any()
+    assert not report.vertices.any()
+    assert not report.uniform.any()
+    assert (report.measures()["mixed_vertices"] == 1).all()
+
+
+def test_what_is_larger_than_the_largest_polygon_is_a_stray():
+    rows = torch.arange(128)
+    images = torch.zeros(2, 3, 128, 128)
+    for image, side in zip(images, (36, 60), strict=True):  # the largest square has half a diagonal of 25.6: 36 a side
+        inside = (rows >= 20) & (rows < 20 + side)
+        image[:, inside[:, None] & inside] = torch.tensor([[0.8], [-1.0], [-1.0]])
+    report = JUDGE(images)
+    assert report.polygons.tolist() == [1, 0]
+    assert report.vertices.tolist() == [4, 0]
+    assert report.strays.tolist() == [0, 1]
+    assert report.uniform.tolist() == [True, False]
+
+
 def test_no_images_have_an_empty_report():
     report = JUDGE(torch.zeros(0, 3, 128, 128))
     assert [len(field) for field in report] == [0] * len(report)

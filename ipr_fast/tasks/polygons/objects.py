@@ -6,7 +6,7 @@ from the background around it to that colour; objects are the connected areas wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ MARGIN = 1.2  # side of what the picture shows, in the longer side of the object
 HUES, NEAR = 72, 0.03  # bins of the hues; largest difference of an object's pixels from the hue, in turns
 PURE = 0.08  # scale on which saturation and value may differ from the objects'
 ALIKE, RARE = 0.1, 0.01  # deviation of hues like another, in turns; share of an image's pixels that is few
+T = TypeVar("T", float, Tensor)
 
 
 class Objects(NamedTuple):
@@ -58,8 +59,13 @@ def find_objects(images: Tensor) -> Objects:
         for each, how in ((x, "amin"), (x, "amax"), (y, "amin"), (y, "amax"))
     )
     middles = torch.stack([left + right + 1, top + bottom + 1], dim=-1) / 2
-    sides = MARGIN * (torch.maximum(right - left, bottom - top) + 1) + 2
+    sides = side_of(torch.maximum(right - left, bottom - top) + 1)
     return Objects(_crops(covered, labels, label, middles, sides), sides, middles, area >= SMALLEST_AREA)
+
+
+def side_of(length: T) -> T:
+    """Return the side of the square that shows an object, for the longer side of its box; in pixels."""
+    return MARGIN * length + 2
 
 
 def object_colour(images: Tensor) -> Tensor:
