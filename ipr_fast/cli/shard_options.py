@@ -19,6 +19,7 @@ from ipr_fast.evaluation.scale.records import load_parquet
 from ipr_fast.evaluation.scale.run import load_planned, run_in_process
 from ipr_fast.evaluation.scale.shards import Worker, shards_of
 
+PUBLISHED = "https://github.com/Chrixtar/SRM/releases/tag/v1.0.0"
 SHARDS = "Experiments in shards"
 
 
@@ -81,6 +82,8 @@ def run_plan(
         check_address(shards.ray)
     load_parquet()  # a missing extra must not cost the user a run
     plan = read_plan(source).changed(model=model, samples=count, kept=MOST_CHAINS if shards.samples else None)
+    if model is None and plan.config is not None and not Path(plan.model).exists() and source in plan_names():
+        raise ValueError(f"--model: {source} needs the published checkpoint ({PUBLISHED}); give it by --model FILE")
     device, dtype, share = run.checked_device(), shards.dtype or "float32", shards.shard or Share()
     with model_from("model"):
         denoiser = load_planned(plan, torch.device("cpu") if shards.ray else device, dtype)

@@ -81,11 +81,11 @@ class Arm:
                 checks.number("accept", self.accept, 0)
             if self.swapped is not None:
                 checks.integer("swapped", self.swapped, 0)
+            random_patches(self.ratio)  # checks the ratio
         except ValueError as error:
             raise ValueError(f"arm {self.name}: {error}") from error
         if self.policy == "independent" and self.swapped is not None:
             raise ValueError(f"arm {self.name}: independent samples start from noise, not from swapped cells")
-        random_patches(self.ratio)  # checks the ratio
 
     def mask_policy(self, judge: Judge) -> MaskPolicy:
         """Return the policy that chooses an iteration's patches."""
@@ -195,6 +195,8 @@ class Chains:
             return make(**arguments)
         except TypeError as error:
             raise ValueError(f"arm {arm.name}: {kind} must hold arguments of {make.__name__} ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name}: {kind}: {error}") from error
 
     def _regeneration(self, arm: Arm, kind: str, active: Tensor) -> tuple[Tensor, ...]:
         """Return calls and patch evaluations of one regeneration, by the number of active patches (B,)."""

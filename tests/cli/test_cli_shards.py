@@ -10,7 +10,7 @@ from ipr_fast.cli.main import main
 from ipr_fast.evaluation.scale.folder import RunFolder
 
 pytest.importorskip("pyarrow")
-from small_plans import rows, write_plan
+from small_plans import PLAN, rows, write_plan
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,10 @@ def test_the_bar_shows_shards_samples_a_second_and_the_time_left(file, tmp_path,
         (["--out", "OUT", "--model", "nobody"], "model must be a bundled model"),
         (["--out", "OUT", "--model", "token-sudoku-9x9"], "model token-sudoku-9x9 makes samples of token-sudoku-9x9"),
         (["--out", "FILE"], "FILE: cannot be made a folder"),
+        (
+            ["--out", "OUT", "--count", 2**32],
+            f"samples must be at most {2**21} for each of 2 seeds with batch 4, got {2**32}",
+        ),
         (["--out", "OUT", "--count", 2**40], f"--count must be an int in 1..{2**32}, got {2**40}"),
     ],
 )
@@ -66,6 +70,23 @@ def test_what_cannot_be_run_is_told_in_a_line(file, tmp_path, arguments, said, c
     assert said.replace("FILE", file) in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_without_its_checkpoint_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluated("counting-polygons", "--count", 1, "--out", "x") == 1
+    said = "--model: counting-polygons needs the published checkpoint (https://github.com/Chrixtar/SRM/releases/"
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.endswith("give it by --model FILE\n")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_wrong_schedule_is_told_with_its_plan_and_arm(tmp_path, capsys):
+    schedule = "iterations = 3\nrefine = {{ steps_per_patch = 2, overlap = 1.0, shift = 0 }}"
+    other = write_plan(tmp_path, PLAN.replace("iterations = 3", schedule))
+    assert evaluated(other, "--out", tmp_path / "out") == 1
+    assert "experiment plan: arm refined: refine: shift must be a finite number in" in capsys.readouterr().err
 
 
 def test_the_folder_of_another_run_is_named(file, tmp_path, capsys):

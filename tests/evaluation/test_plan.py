@@ -69,6 +69,11 @@ def test_a_plan_of_ones_own(own):
     [
         (OWN.replace("samples = 10", ""), "there is no samples$"),
         (OWN.replace("samples = 10", "samples = 0"), "samples must be an int in 1..4294967296, got 0"),
+        (
+            OWN.replace("samples = 10", "samples = 1048577\nbatch = 1"),
+            "samples must be at most 1048576 for each of 1 seeds with batch 1, got 1048577: a run has at most 1048576 ",
+        ),
+        (OWN + "ratio = 2", "arm refined: ratio must be"),
         (OWN.replace("digit-sudoku-4x4", "chess"), "task must be one of digit-sudoku-4x4, .* got 'chess'"),
         (OWN.replace("accept", "reward"), "arm refined has no reward; an arm has iterations, policy"),
         (OWN + '[[compare]]\narm = "first"\nwith = "last"', "there is no arm 'last'; the arms are first, other"),

@@ -12,6 +12,7 @@ from ipr_fast.evaluation import intervals
 from ipr_fast.evaluation.scale import folder, records
 from ipr_fast.evaluation.scale.folder import RunFolder, Share
 from ipr_fast.evaluation.scale.pages import Heading, Picture, Table, to_html, to_markdown
+from ipr_fast.evaluation.scale.report import sentence
 from ipr_fast.evaluation.scale.shards import shards_of
 from ipr_fast.evaluation.scale.summary import compare_runs, kept_samples, summarise
 
@@ -87,8 +88,14 @@ def test_two_runs_are_compared_sample_by_sample(run, tmp_path, capsys):
 def test_an_unfinished_run_is_reported_as_such(tmp_path):
     out = run_file(write_plan(tmp_path, TEXT), tmp_path / "part", Share(1, 2)).path
     assert main(["report", str(out)]) == 0
-    assert "Unfinished: 3 of 6 shards." in (out / "report" / "report.md").read_text()
+    assert "Unfinished: 3 of 6 shards are done." in (out / "report" / "report.md").read_text()
     assert main(["evaluate", str(tmp_path / "plan.toml"), "--out", str(out), "--quiet", "--device", "cpu"]) == 0
+
+
+def test_the_seeds_of_a_run_are_named(run):
+    summary = json.loads((run / "report" / "first.json").read_text())
+    assert "10 images for each of the seeds 0, 1; " in sentence(summary)
+    assert "10 images of seed 0; " in sentence({**summary, "seeds": [0]})
 
 
 def test_what_cannot_be_reported_is_told(tmp_path, capsys, run):

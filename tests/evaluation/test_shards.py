@@ -84,6 +84,48 @@ def test_a_damaged_shard_is_made_again(file, whole, tmp_path):
     assert sorted(tmp_path.glob("*.parquet"))[-1].stat().st_mtime_ns == untouched
 
 
+def test_a_folder_in_the_place_of_a_shard_is_named(file, tmp_path):
+    folder = run_file(file, tmp_path)
+    first = min(tmp_path.glob("*.parquet"))
+    first.unlink()
+    first.mkdir()
+    said = rf"{first.name}: is a folder, in the place of a shard's file; remove it$"
+    with pytest.raises(ValueError, match=said):
+        run_file(file, tmp_path)
+    with pytest.raises(ValueError, match=said):
+        folder.finished()
+
+
+def test_what_is_wrong_with_a_whole_file_is_named_alone(file, tmp_path):
+    folder = run_file(file, tmp_path)
+    first, second, *_ = shards_of(folder.plan)
+    folder.file(first).write_bytes(folder.file(second).read_bytes())
+    with pytest.raises(
+        ValueError, match=rf"another shard \({folder._name(second)}\), expected {folder._name(first)}; "
+    ):
+        folder.read(first)
+    folder.plan = replace(folder.plan, arms=folder.plan.arms[:1], comparisons=())
+    with pytest.raises(ValueError, match=r"parquet: \d+ rows in place of 4; "):
+        folder.read(second)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"format": 1', '"format": 2', r"manifest\.json: format must be 1, got 2$"),
+        ('"samples": 10', '"samples": 600', r"the hash of its plan must be its configuration \w+, got \w+$"),
+    ],
+)
+def test_an_edited_manifest_is_refused_by_name(file, tmp_path, old, new, said):
+    run_file(file, tmp_path, Share(1, 6))
+    text = (tmp_path / MANIFEST).read_text()
+    assert text.count(old) == 1
+    (tmp_path / MANIFEST).write_text(text.replace(old, new))
+    for opened in (RunFolder.at, lambda path: run_file(file, path)):
+        with pytest.raises(ValueError, match=said):
+            opened(tmp_path)
+
+
 def test_a_run_that_is_done_computes_nothing(file, tmp_path, monkeypatch):
     run_file(file, tmp_path)
     monkeypatch.setattr(Worker, "compute", None)

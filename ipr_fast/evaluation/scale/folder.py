@@ -38,11 +38,10 @@ class Share:
 def make_manifest(plan: Plan, model: Denoiser | TokenDenoiser, device: torch.device, dtype: str) -> dict[str, Any]:
     """Describe what decides a run's rows: plan, weights, versions, dtype and kind of device."""
     described = plan.to_dict()
-    decides = {name: value for name, value in described.items() if name not in ("title", "comparisons")}
     return {
         "format": FORMAT,
         "experiment": plan.name,
-        "configuration": content_hash(json.dumps(decides, sort_keys=True)),
+        "configuration": _configuration(described),
         "weights": model_hash(model, plan.model),
         "ipr_fast": ipr_fast.__version__,
         "torch": torch.__version__,
@@ -51,6 +50,12 @@ def make_manifest(plan: Plan, model: Denoiser | TokenDenoiser, device: torch.dev
         "commit": current_commit(),
         "plan": json.loads(json.dumps(described)),
     }
+
+
+def _configuration(plan: dict[str, Any]) -> str:
+    """Hash the values of a plan that decide its rows."""
+    decides = {name: value for name, value in plan.items() if name not in ("title", "comparisons")}
+    return content_hash(json.dumps(decides, sort_keys=True))
 
 
 class RunFolder:
@@ -79,12 +84,18 @@ class RunFolder:
         return read_shard(self.file(shard), self._name(shard), shard.num_rows(self.plan), wanted)
 
     def finished(self) -> list[Shard]:
-        """Return the shards whose files are there, whole or not."""
-        return [shard for shard in shards_of(self.plan) if self.file(shard).exists()]
+        """Return the shards whose files are there, whole or not. Raises ValueError for a folder in a file's place."""
+        return [shard for shard in shards_of(self.plan) if self._is_there(shard)]
+
+    def _is_there(self, shard: Shard) -> bool:
+        file = self.file(shard)
+        if file.is_dir():
+            raise ValueError(f"{file}: is a folder, in the place of a shard's file; remove it")
+        return file.exists()
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard's file is there and whole; a damaged one is removed."""
-        if not self.file(shard).exists():
+        if not self._is_there(shard):
             return False
         try:
             self.read(shard)
@@ -152,12 +163,18 @@ def _is_ours(name: str) -> bool:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read a run's manifest. Raises ValueError for none, another format, or a plan that was edited."""
     try:
         manifest = read_json(path / MANIFEST, "a manifest")
         Plan.from_dict(manifest["plan"])
-        return manifest
+        format, expected = manifest["format"], manifest["configuration"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a folder of a run: it has no readable {MANIFEST}") from error
+    if format != FORMAT:
+        raise ValueError(f"{path / MANIFEST}: format must be {FORMAT}, got {format!r}")
+    if (found := _configuration(manifest["plan"])) != expected:
+        raise ValueError(f"{path / MANIFEST}: the hash of its plan must be its configuration {expected}, got {found}")
+    return manifest
 
 
 def _check_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

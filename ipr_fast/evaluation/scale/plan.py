@@ -16,6 +16,7 @@ from ipr_fast.tasks.counting_polygons import CountingPolygons
 
 FOLDER = Path(__file__).parent / "experiments"
 MOST_CHAINS, MOST_SEED = 2**32, 2**31
+MOST_SHARDS = 2**20  # files in the folder of a run
 ARM_FIELDS = [field.name for field in fields(Arm) if field.name != "name"]
 
 
@@ -73,6 +74,12 @@ class Plan:
         names = [arm.name for arm in self.arms]
         if not names or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"there must be arms, and seeds that differ, got {names} and {list(self.seeds)}")
+        most = MOST_SHARDS // len(self.seeds) * self.batch
+        if self.samples > most:
+            raise ValueError(
+                f"samples must be at most {most} for each of {len(self.seeds)} seeds with batch {self.batch}, "
+                f"got {self.samples}: a run has at most {MOST_SHARDS} shards"
+            )
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         for each in self.comparisons:

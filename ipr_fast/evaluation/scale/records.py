@@ -97,8 +97,10 @@ def read_shard(path: Path, identity: str, num_rows: int, wanted: Callable[[str],
             table = file.read(columns=None if wanted is None else [name for name in names if wanted(name)])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: a damaged shard ({type(error).__name__}); {AGAIN}") from error
-    if found != identity or table.num_rows != num_rows:
-        raise ValueError(f"{path}: another shard ({found}), or {table.num_rows} rows in place of {num_rows}; {AGAIN}")
+    if found != identity:
+        raise ValueError(f"{path}: another shard ({found}), expected {identity}; {AGAIN}")
+    if table.num_rows != num_rows:
+        raise ValueError(f"{path}: {table.num_rows} rows in place of {num_rows}; {AGAIN}")
     return table
 
 

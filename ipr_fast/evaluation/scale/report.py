@@ -80,10 +80,12 @@ def sentence(summary: dict[str, Any]) -> str:
     noun, (done, total) = summary["noun"], summary["shards"]
     clues = f", {summary['clues'][0]} to {summary['clues'][1]} clues" if summary["clues"][1] else ""
     judge = f" {summary['judge'][0].upper()}{summary['judge'][1:]}." if summary["judge"] else ""
-    unfinished = "" if done == total else f" Unfinished: {done} of {total} shards."
+    unfinished = "" if done == total else f" Unfinished: {done} of {total} shards are done."
+    of_seeds = "for each of the seeds" if len(summary["seeds"]) > 1 else "of seed"
+    seeds = ", ".join(map(str, summary["seeds"]))
     return (
-        f"Model {summary['model']}, {summary['samples']:,} {noun}s for each of the seeds "
-        f"{', '.join(map(str, summary['seeds']))}{clues}; intervals 95 %.{judge}{unfinished} "
+        f"Model {summary['model']}, {summary['samples']:,} {noun}s {of_seeds} {seeds}{clues}; "
+        f"intervals 95 %.{judge}{unfinished} "
         f"{summary['seconds']:,.0f} s, {100 * summary['outside_engine']:.1f} % of them outside the engine. Measured at "
         f"{summary['commit']} on {summary['processor']}, torch {summary['torch']}."
     )

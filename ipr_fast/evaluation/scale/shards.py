@@ -67,7 +67,10 @@ class Worker:
         self.judge: Judge = make_task(plan.task, plan.mnist, classifier=plan.classifier).judge()
         one = Chains(model, self.judge, torch.zeros(1, dtype=torch.int64, device="cpu"), seed=0)
         for arm in plan.arms:
-            one.costs(arm, 0)  # makes the schedules
+            try:
+                one.costs(arm, 0)  # makes the schedules
+            except ValueError as error:
+                raise ValueError(f"experiment {plan.name}: {error}") from error
         most = one.num_patches
         if plan.clues[1] > most or any(arm.swapped is not None and 2 * arm.swapped > most for arm in plan.arms):
             raise ValueError(f"clues and twice the swapped pairs must be at most {most}, the cells of a board")
