@@ -141,7 +141,12 @@ class ViolatingPatches(SharePolicy):
         name = f"violating_patches: {checks.name_of(self.judge)}"
         with torch.no_grad(), user_code.read_only(name, x=x):
             report = user_code.call(name, iteration, self.judge, x)
-        found = patch_mask(name, getattr(report, "violating_cells", report), len(x), self.grid, free.device)
+        if isinstance(report, tuple) and not hasattr(report, "violating_cells"):
+            raise ValueError(f"{name}: its {type(report).__name__} has no violating_cells")
+        found = getattr(report, "violating_cells", report)
+        if isinstance(found, Tensor) and found is not report and found.ndim > 2:
+            found = found.flatten(1)  # cells of a board are positions of a sequence of tokens
+        found = patch_mask(name, found, len(x), self.grid, free.device)
         return choose_patches(PatchChoice(free & found, self.sizes(free), iteration), seed=seed, chain_ids=chain_ids)
 
 

@@ -100,3 +100,11 @@ def test_an_unknown_experiment_is_told(tmp_path):
         read_plan("x")
     with pytest.raises(ValueError, match=r"absent\.toml: No such file"):
         read_plan(str(tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize("task", ["even-pixels", "counting-polygons"])
+def test_an_arm_of_violating_cells_needs_a_task_that_names_them(own, task):
+    text = OWN + 'policy = "violating"\n'
+    assert read_plan(own(text)).arm("refined").policy == "violating"
+    with pytest.raises(ValueError, match=f"arm refined: policy violating: {task} has no violating_cells"):
+        read_plan(own(text.replace("digit-sudoku-4x4", task)))

@@ -18,6 +18,7 @@ from ipr_fast import (
     violating_patches,
 )
 from ipr_fast.sampling.policies import num_chosen
+from ipr_fast.sampling.tokens import TokenPositions
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
@@ -214,9 +215,10 @@ def test_violating_patches_leave_chains_without_violations(backend, model, finis
     assert not torch.equal(runs[0][0], finished[0])
 
 
-def test_the_task_of_boards_names_the_cells():
+@pytest.mark.parametrize("grid", [PatchGrid(1, 16, 16, 4), TokenPositions(16)])
+def test_the_task_of_boards_names_the_cells(grid):
     tokens = torch.randint(1, 5, (6, 16), generator=torch.Generator().manual_seed(0))
-    policy = violating_patches(TokenSudoku(4), 1.0).bind(PatchGrid(1, 16, 16, 4), 6, CPU)
+    policy = violating_patches(TokenSudoku(4), 1.0).bind(grid, 6, CPU)
     counters = {"seed": 0, "iteration": torch.tensor(1), "chain_ids": torch.arange(6)}
     mask = policy.choose(torch.ones(6, 16, dtype=torch.bool), x=tokens, **counters)
     assert torch.equal(mask, TokenSudoku(4).judge()(tokens).violating_cells.flatten(1))
@@ -229,7 +231,7 @@ def test_judges_that_do_not_fit_are_named(model, finished):
         violating_patches(3)
     with pytest.raises(ValueError, match="ratio must be a number"):
         violating_patches(dark, 0.0)
-    with pytest.raises(ValueError, match=r"violating_patches: .*HueJudge must be a torch.Tensor, got EvenPixelsReport"):
+    with pytest.raises(ValueError, match="violating_patches: HueJudge: its EvenPixelsReport has no violating_cells"):
         choose(violating_patches(EvenPixels()), torch.ones(2, 16, dtype=torch.bool), x=torch.zeros(2, 3, 32, 32))
 
     def bad(x):

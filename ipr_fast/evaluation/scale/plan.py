@@ -11,7 +11,7 @@ from typing import Any
 from ipr_fast import checks
 from ipr_fast.evaluation.arms import Arm
 from ipr_fast.evaluation.report import SHOWN_ITERATIONS
-from ipr_fast.tasks.catalog import TASKS
+from ipr_fast.tasks.catalog import DIGIT_SUDOKU, TASKS, TOKEN_SUDOKU
 from ipr_fast.tasks.counting_polygons import CountingPolygons
 
 FOLDER = Path(__file__).parent / "experiments"
@@ -82,6 +82,9 @@ class Plan:
             )
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        for arm in self.arms:
+            if arm.policy == "violating" and self.task not in (*DIGIT_SUDOKU, *TOKEN_SUDOKU):
+                raise ValueError(f"arm {arm.name}: policy violating: {self.task} has no violating_cells")
         for each in self.comparisons:
             for name in (each.arm, each.rival):
                 if name not in (*names, None):
