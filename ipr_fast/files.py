@@ -26,20 +26,33 @@ SUFFIXES = (".npy", ".npz", ".pt")
 class Samples:
     """Samples (B, C, ...), or tokens (B, N); from a folder, also its PNG files' names and depth, 8 or 16 bits.
 
-    shown: the numbers that are black and white in PNG files.
+    shown: the numbers that are black and white in PNG files. stored: the shape of a file's array, as it was read.
     """
 
     images: Tensor
     names: tuple[str, ...] | None = None
     depth: int = 8
     shown: tuple[float, float] = pictures.PIXELS
+    stored: tuple[int, ...] | None = None
 
-    def fitting(self, sample_shape: tuple[int, ...]) -> Samples:
-        """Return samples of a model's shape (C, ...) where a file's array lacks the one channel, or was given one."""
+    def fitting(self, name: str, sample_shape: tuple[int, ...]) -> Samples:
+        """Return samples of a model's shape (C, ...), also where an array lacks the one channel, or was given one.
+
+        Raises ValueError for other shapes, and for PNG files where samples are not images.
+        """
         own, shape = tuple(self.images.shape[1:]), tuple(sample_shape)
+        if self.names is not None and len(shape) != 3:
+            raise ValueError(
+                f"{name} must be one of {', '.join(SUFFIXES)}: PNG files of sequences and video are pictures only"
+            )
         if own == (1, *shape):  # (B, C, L) was taken for images (B, H, W)
             return replace(self, images=self.images.squeeze(1))
-        return replace(self, images=self.images.unsqueeze(1)) if (1, *own) == shape else self
+        if (1, *own) == shape:
+            return replace(self, images=self.images.unsqueeze(1))
+        if own != shape:
+            expected, found = ", ".join(map(str, shape)), self.stored or tuple(self.images.shape)
+            raise ValueError(f"{name} must have shape (B, {expected}) to fit the model, got {found}")
+        return self
 
 
 def read_samples(path: str | os.PathLike) -> Samples:
@@ -57,7 +70,7 @@ def read_samples(path: str | os.PathLike) -> Samples:
         raise ValueError(f"{path}: no such file or folder")
     array = read_array(path, "x")
     is_tokens = array.ndim == 2 and not array.is_floating_point() and array.dtype != torch.bool
-    return Samples(array.long() if is_tokens else _as_images(path, array))
+    return Samples(array.long() if is_tokens else _as_images(path, array), stored=tuple(array.shape))
 
 
 def read_array(path: str | os.PathLike, key: str) -> Tensor:

@@ -226,16 +226,29 @@ def test_reading_leaves_no_file_open(tmp_path, monkeypatch, name):
 def test_samples_of_any_shape_come_back_with_it(tmp_path, shape, suffix):
     x, path = torch.randn(3, *shape), tmp_path / f"x{suffix}"
     write_samples(path, Samples(x))
-    assert torch.equal(read_samples(path).fitting(shape).images, x)
+    assert torch.equal(read_samples(path).fitting("x", shape).images, x)
     if shape[0] == 1:
         write_samples(path, Samples(x.squeeze(1)))  # one channel may be left out
-        assert torch.equal(read_samples(path).fitting(shape).images, x)
+        assert torch.equal(read_samples(path).fitting("x", shape).images, x)
 
 
-def test_samples_of_another_shape_stay_as_they_are():
+def test_samples_of_another_shape_are_refused_by_the_shape_of_their_file(tmp_path):
     samples = Samples(torch.zeros(2, 3, 4, 4))
+    assert samples.fitting("x", (3, 4, 4)) is samples
     for shape in ((3, 5, 4), (4, 4), (1, 4, 4), (3, 4)):
-        assert samples.fitting(shape) is samples
+        with pytest.raises(ValueError, match=r"^x must have shape \(B, .*\) to fit the model, got \(2, 3, 4, 4\)"):
+            samples.fitting("x", shape)
+    np.save(tmp_path / "sequence.npy", np.zeros((2, 2, 96), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"^x must have shape \(B, 1, 4, 4, 6\) to fit the model, got \(2, 2, 96\)"):
+        read_samples(tmp_path / "sequence.npy").fitting("x", (1, 4, 4, 6))
+
+
+def test_pictures_of_sequences_are_not_read_as_samples(tmp_path):
+    write_samples(tmp_path / "plots", Samples(torch.zeros(1, 2, 12)))
+    with pytest.raises(
+        ValueError, match=r"^x must be one of .npy, .npz, .pt: PNG files of sequences and video are pictures"
+    ):
+        read_samples(tmp_path / "plots").fitting("x", (2, 12))
 
 
 def picture(path):

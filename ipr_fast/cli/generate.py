@@ -50,7 +50,7 @@ def run(
         raise ValueError("--known and --known-values must be given together")
     values = None
     if known_values is not None:
-        values = files.read_samples(known_values).fitting(space.sample_shape).images.to(device)
+        values = files.read_samples(known_values).fitting("--known-values", space.sample_shape).images.to(device)
     with warnings.catch_warnings():
         if space.dtype.is_floating_point:
             warnings.simplefilter("ignore", contract.NotFiniteWarning)  # it is told when the samples are written

@@ -129,7 +129,7 @@ def run(
     with model_from("--model"):
         source = bundled_model_for(tuple(samples.images.shape[1:])) if model is None else model
     denoiser = load(source, dtype, device)
-    samples = samples.fitting(space_of(denoiser).sample_shape)
+    samples = samples.fitting("the input", space_of(denoiser).sample_shape)
     images = samples.images
     files.check_writable(out, tuple(images.shape), samples.names, images.dtype)
     chunk = chunk or (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ON_GPU)
