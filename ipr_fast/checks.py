@@ -52,6 +52,25 @@ def sizes(name: str, value: object) -> tuple[int, ...]:
     return tuple(integer(f"{name}: each size", size, 1) for size in value)
 
 
+def folder(name: str, value: object) -> None:
+    """Check that a folder is a path, as text or a Path, or None."""
+    if not isinstance(value, str | Path | None):
+        raise ValueError(f"{name} must be the path of a folder, got {value!r:.80}")
+
+
+def judged(judge: object, value: object, *sizes: int | str, least: int = 1) -> None:
+    """Check samples (B, *sizes) that a judge is called with; a name such as "H" stands for any size from `least` on."""
+    expected = f"a torch.Tensor of shape (B, {', '.join(map(str, sizes))})"
+    expected += f" with {' and '.join(size for size in sizes if isinstance(size, str))} >= {least}" * (least > 1)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{type(judge).__name__}: samples must be {expected}, got {type(value).__name__}")
+    fits = value.ndim == 1 + len(sizes) and all(
+        got >= least if isinstance(size, str) else got == size for got, size in zip(value.shape[1:], sizes, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{type(judge).__name__}: samples must be {expected}, got shape {tuple(value.shape)}")
+
+
 def samples(name: str, value: object, sample_shape: tuple[int, ...] | None = None) -> Tensor:
     """Check that samples are float (B, C, ...) of 1 to 3 spatial dimensions, or of a sample shape (C, ...).
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.polygons.backgrounds import backgrounds_from
 from ipr_fast.tasks.polygons.classifier import load_classifier
@@ -21,6 +22,7 @@ from ipr_fast.tasks.polygons.drawing import (
     MOST_POLYGONS,
     MOST_VERTICES,
     SIDE,
+    WINDOW,
     Scene,
     compose,
     coverage,
@@ -81,6 +83,8 @@ class CountingPolygons:
     side = SIDE
 
     def __init__(self, backgrounds: str | None = None, classifier: str | None = None) -> None:
+        checks.folder("backgrounds", backgrounds)
+        checks.folder("classifier", classifier)
         self.name = CountingPolygons.name + ("" if backgrounds is None else "-pictures")
         self.grid = PatchGrid(3, SIDE, SIDE, PATCH)
         self._backgrounds = backgrounds_from(backgrounds, SIDE)
@@ -92,6 +96,7 @@ class CountingPolygons:
 
     def sample_with_scenes(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Scene]:
         """Draw the images of `sample`, and what they show."""
+        checks.integer("batch_size", batch_size, 0)
         device = generator.device
         polygons = torch.randint(1, MOST_POLYGONS + 1, (batch_size,), generator=generator, device=device)
         vertices = torch.randint(
@@ -128,7 +133,8 @@ class PolygonsJudge:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> PolygonsReport:
-        """Judge images (B, 3, H, W), clamped to [-1, 1]."""
+        """Judge images (B, 3, H, W), clamped to [-1, 1]. Raises ValueError for another shape, and sides below 56."""
+        checks.judged(self, images, 3, "H", "W", least=WINDOW)
         reports = [_report(self.count(part)) for part in images.split(AT_A_TIME)]
         return PolygonsReport(*map(torch.cat, zip(*reports, strict=True)))
 
@@ -155,7 +161,8 @@ class ClassifierJudge:
         self._classifier = load_classifier(folder)
 
     def __call__(self, images: Tensor) -> PolygonsReport:
-        """Judge images (B, 3, 128, 128), on their device."""
+        """Judge images (B, 3, 128, 128), on their device. Raises ValueError for another shape."""
+        checks.judged(self, images, 3, SIDE, SIDE)
         self._classifier.to(images.device)
         parts = [self._classifier.read(part.float()) for part in images.split(AT_A_TIME)]
         polygons, vertices, numbers, uniform = map(torch.cat, zip(*parts, strict=True))

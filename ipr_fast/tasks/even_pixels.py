@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.hues import of_hue, to_hsv
 
@@ -54,6 +55,7 @@ class EvenPixels:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw even images (B, 3, 32, 32) in [-1, 1], on the generator's device."""
+        checks.integer("batch_size", batch_size, 0)
         device = generator.device
         hue = 0.5 * torch.rand(batch_size, 1, generator=generator, device=device)
         order = torch.rand(batch_size, SIZE * SIZE, generator=generator, device=device).argsort(1)
@@ -72,7 +74,8 @@ class HueJudge:
     note = "balanced by hue alone, as the benchmark counts: two of a hundred images of noise are; see the deviations"
 
     def __call__(self, images: Tensor) -> EvenPixelsReport:
-        """Judge images (B, 3, H, W), clamped to [-1, 1]."""
+        """Judge images (B, 3, H, W), clamped to [-1, 1]. Raises ValueError for another shape."""
+        checks.judged(self, images, 3, "H", "W")
         hue, saturation, value = to_hsv(((images.float() + 1) / 2).clamp(0, 1).flatten(2))
         imbalance = (_between_borders(_histogram(hue)) - hue.shape[1] // 2).abs()
         return EvenPixelsReport(imbalance == 0, imbalance, _deviation(saturation), _deviation(value))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.tasks.digits import DigitReader, Digits, jittered, load_digits
 from ipr_fast.tasks.grids import GridSource, box_side
@@ -108,7 +109,9 @@ class BoardJudge:
         return cls(side, reader, reader.accuracy(test))
 
     def read(self, images: Tensor) -> Tensor:
-        """Read the digits 0..9 of boards (B, 1, H, W): (B, n, n)."""
+        """Read the digits 0..9 of boards (B, 1, H, W): (B, n, n). Raises ValueError for another shape."""
+        pixels = self.side * self.reader.size
+        checks.judged(self, images, 1, pixels, pixels)
         return read_boards(images, self.reader, self.side)
 
     def __call__(self, images: Tensor) -> BoardReport:
@@ -133,6 +136,7 @@ class DigitSudoku:
     noun, adjective = "board", "valid"
 
     def __init__(self, side: int, mnist: str | None = None) -> None:
+        checks.folder("mnist", mnist)
         self.side = self.num_symbols = side
         self.train, self.test = load_digits("train", mnist), load_digits("test", mnist)
         self.grid = board_grid(side, self.train.size)
@@ -146,6 +150,7 @@ class DigitSudoku:
 
     def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the boards of `sample`, and the digit of each cell less one, (B, N) int64."""
+        checks.integer("batch_size", batch_size, 0)
         grids, digits = self._grids.draw(batch_size, generator), self._digits_on(generator.device)
         if self.side == 4:
             return draw_boards(grids, digits, generator), grids.flatten(1) - 1

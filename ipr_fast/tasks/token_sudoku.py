@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ipr_fast import checks
 from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.grids import GridSource, box_side
 from ipr_fast.tasks.sudoku import BoardReport, check_grids
@@ -19,7 +20,8 @@ class GridJudge:
         self.side = side
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Return the digits of boards (B, N): (B, n, n)."""
+        """Return the digits of boards (B, N): (B, n, n). Raises ValueError for another shape."""
+        checks.judged(self, tokens, self.side**2)
         return tokens.unflatten(1, (self.side, self.side))
 
     def __call__(self, tokens: Tensor) -> BoardReport:
@@ -40,6 +42,7 @@ class TokenSudoku:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw random valid boards (B, N) int64, on the generator's device."""
+        checks.integer("batch_size", batch_size, 0)
         return self._grids.draw(batch_size, generator).flatten(1)
 
     def judge(self) -> GridJudge:
