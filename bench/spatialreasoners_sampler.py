@@ -24,6 +24,7 @@ import ipr_fast
 from ipr_fast import Schedule
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.models import SpatialReasonersDenoiser
+from ipr_fast.outputs import replacing
 
 SCHEDULE, CHAINS = Schedule(2, 0.5), (1, 8)
 NETWORKS: dict[str, dict[str, Any]] = {  # of 16 patches of 3x8x8 numbers
@@ -79,7 +80,8 @@ def as_srm_unet(network: Any) -> Any:
     """Return a network's weights as they load from its checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "unet.pt"
-        torch.save({f"denoiser.{name}": each for name, each in network.denoiser.state_dict().items()}, path)
+        with replacing(path) as file:
+            torch.save({f"denoiser.{name}": each for name, each in network.denoiser.state_dict().items()}, file)
         return ipr_fast.load_model(path, config=UNTOLD)
 
 

@@ -59,7 +59,7 @@ def draw_scenes(polygons: Tensor, vertices: Tensor, generator: torch.Generator) 
     there = torch.arange(MOST_POLYGONS, device=device) < polygons[:, None]
     most = (CROWDED / (polygons + 2).sqrt()).clamp(max=LARGEST)[:, None]
     least = torch.full((2 + MOST_POLYGONS,), SMALLEST, device=device)
-    least[:2] = SMALLEST_OF_DIGITS
+    least[:2].fill_(SMALLEST_OF_DIGITS)
     radii = least + (most - least) * torch.rand(batch, len(least), generator=generator, device=device)
     radii[:, 2:] *= there
     centres, radii = place_circles(radii, generator)
@@ -75,7 +75,7 @@ def coverage(scene: Scene, stroke: float | Tensor = STROKE) -> Tensor:
     """
     canvas = torch.zeros(len(scene.numbers), SIDE, SIDE, device=scene.numbers.device)
     em = scene.radii[:, :2]
-    corners = scene.centres[:, :2] + em[..., None] * torch.tensor(CORNER, device=em.device)
+    corners = scene.centres[:, :2] + torch.stack([em * CORNER[0], em * CORNER[1]], -1)
     first = _first_pixels(corners + em[..., None] / 2)
     if isinstance(stroke, Tensor):
         stroke = stroke.repeat_interleave(2, 0)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from ipr_fast.outputs import replacing
 from ipr_fast.tasks.counting_polygons import CountingPolygons, PolygonsJudge
 from ipr_fast.tasks.polygons.backgrounds import paintings
 from ipr_fast.tasks.polygons.drawing import (
@@ -262,7 +263,9 @@ def main(path: str) -> None:
     noisy = measure(reader, HELD_OUT_NOISY, torch.Generator("cpu").manual_seed(SEED + 2), NOISE)
     say(f"with noise {noisy}")
     metadata = {"measured": json.dumps({"held_out": held_out, "noisy": noisy})}  # one entry: their order varies
-    Path(path).write_bytes(save({name: value.contiguous() for name, value in reader.state_dict().items()}, metadata))
+    weights = save({name: value.contiguous() for name, value in reader.state_dict().items()}, metadata)
+    with replacing(Path(path)) as file:
+        file.write(weights)
 
 
 if __name__ == "__main__":
