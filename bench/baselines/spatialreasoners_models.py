@@ -6,6 +6,7 @@ and not its video models and autoencoders, whose libraries are stood in for wher
 
 import dataclasses
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -26,6 +27,10 @@ class StandIn(types.ModuleType):
     """A module whose names are empty classes."""
 
     __path__ = ()
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # libraries that are installed look for it
 
     def __getattr__(self, name):
         if name.startswith("__"):
