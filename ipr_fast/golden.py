@@ -13,6 +13,8 @@ from ipr_fast.sampling.flow import posterior_step
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import as_taken
 
+TOLERANCE = 1e-4  # of the largest number
+
 
 class GoldenStep(NamedTuple):
     """A deterministic step (eta = 0, as of Euler or DDIM) that a model's own library has computed for B samples.
@@ -58,9 +60,6 @@ class GoldenStep(NamedTuple):
                 f"next_x differs by {error:.2g}, expected at most {allowed:.2g}; the step moves x by {moved:.2g}. Does "
                 "the model predict eps - x, and take the levels in its own units?"
             )
-
-
-TOLERANCE = 1e-4
 
 
 def check_golden(golden: object, rows: int | None) -> GoldenStep | None:

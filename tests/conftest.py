@@ -57,14 +57,20 @@ def tape(monkeypatch):
 
 
 @pytest.fixture(params=["torch", "reference", "graphs"])
-def run(request, finished):
-    """Refines `finished`, by each backend in turn; "graphs" on the tape that stands for a GPU."""
+def backend(request):
+    """Each backend in turn; "graphs" on the tape that stands for a GPU."""
     if request.param == "graphs":
         request.getfixturevalue("tape")
+        return "auto"
+    return request.param
+
+
+@pytest.fixture
+def run(backend, finished):
+    """Refines `finished`, by each backend in turn."""
 
     def refine(model, policy=None, **options):
         policy = ipr_fast.random_patches(0.5) if policy is None else policy
-        backend = "auto" if request.param == "graphs" else request.param
         options = {"iters": 2, "schedule": ipr_fast.Schedule(2, 0.5), **options}
         return ipr_fast.refine_batch(finished, policy, model=model, backend=backend, **options)
 

@@ -10,14 +10,6 @@ from ipr_fast import Schedule, TokenSchedule, generate_batch, load_model
 SCHEDULE = Schedule(3, 0.5)
 
 
-@pytest.fixture(params=["torch", "reference", "graphs"])
-def backend(request):
-    if request.param == "graphs":
-        request.getfixturevalue("tape")
-        return "auto"
-    return request.param
-
-
 def patches_of(model, finished, ragged_known):
     return {"model": model, "known": ragged_known, "known_values": finished, "schedule": SCHEDULE, "seed": 3}
 

@@ -26,14 +26,6 @@ class Linear(nn.Module):
         return Prediction(self.layer(slots))
 
 
-@pytest.fixture(params=["torch", "reference", "graphs"])
-def backend(request):
-    if request.param == "graphs":
-        request.getfixturevalue("tape")
-        return "auto"
-    return request.param
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_plain_network_works_in_half_precision(dtype, backend):
     model, options = Linear().to(dtype).eval(), {"schedule": Schedule(2, 0.5), "seed": 1, "backend": backend}

@@ -1,7 +1,7 @@
 """Finds the objects of an image: connected areas of the objects' colour, each as a small picture of its own.
 
-A pixel's cover is how far it has come
-from the background around it to that colour; objects are the connected areas where it is above a threshold.
+A pixel's cover is how far it has come from the background around it to that colour; objects are the connected areas
+where it is above a threshold.
 """
 
 from __future__ import annotations
