@@ -64,6 +64,9 @@ def mix_range(mix: Tensor | None, occupied: Tensor) -> Tensor | None:
     return torch.stack(torch.aminmax(torch.where(occupied[..., None], mix.float(), 0.5)))
 
 
+HALF = {torch.bfloat16, torch.float16}
+
+
 def patch_dtype(model: Any) -> torch.dtype:
     """Return the type in which a model's calls get patches: its `patch_dtype`, by default that of its weights.
 
@@ -74,11 +77,14 @@ def patch_dtype(model: Any) -> torch.dtype:
         return own
     if not isinstance(model, nn.Module):
         return torch.float32
-    types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
-    return types.pop() if len(types) == 1 and types <= HALF else torch.float32
-
-
-HALF = {torch.bfloat16, torch.float16}
+    found = None
+    for weight in model.parameters():  # in every step: ends at the first weight of float32
+        if not weight.is_floating_point() or weight.dtype == found:
+            continue
+        if found is not None or weight.dtype not in HALF:
+            return torch.float32
+        found = weight.dtype
+    return found or torch.float32
 
 
 def as_taken(model: Any, values: Tensor) -> Tensor:
