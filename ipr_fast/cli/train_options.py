@@ -76,6 +76,10 @@ class TrainingOptions:
     few_active: Annotated[
         float | None, _setting("few_active", "Share of samples with few active patches, for tasks that count.")
     ] = None
+    own_patches: Annotated[
+        float | None,
+        _setting("own_patches", "Share of samples in which --init's own patches stand for clean ones, for digits."),
+    ] = None
     compile: Annotated[
         bool | None,
         option(TRAINING, "Fuse network and losses; the first step is not timed.", "--compile/--no-compile", metavar=""),

@@ -84,3 +84,12 @@ class SymbolTask(Protocol):
     def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the samples of `sample`, and their symbols (B, N) int64 in 0..num_symbols-1."""
         ...
+
+
+@runtime_checkable
+class ReadableTask(SymbolTask, Protocol):
+    """What a SymbolTask has in addition if it can read the symbols of samples that a model made."""
+
+    def read_symbols(self, samples: Tensor) -> Tensor:
+        """Return the symbols (B, N) int64 of samples (B, ...); any other number for a patch that shows none."""
+        ...

@@ -156,6 +156,10 @@ class DigitSudoku:
             return draw_boards(grids, digits, generator), grids.flatten(1) - 1
         return assemble(jittered(digits.draw(grids, generator), generator)), grids.flatten(1) - 1
 
+    def read_symbols(self, samples: Tensor) -> Tensor:
+        """Read the digit of each cell of boards (B, 1, H, W), less one: (B, N) int64, -1 for a 0."""
+        return self.judge().read(samples).flatten(1) - 1
+
     def judge(self) -> BoardJudge:
         """Return a judge of boards whose reader has seen the training digits only."""
         return BoardJudge.from_digits(self.side, self.train, self.test)

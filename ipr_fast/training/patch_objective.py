@@ -11,6 +11,7 @@ from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.tasks.base import SymbolTask, Task
 from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
+from ipr_fast.training.own_patches import OwnPatches
 from ipr_fast.training.samples import check_form, check_values
 
 
@@ -25,16 +26,25 @@ class PatchBatch(NamedTuple):
 class PatchObjective:
     """The objective of a task's samples and a model. head: of the symbols, for a `SymbolTask` with a symbol weight.
 
-    symbol_weight, mean_weight: as for `Losses.total`. few_active: as for `sample_roles`.
+    symbol_weight, mean_weight: as for `Losses.total`. few_active: as for `sample_roles`. own_share: as for
+    `OwnPatches.replace`; `own`, if set, is where the model's own patches come from.
     """
 
     losses_type = Losses
 
     def __init__(
-        self, task: Task, model: PatchTransformer, symbol_weight: float, mean_weight: float, few_active: float
+        self,
+        task: Task,
+        model: PatchTransformer,
+        symbol_weight: float = 0.0,
+        mean_weight: float = 0.0,
+        few_active: float = 0.0,
+        own_share: float = 0.0,
     ) -> None:
         self.task, self.model = task, model
         self.symbol_weight, self.mean_weight, self.few_active = symbol_weight, mean_weight, few_active
+        self.own_share = own_share
+        self.own: OwnPatches | None = None
         self.head: nn.Linear | None = None
         if isinstance(task, SymbolTask) and symbol_weight:
             self.head = nn.Linear(model.config.width, task.num_symbols)
@@ -43,7 +53,7 @@ class PatchObjective:
     def draw(self, batch_size: int, generator: torch.Generator) -> PatchBatch:
         """Draw a batch; check its shape and dtype each time, its values the first time only."""
         symbols, grid = None, self.model.grid
-        if self.head is not None and isinstance(self.task, SymbolTask):
+        if isinstance(self.task, SymbolTask) and (self.head is not None or self.own is not None):
             samples, symbols = self.task.sample_with_symbols(batch_size, generator)
         else:
             samples = self.task.sample(batch_size, generator)
@@ -52,7 +62,10 @@ class PatchObjective:
             check_values(self.task, samples, self.model.value_range)
             self._has_seen_values = True
         clean = grid.to_patches(samples)
-        return PatchBatch(clean, draw(clean.shape, generator, self.few_active), symbols)
+        drawn = draw(clean.shape, generator, self.few_active)
+        if self.own is not None and symbols is not None:
+            clean = self.own.replace(clean, symbols, drawn.levels, self.own_share, generator)
+        return PatchBatch(clean, drawn, symbols)
 
     def losses(self, batch: PatchBatch) -> Losses:
         """Return the losses of a batch."""

@@ -61,6 +61,7 @@ def train(
             trainer.restore(checkpoint)
         elif model.exists():
             raise ValueError(f"out: {model} exists, without a checkpoint to go on from; choose another folder")
+        trainer.begin(progress=progress)
         (out / EVALUATION).unlink(missing_ok=True)  # it describes earlier weights
         _cut_log(out / LOG, trainer.step)
         products = float32_products(trainer.device, settings.dtype == "tf32")

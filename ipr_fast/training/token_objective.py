@@ -35,7 +35,7 @@ class TokenObjective:
     """Trains a TokenTransformer on the samples of a TokenTask. few_active: as for `sample_roles`."""
 
     losses_type = TokenLosses
-    head = None
+    head = own = None
 
     def __init__(self, task: Task, model: TokenTransformer, few_active: float = 0.0) -> None:
         self.task, self.model, self.few_active = task, model, few_active

@@ -32,6 +32,7 @@ from ipr_fast.tasks.base import Task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import TrainedConfig, TrainedModel, config_of, initialise, make_network
 from ipr_fast.training.optimizers import OPTIMIZERS, make_optimizers
+from ipr_fast.training.own_patches import OwnPatches, make_own_patches
 from ipr_fast.training.patch_objective import PatchObjective
 from ipr_fast.training.token_objective import TokenObjective
 
@@ -57,6 +58,8 @@ class TrainSettings:
     symbol_weight >= 0: of the cross-entropy of symbols, for a `SymbolTask`; 0 trains without a symbol head.
     mean_weight >= 0: of the error of a sample's mean, for tasks that count (`mean_error` in objective.py).
     few_active in [0, 1]: share of samples with more context than usual, likewise (`sample_roles` in objective.py).
+    own_patches in [0, 1]: share of samples in which some clean patches are ones that the model which the run starts
+        from has made (own_patches.py), for a `ReadableTask`.
     compile: fuse network and losses with torch.compile; the first step, which compiles, does not count as minutes.
     seed in 0..2**64-1.
 
@@ -79,6 +82,7 @@ class TrainSettings:
     symbol_weight: float = 0.5
     mean_weight: float = 0.0
     few_active: float = 0.0
+    own_patches: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +98,8 @@ class TrainSettings:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("weight_decay", "symbol_weight", "mean_weight"):
             checks.number(name, getattr(self, name), 0)
-        checks.number("few_active", self.few_active, 0, 1)
+        for name in ("few_active", "own_patches"):
+            checks.number(name, getattr(self, name), 0, 1)
         if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         checks.integer("warmup", self.warmup, 0)
@@ -123,7 +128,7 @@ class Trainer:
     """Model, optimiser and moving average of a run after `step` steps and `seconds` of training.
 
     config: of the network (default: the task's). init: a model of this configuration, whose weights a new run starts
-    from.
+    from; `begin` has it make its own patches, if the run trains with them.
     """
 
     def __init__(
@@ -152,11 +157,25 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.step, self.seconds = 0, 0.0
+        self._starts_from_model = init is not None
         self._losses = torch.compile(self._compute_losses) if settings.compile else self._compute_losses
         self._generator = torch.Generator(self.device)
 
+    def begin(self, *, progress: bool = False) -> None:
+        """Let the model make its own patches, if a new run trains with them: minutes on a CPU. Once is enough.
+
+        Raises ValueError for a run that starts from no model, and for a task that cannot read symbols.
+        """
+        objective, settings = self.objective, self.settings
+        if self.step or not settings.own_patches or objective.own is not None:
+            return
+        if not isinstance(objective, PatchObjective) or not self._starts_from_model:
+            raise ValueError("own_patches: needs a model of patches whose weights the run starts from")
+        objective.own = make_own_patches(self.ema, self.task, settings.seed, progress=progress)
+
     def train_step(self) -> Any:
         """Draw a batch, step the optimiser, update the moving average; return the batch's losses, a NamedTuple."""
+        self.begin()
         self._generator.manual_seed(self._seed())
         losses = self._losses(self.objective.draw(self.settings.batch_size, self._generator))
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -192,6 +211,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "symbol_head": None if self.symbol_head is None else self.symbol_head.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "own_patches": None if self.objective.own is None else self.objective.own._asdict(),
         }
         if not self._is_finite():
             raise FloatingPointError(f"the weights are not finite at step {self.step}")
@@ -214,6 +234,8 @@ class Trainer:
                 self.symbol_head.load_state_dict(state["symbol_head"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            if self.settings.own_patches:
+                self.objective.own = OwnPatches(**state["own_patches"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its state does not fit the model ({first_line(error)})") from error
         if not self._is_finite():
@@ -256,7 +278,14 @@ def make_objective(task: Task, model: TrainedModel, settings: TrainSettings) -> 
     """Make the objective of a model, and its head, on the CPU."""
     if isinstance(model, TokenTransformer):
         return TokenObjective(task, model, settings.few_active)
-    return PatchObjective(task, model, settings.symbol_weight, settings.mean_weight, settings.few_active)
+    return PatchObjective(
+        task,
+        model,
+        settings.symbol_weight,
+        settings.mean_weight,
+        settings.few_active,
+        settings.own_patches,
+    )
 
 
 @contextmanager
