@@ -59,7 +59,7 @@ class OwnPatches(NamedTuple):
 def make_own_patches(model: PatchTransformer, task: Task, seed: int, *, progress: bool = False) -> OwnPatches:
     """Generate and refine samples of a model, and sort their patches by the symbols that the task reads in them.
 
-    Raises ValueError for a task that cannot read symbols.
+    Raises ValueError for a task that cannot read symbols, and where it reads none.
     """
     if not isinstance(task, ReadableTask):
         raise ValueError(f"own_patches must be 0 for task {task.name}, which cannot read the symbols of samples")
@@ -67,4 +67,7 @@ def make_own_patches(model: PatchTransformer, task: Task, seed: int, *, progress
     refined = refine_batch(x, random_patches(RATIO), ITERATIONS, model=model, seed=seed, progress=progress)
     samples = torch.cat([x, refined])
     symbols = task.read_symbols(samples).flatten()
-    return OwnPatches.of(model.grid.to_patches(samples).flatten(0, 1), symbols, task.num_symbols)
+    own = OwnPatches.of(model.grid.to_patches(samples).flatten(0, 1), symbols, task.num_symbols)
+    if not len(own.patches):
+        raise ValueError(f"own_patches: task {task.name} reads no symbol in the model's samples")
+    return own

@@ -243,7 +243,8 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _check_same_run(self, path: Path, state: dict) -> None:
-        found = {"task": state.get("task"), **state["config"], **state["settings"]}
+        older = asdict(TrainSettings())  # for settings that a checkpoint of an older version lacks
+        found = {"task": state.get("task"), **state["config"], **older, **state["settings"]}
         mine = {"task": self.task.name, **json.loads(json.dumps(self.model.config.to_dict())), **asdict(self.settings)}
         checks.same_settings(path, found, {name: value for name, value in mine.items() if name not in MAY_CHANGE})
 

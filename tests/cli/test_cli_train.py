@@ -33,6 +33,7 @@ OTHERS = {
     "symbol_weight": 0.25,
     "mean_weight": 3.0,
     "few_active": 0.25,
+    "own_patches": 0.25,
 }
 SIZES = {"width": 48, "depth": 2, "num_heads": 3}
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon")

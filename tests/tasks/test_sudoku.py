@@ -188,3 +188,4 @@ def test_symbols_are_the_digits_of_the_cells(side):
     assert symbols.max() == task.num_symbols - 1
     read = read_boards(boards, DigitReader(task.train), side).flatten(1) - 1
     assert (read == symbols).float().mean() > 0.99
+    assert torch.equal(task.read_symbols(boards), read)

@@ -60,6 +60,16 @@ def test_a_run_may_be_resumed_with_a_later_end(tmp_path, done, end):
     assert rates.pop() > 0
 
 
+def test_a_checkpoint_without_a_newer_setting_is_resumed(tmp_path):
+    Trainer(Stripes(), QUICK).save(path := tmp_path / "checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["own_patches"], state["own_patches"]
+    torch.save(state, path)
+    Trainer(Stripes(), QUICK).restore(path)
+    with pytest.raises(ValueError, match=r"own_patches 0\.0 \(now 0\.5\)"):
+        Trainer(Stripes(), replace(QUICK, own_patches=0.5)).restore(path)
+
+
 def test_an_extended_run_goes_on_from_the_finished_one(tmp_path):
     train(Stripes(), QUICK, tmp_path, progress=False)
     short = load_model(tmp_path / "model.safetensors")
