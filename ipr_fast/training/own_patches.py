@@ -27,8 +27,8 @@ class OwnPatches(NamedTuple):
     """Patches (M, P) that a model made, sorted by their symbols; the number of each symbol's, and its first's index."""
 
     patches: Tensor
-    count: Tensor
-    first: Tensor
+    counts: Tensor
+    firsts: Tensor
 
     @classmethod
     def of(cls, patches: Tensor, symbols: Tensor, num_symbols: int) -> OwnPatches:
@@ -49,10 +49,10 @@ class OwnPatches(NamedTuple):
         """
         batch, num_patches, _ = clean.shape
         rate = uniform(batch, 1, generator).sqrt() * (uniform(batch, 1, generator) < share)
-        count = self.count[symbols]
+        count = self.counts[symbols]
         chosen = (uniform(batch, num_patches, generator) < rate) & (levels == 0) & (count > 0)
         offset = (uniform(batch, num_patches, generator) * count).long().clamp_max(count - 1)
-        own = self.patches[(self.first[symbols] + offset).clamp_min(0)]
+        own = self.patches[(self.firsts[symbols] + offset).clamp_min(0)]
         return torch.where(chosen[..., None], own, clean)
 
 

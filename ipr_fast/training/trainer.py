@@ -26,6 +26,7 @@ from torch import nn
 
 from ipr_fast import checks
 from ipr_fast.errors import first_line
+from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.outputs import replacing
 from ipr_fast.tasks.base import Task
@@ -169,7 +170,7 @@ class Trainer:
         objective, settings = self.objective, self.settings
         if self.step or not settings.own_patches or objective.own is not None:
             return
-        if not isinstance(objective, PatchObjective) or not self._starts_from_model:
+        if not isinstance(self.ema, PatchTransformer) or not self._starts_from_model:
             raise ValueError("own_patches: needs a model of patches whose weights the run starts from")
         objective.own = make_own_patches(self.ema, self.task, settings.seed, progress=progress)
 

@@ -46,8 +46,8 @@ def numbered(symbols, num_symbols):
 def test_patches_are_sorted_by_symbol_and_those_without_one_dropped():
     own = numbered([2, 0, -1, 2, 5, 0, 3], 5)
     assert own.patches[:, 0].tolist() == [1, 5, 0, 3, 6]
-    assert own.count.tolist() == [2, 0, 2, 1, 0]
-    assert own.first.tolist() == [0, 2, 2, 4, 5]
+    assert own.counts.tolist() == [2, 0, 2, 1, 0]
+    assert own.firsts.tolist() == [0, 2, 2, 4, 5]
 
 
 def test_only_clean_patches_are_replaced_by_ones_of_their_symbol(generator):
@@ -74,9 +74,9 @@ def test_only_clean_patches_are_replaced_by_ones_of_their_symbol(generator):
 
 def test_a_model_makes_patches_of_the_symbols_that_are_read_in_them(start):
     own = make_own_patches(start, ReadStripes(), seed=3)
-    assert own.count.sum() == len(own.patches) <= 2 * 12 * 4
-    assert own.count.min() > 0
-    signs = torch.repeat_interleave(torch.tensor([-1.0, 1.0]), own.count)
+    assert own.counts.sum() == len(own.patches) <= 2 * 12 * 4
+    assert own.counts.min() > 0
+    signs = torch.repeat_interleave(torch.tensor([-1.0, 1.0]), own.counts)
     assert (own.patches.mean(-1).sign() == signs).all()
     again = make_own_patches(start, ReadStripes(), seed=3)
     assert all(torch.equal(a, b) for a, b in zip(own, again, strict=True))
