@@ -78,6 +78,8 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: must end in one of {', '.join(SUFFIXES)}, or be a folder of PNG files")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
     try:
         loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else _load_array(path, key)
         return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))

@@ -12,6 +12,7 @@ from ipr_fast.errors import BrokenExtra
 
 FAILURES = [
     (["refine", "absent.npy", "--out", "b.npy"], "absent.npy: no such file or folder"),
+    (["generate", "--known", "absent.npy", "--out", "b.npy"], "absent.npy: no such file"),
     (["refine", "gray.npy", "--out", "b.jpg"], "b.jpg: must end in one of"),
     (
         ["refine", "rgb.npy", "--out", "b.npy"],
