@@ -12,7 +12,7 @@ from ipr_fast.models.level_embedding import LevelEmbedding
 from ipr_fast.models.packed import PackedWeights, linear
 from ipr_fast.models.partial_transformer import ContextCache, LevelTable, PartialTransformer, set_to_zero
 from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
-from ipr_fast.models.pixel_networks import PixelEncoder, PixelHead
+from ipr_fast.models.pixel_networks import FLOOR, PixelEncoder, PixelHead
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import LogitPrediction, Prediction
 from ipr_fast.sampling.schedule import Schedule
@@ -32,7 +32,7 @@ class PatchTransformer(PartialTransformer):
         self.patch_in = nn.Linear(numel, width)
         self._add_layers(config, self.grid.grid_shape)
         if config.pixel_width is None:
-            self.patch_out = nn.Linear(width, 2 * numel + 1)  # velocity, variance mix, log-variance
+            self.patch_out = nn.Linear(width, 2 * numel + 1)  # the output, variance mix, log-variance
             set_to_zero(self.patch_out)
         else:
             self.pixel_in = PixelEncoder(self.grid.channels, width, 2 * config.pixel_width)
@@ -76,7 +76,11 @@ class PatchTransformer(PartialTransformer):
         """Return the prediction of patches (B, n, P) at levels (B, n), from their features (B, n, width)."""
         if self.config.pixel_width is not None:
             return self.pixel_head(features, patches, levels, packed)
-        return self._read_logits(features, packed).finished()
+        prediction = self._read_logits(features, packed).finished()
+        if self.config.output == "velocity":
+            return prediction
+        clean, mix, log_variance = prediction.map(lambda x: x.to(patches.dtype))  # in the place of the velocity
+        return Prediction((patches - clean) / levels.clamp_min(FLOOR)[..., None], mix, log_variance)
 
     def _read_logits(self, features: Tensor, packed: PackedWeights | None) -> LogitPrediction:
         out = linear(self.patch_out, features, packed)
@@ -105,16 +109,16 @@ class PatchTransformer(PartialTransformer):
             modulation = table.active(row)
         x = self._read_in(values, packed)
         features = self._encode_slots(x, active.index, place, modulation, context, table)
-        if slots is not None and self.config.pixel_width is None:
+        if slots is not None and self._reads_velocity:
             return self._read_logits(features, packed)
         return self.read_out(features, values, levels, packed)
 
     @property
     def slot_dtype(self) -> torch.dtype:
         """The type in which the slots' patches are read."""
-        if self.config.pixel_width is not None:
-            return torch.float32  # the head divides by small levels: a rounding of half precision would grow
-        return self.patch_in.weight.dtype
+        if self._reads_velocity:
+            return self.patch_in.weight.dtype
+        return torch.float32  # the read-out divides by small levels: a rounding of half precision would grow
 
     def _level_embedding(self) -> nn.Module:
         return LevelEmbedding(self.config.level_features, self.width)
@@ -124,4 +128,8 @@ class PatchTransformer(PartialTransformer):
         return h if self.config.pixel_width is None else h + self.pixel_in(values, packed)
 
     def _aligned_layers(self) -> Sequence[nn.Linear]:
-        return () if self.config.pixel_width is not None else (self.patch_out,)
+        return (self.patch_out,) if self._reads_velocity else ()
+
+    @property
+    def _reads_velocity(self) -> bool:
+        return self.config.pixel_width is None and self.config.output == "velocity"

@@ -115,5 +115,11 @@ def _of_even_pixels(task: EvenPixels) -> PatchTransformerConfig:
 def _of_polygons(task: CountingPolygons) -> PatchTransformerConfig:
     grid, schedule = task.grid, POLYGONS_SCHEDULE
     return PatchTransformerConfig(
-        grid.channels, grid.height, grid.patch_size, generate_schedule=schedule, refine_schedule=schedule, **LARGE
+        grid.channels,
+        grid.height,
+        grid.patch_size,
+        output="clean",  # a patch has 192 numbers
+        generate_schedule=schedule,
+        refine_schedule=schedule,
+        **LARGE,
     )

@@ -63,17 +63,23 @@ def make_models() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     transformer = randomise(PatchTransformer(TRANSFORMER), seed=1)
     pixels = randomise(PatchTransformer(dataclasses.replace(TRANSFORMER, pixel_width=3)), seed=2)
+    clean = randomise(PatchTransformer(dataclasses.replace(TRANSFORMER, output="clean")), seed=3)
     unet = SRMUNet(UNET).eval().requires_grad_(False)
     plain, without_mix = Plain(True).eval(), Plain(False).eval()
-    return {"transformer": transformer, "pixels": pixels, "unet": unet, "plain": plain, "without mix": without_mix} | {
-        f"{name}, ordered": Ordered(model)
-        for name, model in (("transformer", transformer), ("pixels", pixels), ("plain", plain))
-    }
+    models = {"transformer": transformer, "pixels": pixels, "clean": clean, "unet": unet, "plain": plain}
+    return (
+        models
+        | {"without mix": without_mix}
+        | {
+            f"{name}, ordered": Ordered(model)
+            for name, model in (("transformer", transformer), ("pixels", pixels), ("plain", plain))
+        }
+    )
 
 
 MODELS = make_models()
 # The networks whose log-variance is their own have no order to choose: every patch starts at once.
-PARALLEL = ("transformer", "pixels", "unet")
+PARALLEL = ("transformer", "pixels", "clean", "unet")
 
 
 @dataclasses.dataclass

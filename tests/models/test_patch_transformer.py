@@ -14,7 +14,7 @@ from ipr_fast.kernels.slot_inputs import slot_inputs
 from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 from ipr_fast.sampling.prediction import LogitPrediction
 
-READ_OUTS = {"linear": TINY, "pixels": replace(TINY, pixel_width=5)}
+READ_OUTS = {"linear": TINY, "clean": replace(TINY, output="clean"), "pixels": replace(TINY, pixel_width=5)}
 
 
 @pytest.fixture(scope="module", params=READ_OUTS)
@@ -52,7 +52,7 @@ def test_slots_that_the_engine_gathered_give_the_same_numbers_with_the_mix_as_a_
         slots = slot_inputs(patches, active.index, levels, table.levels, model.slot_dtype)
         elsewhere = torch.full_like(patches, float("nan"))  # only the slots are read
         found = model(elsewhere, levels, active, **made, slots=slots)
-    assert isinstance(found, LogitPrediction) == (model.config.pixel_width is None)
+    assert isinstance(found, LogitPrediction) == (model.config == READ_OUTS["linear"])
     found = found.finished() if isinstance(found, LogitPrediction) else found
     assert all(map(torch.equal, found, expected))
 
@@ -191,6 +191,39 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
     assert (prediction.variance_mix <= 1).all()
 
 
+def test_the_velocity_of_a_clean_output_leads_from_it_to_the_noisy_patch(generator):
+    patches, levels = torch.randn(3, 16, 16, generator=generator), torch.rand(3, 16, generator=generator)
+    levels[0], levels[1] = 0.0, 0.01  # below the floor of the division
+    read, made = (randomise(PatchTransformer(READ_OUTS[name]), seed=0) for name in ("linear", "clean"))
+    is_active = torch.ones(3, 16, dtype=torch.bool)
+    with torch.no_grad():
+        clean, mix, log_variance = read.predict(patches, levels, is_active)  # the same weights: the same numbers
+        found = made.predict(patches, levels, is_active)
+    expected = (patches - clean) / levels.clamp_min(0.05)[..., None]
+    torch.testing.assert_close(found.velocity, expected)
+    assert torch.equal(found.variance_mix, mix)
+    assert torch.equal(found.log_variance, log_variance)
+    assert made.half()(patches, levels).velocity.dtype == torch.float32
+
+
+def test_a_wide_patch_needs_a_clean_output(generator):
+    """Noise of 16 numbers does not pass through tokens of 8; that of a clean patch need not."""
+    config = replace(TINY, width=8, num_heads=1)
+    noise, level = torch.randn(512, 16, 16, generator=generator), torch.full((512, 16), 0.5)
+    is_active, errors = torch.ones_like(level, dtype=torch.bool), {}
+    for output in ("velocity", "clean"):
+        torch.manual_seed(0)
+        model = PatchTransformer(replace(config, output=output))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(60):
+            error = (model.predict(0.5 * noise, level, is_active).velocity - noise).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+        errors[output] = error.item()
+    assert errors["clean"] < 0.01 < 0.4 < errors["velocity"]  # at least half of the variance of 1 is lost
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -203,6 +236,9 @@ def test_outputs_have_their_shapes_and_ranges(model, generator):
         {"pixel_width": 0},
         {"pixel_width": True},
         {"pixel_width": 2000},
+        {"output": "noise"},
+        {"output": None},
+        {"output": "clean", "pixel_width": 2},
         {"patch_size": 5},
         {"patch_size": 0, "box_size": 2},
         {"image_size": (16, 10)},

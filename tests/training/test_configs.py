@@ -37,6 +37,7 @@ def test_the_networks_of_the_tasks():
     plan = {"generate_schedule": (30, 0.9), "refine_schedule": (30, 0.9)}
     assert even == PatchTransformerConfig(channels=3, image_size=32, patch_size=4, pixel_width=16, **size, **plan)
     plan = {"generate_schedule": (10, 0.9), "refine_schedule": (10, 0.9)}
+    plan |= {"output": "clean"}
     assert polygons == PatchTransformerConfig(channels=3, image_size=128, patch_size=8, **size, **plan)
 
 

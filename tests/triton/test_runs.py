@@ -11,6 +11,7 @@ from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, S
 MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
     "pixels": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, pixel_width=5)),
+    "clean": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, output="clean")),
     "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
     "sequence": lambda: PatchTransformer(PatchTransformerConfig(2, (42,), 6, width=32, depth=1, num_heads=2)),
     "wide": lambda: PatchTransformer(PatchTransformerConfig(1, (4, 9), (2, 3), 32, 1, 2, pixel_width=5)),
@@ -22,6 +23,7 @@ RUNS = [
     ("transformer", Schedule(1, 0.0)),
     ("transformer", Schedule(4, 0.8)),
     ("pixels", Schedule(2, 0.5)),
+    ("clean", Schedule(2, 0.5)),
     ("unet", Schedule(1, 0.9)),
     ("sequence", Schedule(2, 0.5)),
     ("wide", Schedule(2, 0.5)),
