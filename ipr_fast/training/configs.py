@@ -22,7 +22,7 @@ from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import box_side
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.tasks.token_sudoku import TokenSudoku
-from ipr_fast.training.initialise import bias_heads_to_lines
+from ipr_fast.training.initialise import bias_heads_to_lines, bias_heads_to_neighbours
 
 TrainedModel = PatchTransformer | TokenTransformer
 TrainedConfig = PatchTransformerConfig | TokenTransformerConfig
@@ -57,7 +57,8 @@ def make_network(config: TrainedConfig) -> TrainedModel:
 def initialise(task: Task, model: TrainedModel, init: nn.Module | None = None) -> None:
     """Set the weights of a new model: those of `init`, or as the task's own `initialise` does, if it has one.
 
-    Heads for 9x9 boards are biased toward rows, columns and boxes; models of 4x4 boards find these without help.
+    Heads for 9x9 boards are biased toward rows, columns and boxes; models of 4x4 boards find these without help. Heads
+    for polygons are biased toward neighbours.
     Raises ValueError for an `init` of another architecture or configuration, or not finite.
     """
     if init is not None:
@@ -68,6 +69,8 @@ def initialise(task: Task, model: TrainedModel, init: nn.Module | None = None) -
         own(model)
     elif isinstance(task, (DigitSudoku, TokenSudoku)) and task.side != 4:
         bias_heads_to_lines(model)
+    elif isinstance(task, CountingPolygons) and isinstance(model, PatchTransformer):
+        bias_heads_to_neighbours(model)
 
 
 def _copy_weights(source: nn.Module, model: TrainedModel) -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from small_models import TINY
 
-from ipr_fast.models import PatchTransformer
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig
 from ipr_fast.models.transformer_layers import Layer
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.training.configs import config_of
-from ipr_fast.training.initialise import bias_heads_to_lines
+from ipr_fast.training.initialise import bias_heads_to_lines, bias_heads_to_neighbours
 
 CELL = torch.arange(81)
 ROW, COLUMN = CELL // 9, CELL % 9
@@ -28,24 +28,28 @@ def heads_of(layer):
     return layer.qkv.weight.detach().view(3, layer.num_heads, -1, width)[:2]
 
 
-def share_in_line(model, level, monkeypatch):
-    """(depth, heads): how much of a head's attention lies on the row, column or box that is its turn to see."""
-    shares, attend = [], Layer.attend
+def attention_of(model, level, monkeypatch):
+    """The attention of each head of each layer, (depth, heads, N, N), in noise at a level."""
+    found, attend, count = [], Layer.attend, model.grid.num_patches
 
     def watched(layer, q, keys_values, may_attend):
         keys = keys_values.chunk(2, -1)[0]
         q_heads, k_heads = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (q, keys))
-        weights = (q_heads @ k_heads.transpose(2, 3) / q_heads.shape[-1] ** 0.5).softmax(-1)
-        turn = IN_LINE[torch.arange(layer.num_heads) % 3]
-        shares.append((weights * turn).sum(-1).mean((0, 2)))
+        found.append((q_heads @ k_heads.transpose(2, 3) / q_heads.shape[-1] ** 0.5).softmax(-1).mean(0))
         return attend(layer, q, keys_values, may_attend)
 
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 81, model.grid.patch_numel, generator=generator)
+    noise = torch.randn(2, count, model.grid.patch_numel, generator=generator)
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(Layer, "attend", watched)
-        model.predict(noise, torch.full((2, 81), level), torch.full((2, 81), level > 0))
-    return torch.stack(shares)
+        model.predict(noise, torch.full((2, count), level), torch.full((2, count), level > 0))
+    return torch.stack(found)
+
+
+def share_in_line(model, level, monkeypatch):
+    """(depth, heads): how much of a head's attention lies on the row, column or box that is its turn to see."""
+    weights = attention_of(model, level, monkeypatch)
+    return (weights * IN_LINE[torch.arange(weights.shape[1]) % 3]).sum(-1).mean(-1)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +134,71 @@ def test_the_narrowest_models_will_do():
     for changes in ({"width": 12, "num_heads": 1}, {"width": 12, "num_heads": 3}):
         model = new_model(replace(TINY, **changes), seed=0)
         assert model.position.rows.detach().square().sum(1).tolist() == pytest.approx([3.0] * 4, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ neighbours
+
+GRIDS = {  # three waves at least for each dimension
+    "images": ((16, 16), PatchTransformerConfig(3, 128, 8, width=128, depth=2, num_heads=8)),
+    "wide images": ((6, 12), PatchTransformerConfig(1, (12, 36), (2, 3), width=128, depth=2, num_heads=8)),
+    "sequences": ((24,), PatchTransformerConfig(2, (96,), 4, width=128, depth=2, num_heads=8)),
+    "video": ((5, 6, 7), PatchTransformerConfig(1, (5, 12, 14), (1, 2, 2), width=200, depth=2, num_heads=10)),
+}
+
+
+def looking_at_neighbours(config, seed=0):
+    torch.manual_seed(seed)
+    model = PatchTransformer(config)
+    bias_heads_to_neighbours(model)
+    return model
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_heads_look_back_and_on_along_each_dimension_and_at_the_surroundings(name, monkeypatch):
+    shape, config = GRIDS[name]
+    weights = attention_of(looking_at_neighbours(config), 0.5, monkeypatch)
+    place = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape))
+    steps = [(axis, step) for axis in range(len(shape)) for step in (-1, 1)]
+    for head in range(config.num_heads):
+        turn = head % (len(steps) + 4)
+        attention = weights[:, head]
+        near = ((place[:, None] - place).abs().amax(-1) <= 1).float()
+        if turn >= len(steps) + 2:  # left as it was: a neighbour gets what any place gets
+            assert (attention * near).sum(-1).mean() < 2 * near.mean()
+            continue
+        assert (attention * near).sum(-1).mean() > 4 * near.mean()
+        if turn >= len(steps):
+            continue
+        axis, step = steps[turn]
+        sought = place.clone()
+        sought[:, axis] += step
+        inside = (sought[:, axis] >= 0) & (sought[:, axis] < shape[axis])
+        expected = (place[None] == sought[:, None]).all(-1).float().argmax(1)
+        assert (attention.argmax(-1) == expected)[:, inside].float().mean() > 0.9
+
+
+def test_only_places_and_the_heads_that_look_change():
+    config = GRIDS["images"][1]
+    torch.manual_seed(0)
+    before, after = PatchTransformer(config), looking_at_neighbours(config)
+    changed = {
+        name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
+    }
+    assert changed == {f"layers.{i}.qkv.weight" for i in range(2)} | {"position.rows", "position.columns"}
+    for old, new in zip(before.layers, after.layers, strict=True):
+        assert torch.equal(heads_of(old)[:, 6:], heads_of(new)[:, 6:])
+        assert torch.equal(old.qkv.weight[256:], new.qkv.weight[256:])  # the values
+    for table in (after.position.rows, after.position.columns):
+        assert table.detach().square().sum(1).tolist() == pytest.approx([0.25 * 128] * 16, rel=1e-4)
+    again, other = looking_at_neighbours(config).state_dict(), looking_at_neighbours(config, 1).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in after.state_dict().items())
+    assert not torch.equal(other["position.rows"], again["position.rows"])
+
+
+def test_models_too_narrow_for_waves_are_refused_and_left_alone():
+    model = PatchTransformer(replace(TINY, width=24, num_heads=8))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="at least 4 channels a head, got width 24 in 8 heads"):
+        bias_heads_to_neighbours(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    bias_heads_to_neighbours(PatchTransformer(replace(TINY, width=4, num_heads=1, box_size=0)))
