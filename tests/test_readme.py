@@ -259,6 +259,14 @@ def test_the_tables_of_repair_are_the_committed_ones(model):
     assert report(measured(f"repair-{model}.json")) in text("ipr_fast/evaluation")
 
 
+@pytest.mark.parametrize(("model", "fewest"), [("digit-sudoku-4x4", 400), ("token-sudoku-9x9", 200)])
+def test_the_tables_of_guidance_are_the_committed_ones(model, fewest):
+    results = measured(f"guidance-{model}.json")
+    assert results["model"] == model
+    assert results["samples"] >= fewest
+    assert report(results) in text("ipr_fast/sampling/guidance")
+
+
 def test_the_words_on_diversity_are_the_committed_ones():
     assert report(measured("diversity-digit-sudoku-4x4.json")) in text("ipr_fast/evaluation")
 
