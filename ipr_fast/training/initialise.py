@@ -74,7 +74,8 @@ def bias_heads_to_neighbours(model: PatchTransformer) -> None:
     basis = torch.linalg.qr(torch.randn(width, width, device="cpu"))[0].to(tables[0])
     directions = basis[: 2 * waves * len(tables)].view(len(tables), 2 * waves, width)
     for table, direction in zip(tables, directions, strict=True):
-        table.copy_(0.5 * (width / waves) ** 0.5 * _waves(torch.arange(len(table)), len(table), waves) @ direction)
+        place = torch.arange(len(table), device=table.device)
+        table.copy_(0.5 * (width / waves) ** 0.5 * _waves(place, len(table), waves) @ direction)
     back_and_on = [(axis, step) for axis in range(len(tables)) for step in (-1, 1)]
     for layer in model.layers:
         queries, keys, _ = layer.qkv.weight.view(3, heads, size, width)
@@ -94,12 +95,13 @@ def bias_heads_to_neighbours(model: PatchTransformer) -> None:
 
 def _waves(place: Tensor, places: int, waves: int) -> Tensor:
     """Return cos and sin of each wave at places (n,), alternating: (n, 2 waves)."""
-    angle = place[:, None] * (math.pi / places) * (2 * torch.arange(waves) + 1)
+    angle = place[:, None] * (math.pi / places) * (2 * torch.arange(waves, device=place.device) + 1)
     return torch.stack([angle.cos(), angle.sin()], dim=-1).flatten(1)
 
 
 def _turned(direction: Tensor, step: int, places: int) -> Tensor:
     """Return the rows (2 waves, width) that read the waves of the place `step` further."""
-    cos, sin = _waves(torch.tensor([step]), places, len(direction) // 2)[0].view(-1, 2, 1).unbind(1)
+    place = torch.tensor([step], device=direction.device)
+    cos, sin = _waves(place, places, len(direction) // 2)[0].view(-1, 2, 1).unbind(1)
     even, odd = direction[::2], direction[1::2]  # read cos(w r) and sin(w r)
     return torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=1).flatten(0, 1)
