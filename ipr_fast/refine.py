@@ -270,6 +270,7 @@ def _iterate(
         acceptor = None
         if accept is not None:
             acceptor = Acceptor(accept, engine.values, x, call.chain_ids, call.sampling.seed, iterations[0])
+            mode = user_code.EvalMode(call.space.model)
         for iteration in iterations:
             with span("iteration"):
                 engine.begin(iteration)
@@ -285,7 +286,7 @@ def _iterate(
                     with span("acceptance"):
                         proposals = call.space.to_samples(engine.values, original, touched | selected.mask)
                         acceptor.decide(engine.values, proposals, iteration, engine.iteration, selected.mask, touched)
-                        user_code.check_eval_mode(call.space.model)
+                        mode.check()
                         if before is not None and engine.signals is not None:
                             engine.signals = engine.signals.where(acceptor.accepted, before)
             if not steps:

@@ -100,10 +100,12 @@ def accept(
     seed: Tensor,
     best: Kept | None = None,
     improved: Tensor | None = None,
+    log_u: Tensor | None = None,
 ) -> None:
     """Accept or reject the proposals `values`, which have these rewards: afterwards `values` and `kept` are equal.
 
     Writes `values`, `kept`, `accepted` and, where given, `best` and `improved`: the chains whose best sample is new.
+    log_u: the chains' `log_uniforms`, for a CPU where they are there already; the kernel makes its own.
     """
     if (best is None) != (improved is None):
         raise ValueError("best and improved must be given together")
@@ -111,7 +113,7 @@ def accept(
         raise ValueError(f"values must have a dtype of 4 or 8 bytes, got {values.dtype}")
     words = values.view(torch.int32)
     if not runs_kernel(accept_kernel, words):
-        _accept(values, reward, kept, accepted, temperature, iteration, chain_ids, seed, best, improved)
+        _accept(values, reward, kept, accepted, temperature, iteration, chain_ids, seed, best, improved, log_u)
         return
     if not len(values):
         return
@@ -152,9 +154,10 @@ def _accept(
     seed: Tensor,
     best: Kept | None = None,
     improved: Tensor | None = None,
+    log_u: Tensor | None = None,
 ) -> None:
     """The twin of `accept_kernel`."""
-    log_u = log_uniforms(seed, iteration, chain_ids)
+    log_u = log_uniforms(seed, iteration, chain_ids) if log_u is None else log_u
     torch.logical_or(reward >= kept.reward, temperature * log_u < reward - kept.reward, out=accepted)
     _copy(accepted, values, reward, kept)
     values.copy_(kept.values)
@@ -165,7 +168,7 @@ def _accept(
 
 
 def log_uniforms(seed: Tensor | int, iteration: Tensor, chain_ids: Tensor) -> Tensor:
-    """Return the logarithms (B,) float64 of the uniform numbers of chains (B,)."""
+    """Return the logarithms (B,) float64 of the uniform numbers of chains (B,), or (K, B) of iterations (K, 1)."""
     stream = torch.full_like(chain_ids, STREAM_ACCEPT << 28)
     w0, w1, _, _ = philox_4x32(stream, torch.zeros_like(chain_ids), iteration, chain_ids, seed)
     return ((((w0 >> 6) << 26) | (w1 >> 6)).double() + 0.5).mul_(2.0**-52).log_()

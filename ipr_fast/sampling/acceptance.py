@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.kernels.accept import Kept, accept
+from ipr_fast.kernels.accept import Kept, accept, log_uniforms
 from ipr_fast.kernels.philox import seed_tensor
 from ipr_fast.sampling import user_code
 from ipr_fast.sampling.rewards import Reward, callable_reward, check_nan, rewards_of
 from ipr_fast.trace import span
+
+# On a CPU a uniform number takes as many operations as a thousand: one chain draws those of 32 iterations at once.
+AHEAD, DRAWN = 32, 1024
 
 
 class Acceptance(NamedTuple):
@@ -92,6 +95,7 @@ class Acceptor:
         self._nan = self.kept.reward.isnan()
         self._numbers = torch.zeros(2, batch, dtype=torch.int64, device=device)
         self._temperature = torch.zeros((), dtype=torch.float64, device=device)
+        self._first, self._ahead = first, max(1, min(AHEAD, DRAWN // max(1, batch)))
         self._calls, self._best_changed = 1, torch.zeros(values.shape[:2], dtype=torch.bool, device=device)
 
     def decide(
@@ -120,12 +124,23 @@ class Acceptor:
                 seed=self.seed,
                 best=self.best,
                 improved=None if self.best is None else self._improved,
+                log_u=self._log_uniforms(iteration),
             )
             changed |= renoised & self._accepted[:, None]
             if self.best is not None:
                 torch.where(self._improved[:, None], changed, self._best_changed, out=self._best_changed)
             proposed = renoised.any(1)
             self._numbers += torch.stack([proposed, proposed & self._accepted])
+
+    def _log_uniforms(self, iteration: int) -> Tensor | None:
+        """Return those of the iterations that a CPU has drawn ahead; iterations come one after another."""
+        if self.chain_ids.device.type != "cpu":
+            return None
+        row = (iteration - self._first) % self._ahead
+        if row == 0:
+            drawn = torch.arange(iteration, iteration + self._ahead, device="cpu")[:, None]
+            self._drawn = log_uniforms(self.seed, drawn, self.chain_ids)
+        return self._drawn[row]
 
     @property
     def accepted(self) -> Tensor:

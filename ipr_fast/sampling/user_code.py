@@ -107,6 +107,18 @@ def check_eval_mode(model: object) -> None:
             raise ValueError(f"model: {where} is in training mode, in which it computes otherwise: call model.eval()")
 
 
+class EvalMode:
+    """Checks again that a model is in evaluation mode, by the flags of the modules that it had: without a search."""
+
+    def __init__(self, model: object) -> None:
+        self._model, self._modules = model, [module for _, module in _modules_of(model)]
+
+    def check(self) -> None:
+        """Raise ValueError as `check_eval_mode` does, if a module has been set to training mode since."""
+        if any(module.training for module in self._modules):
+            check_eval_mode(self._model)
+
+
 MAX_DEPTH = 4  # of objects within objects that are searched for modules
 MAX_ITEMS = 1000  # of a container that is searched
 LEAVES = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)

@@ -11,6 +11,7 @@ from token_laws import distance, metropolis, reward_of, stationary, tilted
 
 import ipr_fast
 from ipr_fast import Metropolis, Schedule, TokenSchedule, all_patches, generate_batch, random_patches, refine_batch
+from ipr_fast.sampling import acceptance
 
 BATCH, ITERS, POLICY = 12, 4, random_patches(0.4)
 ALMOST_NEVER = 5.0  # standard deviations
@@ -114,6 +115,20 @@ def test_parts_of_a_run_equal_the_whole(problem):
     whole = refine(problem, rule)
     half = refine(problem, rule, iters=2)
     torch.testing.assert_close(refine((half, problem[1]), rule, iters=2, first_iteration=3), whole)
+
+
+@pytest.mark.parametrize("drawn", [5, 60, 1024])
+def test_numbers_drawn_ahead_are_those_of_each_iteration(monkeypatch, drawn):
+    """However many iterations' numbers are drawn at once: here those of one, of five, and of 32."""
+    x = generate_batch(BATCH, model=Lookup(), schedule=TokenSchedule(3))
+    problem, rule = (x, {"model": Lookup(), "schedule": TokenSchedule(3)}), Metropolis(brightness, 0.1)
+    whole = refine(problem, rule, iters=70, first_iteration=9)
+    decisions = rule.last.accepted
+    monkeypatch.setattr(acceptance, "DRAWN", drawn)
+    assert torch.equal(refine(problem, rule, iters=70, first_iteration=9), whole)
+    assert torch.equal(rule.last.accepted, decisions)
+    part = refine(problem, rule, iters=33, first_iteration=9)
+    assert torch.equal(refine((part, problem[1]), rule, iters=37, first_iteration=42), whole)
 
 
 # --------------------------------------------------------------------------------------------------------------- laws

@@ -84,6 +84,8 @@ def test_a_decision_depends_on_seed_iteration_and_chain_alone():
         assert abs(torch.corrcoef(torch.stack([every, other]))[0, 1].item()) < 5 / math.sqrt(1000)
     assert every.isfinite().all()
     assert (every < 0).all()
+    both = log_uniforms(5, torch.tensor([[3], [4]]), ids)
+    assert torch.equal(both, torch.stack([every, log_uniforms(5, torch.tensor(4), ids)]))
 
 
 def test_bad_arguments_are_refused():

@@ -158,6 +158,17 @@ def test_a_network_in_training_mode_is_found_wherever_the_model_keeps_it(model, 
     user_code.check_eval_mode(model)  # the other global network is not the model's
 
 
+def test_a_model_is_checked_again_by_the_modules_that_it_had():
+    model = Network(nn.Dropout(0.5)).eval()
+    mode = user_code.EvalMode(model)
+    mode.check()
+    model.layers[1].train()
+    with pytest.raises(ValueError, match=r"its Dropout \(layers\.1\) is in training mode"):
+        mode.check()
+    harmless = Network(nn.Dropout(0.0)).train()
+    user_code.EvalMode(harmless).check()
+
+
 def test_a_norm_over_the_batch_is_refused_in_either_mode():
     model = Network(nn.BatchNorm1d(16, track_running_stats=False))
     with pytest.raises(ValueError, match=r"BatchNorm1d \(layers\.1\) takes the statistics of the batch"):
