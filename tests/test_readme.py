@@ -322,6 +322,14 @@ def test_the_table_of_chains_at_a_time_is_the_committed_one():
     assert lanes.report(measured("lanes.json")) in text("ipr_fast/engine")
 
 
+def test_the_cost_of_acceptance_is_the_committed_one():
+    import acceptance
+
+    results = measured("acceptance.json")
+    assert acceptance.report(results) in text("ipr_fast/sampling")
+    assert all(row["share"][1] <= 0.02 for row in results["rows"])
+
+
 def test_the_table_of_tokens_is_the_committed_one():
     import tokens
 
