@@ -36,10 +36,10 @@ class PatchObjective:
         self,
         task: Task,
         model: PatchTransformer,
-        symbol_weight: float = 0.0,
-        mean_weight: float = 0.0,
-        few_active: float = 0.0,
-        own_share: float = 0.0,
+        symbol_weight: float,
+        mean_weight: float,
+        few_active: float,
+        own_share: float,
     ) -> None:
         self.task, self.model = task, model
         self.symbol_weight, self.mean_weight, self.few_active = symbol_weight, mean_weight, few_active
