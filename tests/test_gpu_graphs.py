@@ -183,9 +183,9 @@ def test_a_model_that_looks_at_the_data_is_named_and_the_next_call_works(there, 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("call", range(1, 8))
+@pytest.mark.parametrize("call", range(1, 9))
 def test_whatever_comes_up_in_a_capture_the_next_call_works(there, finished, error, call):
-    """In the counting, the warming up, the capture itself, or after it."""
+    """In the counting, the warming up, the capture itself, the eager first step, or after it."""
 
     class Failing(PatchTransformer):
         calls = 0
@@ -202,7 +202,7 @@ def test_whatever_comes_up_in_a_capture_the_next_call_works(there, finished, err
         ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=failing)
     except (KeyboardInterrupt, RuntimeError):
         raised = True
-    assert raised == (call <= 6)  # three calls to count the bytes, two to warm up, one to capture
+    assert raised == (call <= 7)  # three to count the bytes, two to warm up, one to capture, one eager step
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     expected = ipr_fast.refine_batch(finished.cuda(), random_patches(), 2, model=there, backend="torch")
     for model in (failing, there):
@@ -309,7 +309,9 @@ def test_replays_give_each_chain_its_condition(finished, ragged_known, network):
             "condition": labels[rows],
             **options,
         }
-        x = ipr_fast.generate_batch(len(ids), known_values=values[rows], schedule=Schedule(3, 0.5), **common)
+        x = ipr_fast.generate_batch(
+            len(ids), known_values=values[rows], schedule=Schedule(3, 0.5), device="cuda", **common
+        )
         return ipr_fast.refine_batch(x, random_patches(0.5), 3, schedule=Schedule(4, 0.8), **common)
 
     alone = torch.cat([run([chain], backend="torch") for chain in range(12)])

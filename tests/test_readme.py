@@ -138,7 +138,7 @@ TO_BE_WRITTEN = {  # by who adds a command, a kernel, a model
     "kernels/NAME.py",
     "tests/kernels/test_NAME.py",
     "tests/models/test_my_model.py",
-    "tests/triton/test_NAME.py",
+    "tests/triton/test_NAME_kernel.py",
 }
 
 
