@@ -52,7 +52,7 @@ def run(
     ] = None,
     backgrounds: Annotated[
         str | None,
-        option(FILES, "Folder of pictures behind the polygons, in place of paintings.", metavar="PATH"),
+        option(FILES, "Behind the polygons, in place of paintings: a folder of pictures, or plain.", metavar="PATH"),
     ] = None,
     resume: Annotated[
         bool, flag(FILES, "Continue from the checkpoint in --out, if any, with its settings.", "--resume")

@@ -21,7 +21,11 @@ TRAINING = "Training"  # a panel of `--help`
 DEFAULTS = TrainSettings()
 DEFAULT_TASK = "digit-sudoku-4x4"
 # The end of a task's name, and the option that must be given again when its run is resumed.
-FOLDERS = {"-mnist": ("--mnist", "MNIST's digits"), "-pictures": ("--backgrounds", "pictures as backgrounds")}
+ENDS = {
+    "-mnist": ("--mnist", "MNIST's digits"),
+    "-pictures": ("--backgrounds", "pictures as backgrounds"),
+    "-plain": ("--backgrounds plain", "plain backgrounds"),
+}
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,9 @@ def _end(options: dict[str, Any]) -> dict[str, Any]:
 
 def _resumed_task(checkpoint: Path, found: str, name: str | None, folders: tuple[str | None, str | None]) -> KnownTask:
     """Make the task that an option names, else the checkpoint's."""
-    own = found
-    for (suffix, (option_name, kind)), folder in zip(FOLDERS.items(), folders, strict=True):
-        if name is None and found.endswith(suffix) and folder is None:
+    own, given = found, dict(zip(("--mnist", "--backgrounds"), folders, strict=True))
+    for suffix, (option_name, kind) in ENDS.items():
+        if name is None and found.endswith(suffix) and given[option_name.split()[0]] is None:
             raise ValueError(f"{option_name} must be given: {checkpoint} is of a run with {kind}")
         own = own.removesuffix(suffix)
     if name is None and own not in TASKS:

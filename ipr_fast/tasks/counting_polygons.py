@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.tasks.polygons.backgrounds import backgrounds_from
+from ipr_fast.tasks.polygons.backgrounds import PLAIN, backgrounds_from
 from ipr_fast.tasks.polygons.classifier import load_classifier
 from ipr_fast.tasks.polygons.drawing import (
     FEWEST_VERTICES,
@@ -75,7 +75,7 @@ class PolygonsReport(NamedTuple):
 class CountingPolygons:
     """The task of Counting Polygons.
 
-    backgrounds: a folder of pictures, such as FFHQ's; None for paintings. classifier: the folder of the benchmark's own
+    backgrounds: a folder of pictures, such as FFHQ's; "plain" for one colour each; None for paintings. classifier: the folder of the benchmark's own
     classifier, which then judges; None for a reader of the package.
     """
 
@@ -83,9 +83,10 @@ class CountingPolygons:
     side = SIDE
 
     def __init__(self, backgrounds: str | None = None, classifier: str | None = None) -> None:
-        checks.folder("backgrounds", backgrounds)
+        if backgrounds != PLAIN:
+            checks.folder("backgrounds", backgrounds)
         checks.folder("classifier", classifier)
-        self.name = CountingPolygons.name + ("" if backgrounds is None else "-pictures")
+        self.name = CountingPolygons.name + {None: "", PLAIN: "-plain"}.get(backgrounds, "-pictures")
         self.grid = PatchGrid(3, SIDE, SIDE, PATCH)
         self._backgrounds = backgrounds_from(backgrounds, SIDE)
         self._classifier = classifier

@@ -1,4 +1,4 @@
-"""Backgrounds of images: pictures from a folder of the user's, or soft random paintings that need no file."""
+"""Backgrounds of images: pictures from a folder of the user's, or random paintings or plain colours that need no file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ipr_fast.tasks.hues import of_hue
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Backgrounds = Callable[[int, torch.Generator], Tensor]  # batch size, generator -> (B, 3, side, side) in [0, 1]
 
+PLAIN = "plain"  # in place of a folder
 COLOURS = 4  # of a painting
 SCALES = ((4, 1.0), (8, 0.5), (16, 0.22), (32, 0.1))  # cells a side of random values, and their weight; doubling
 GRAIN = 0.012
@@ -45,6 +46,13 @@ def paintings(side: int, batch_size: int, generator: torch.Generator) -> Tensor:
     return (_enlarged(image, side) + GRAIN * grain).clamp(0, 1)
 
 
+def plain_colours(side: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Draw a colour for each image: (B, 3, side, side) in [0, 1], as dull and as dark as those of paintings."""
+    hue, saturation, value = torch.rand(3, batch_size, generator=generator, device=generator.device)
+    colour = of_hue(hue, 0.05 + 0.8 * saturation, 0.15 + 0.8 * value)  # (B, 3)
+    return colour[:, :, None, None].expand(-1, -1, side, side)
+
+
 def _fields(batch_size: int, count: int, generator: torch.Generator) -> Tensor:
     """Smooth random fields (B, count, 2 * cells, 2 * cells), finer structures weaker; cells: of the finest scale."""
     total = torch.zeros(batch_size, count, SCALES[0][0], SCALES[0][0], device=generator.device)
@@ -59,12 +67,14 @@ def _enlarged(images: Tensor, side: int) -> Tensor:
 
 
 def backgrounds_from(folder: str | Path | None, side: int) -> Backgrounds:
-    """Return a source of backgrounds: the pictures of a folder, held in memory, or paintings for None.
+    """Return a source of backgrounds: the pictures of a folder, held in memory, paintings for None, PLAIN for one colour.
 
     Raises ValueError for a folder without pictures or with one that cannot be read, MissingExtra without pillow.
     """
     if folder is None:
         return partial(paintings, side)
+    if folder == PLAIN:
+        return partial(plain_colours, side)
     return _Pictures(load_pictures(Path(folder), side))
 
 
