@@ -75,8 +75,8 @@ class PolygonsReport(NamedTuple):
 class CountingPolygons:
     """The task of Counting Polygons.
 
-    backgrounds: a folder of pictures, such as FFHQ's; "plain" for one colour each; None for paintings. classifier: the folder of the benchmark's own
-    classifier, which then judges; None for a reader of the package.
+    backgrounds: a folder of pictures, such as FFHQ's; "plain" for one colour each; None for paintings.
+    classifier: the folder of the benchmark's own classifier, which then judges; None for a reader of the package.
     """
 
     name, noun, adjective = "counting-polygons", "image", "consistent"

@@ -1,4 +1,4 @@
-"""Backgrounds of images: pictures from a folder of the user's, or random paintings or plain colours that need no file."""
+"""Backgrounds of images: pictures from a folder of the user's; soft random paintings or plain colours without files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _enlarged(images: Tensor, side: int) -> Tensor:
 
 
 def backgrounds_from(folder: str | Path | None, side: int) -> Backgrounds:
-    """Return a source of backgrounds: the pictures of a folder, held in memory, paintings for None, PLAIN for one colour.
+    """Return a source of backgrounds: pictures of a folder, held in memory; paintings for None, colours for PLAIN.
 
     Raises ValueError for a folder without pictures or with one that cannot be read, MissingExtra without pillow.
     """
