@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", help="where to measure (default: cuda where there is one, else cpu)")
     group.addoption("--sizes", choices=("smoke", "small", "full"), help="default: full on a GPU, else small")
     group.addoption("--minutes", type=float, help="skip benchmarks that no longer fit into this time")
+    group.addoption("--budget", type=float, help="time each benchmark for at most so many seconds")
     group.addoption("--commit", help="the measured commit, for a copy of the files without history")
 
 
@@ -74,7 +75,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 @pytest.fixture
 def measure(benchmark: object, device: torch.device, clock: Clock, request: pytest.FixtureRequest) -> Iterator[Measure]:
     with float32_products(device, tf32=False):
-        yield Measure(benchmark, device, clock, request.config.stash[RECORDS])
+        yield Measure(benchmark, device, clock, request.config.stash[RECORDS], request.config.getoption("--budget"))
     graph_cache.drop_kept()
     free_memory(device)
 

@@ -46,12 +46,16 @@ class Arm(NamedTuple):
 
 @dataclass
 class Measure:
-    """Checks and times one subject, and keeps its record for the summary."""
+    """Checks and times one subject, and keeps its record for the summary.
+
+    budget: seconds of timing, at most; None for each benchmark's own.
+    """
 
     benchmark: object  # pytest-benchmark's fixture
     device: torch.device
     clock: Clock
     records: list[Record]
+    budget: float | None = None
 
     def __call__(
         self,
@@ -120,7 +124,7 @@ class Measure:
     def _rounds(self, arms: list[Arm], budget: float) -> int:
         if self.benchmark.disabled:
             return 1
-        took, budget = 0.0, min(budget, self.clock.left())
+        took, budget = 0.0, min(budget, self.clock.left(), float("inf") if self.budget is None else self.budget)
         for arm in arms:
             took += arm.seconds(self.device)
             if FEWEST_ROUNDS * took >= budget:

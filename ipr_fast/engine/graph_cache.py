@@ -89,7 +89,9 @@ class Request:
         num_lanes, num_bytes = self.wanted, 0
         if self.device.type != "cpu" or (self.max_chains == "auto" and self.batch > FEW_CHAINS):
             with float32_products(self.device, self.settings.tf32):  # lock order: before without_compile
-                need = need_of(self.model, self.most_active, self.device, self.settings, self.capture is not None)
+                need = need_of(
+                    self.model, self.most_active, self.device, self.settings, self.capture is not None, num_lanes
+                )
             num_lanes = self._fitting(need)
             num_bytes = need.of(num_lanes)
         capture = None if self.capture is None else self.capture(self.device)
@@ -175,10 +177,15 @@ def drop_kept() -> None:
 
 
 def need_of(
-    model: Any, most_active: int, device: torch.device, settings: LaneSettings, graphs: bool = False
+    model: Any,
+    most_active: int,
+    device: torch.device,
+    settings: LaneSettings,
+    graphs: bool = False,
+    most: int = memory.MANY,
 ) -> memory.Need:
-    """Count the bytes of lanes for chains with `most_active` active patches."""
-    return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs)
+    """Count the bytes of lanes for chains with `most_active` active patches. most: lanes that are wanted."""
+    return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs, most)
 
 
 def _make(model: Any, device: torch.device, settings: LaneSettings, num_lanes: int) -> Runner:

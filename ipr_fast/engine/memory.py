@@ -1,10 +1,10 @@
-"""How many lanes fit into memory: the bytes of one lane and of three are counted, before the others are allocated."""
+"""How many lanes fit into memory: the bytes of a few lanes are counted, before the others are allocated."""
 
 from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ipr_fast.engine.capture_check import tensors_in, without_compile
 from ipr_fast.engine.capture_stream import empty_cache
 
-SHARE = 0.85  # of the free memory; the rest is for libraries' workspaces and fragmentation
+SHARE = 0.85  # of the free memory; the rest is for fragmentation
+FEW = (1, 3)  # lanes that are counted
+MANY = 64  # and on a GPU these, if they fit: with few, libraries choose algorithms that take small workspaces or none
 
 Made = TypeVar("Made")
 
@@ -70,24 +72,37 @@ class Need(NamedTuple):
 
 
 def count(
-    make: Callable[[int], Made], run: Callable[[Made], object], device: torch.device, graphs: bool = False
+    make: Callable[[int], Made],
+    run: Callable[[Made], object],
+    device: torch.device,
+    graphs: bool = False,
+    most: int = MANY,
 ) -> Need:
-    """Count the bytes of `make(num_lanes)` and `run(lanes)`, for one lane and for three.
+    """Count the bytes of `make(num_lanes)` and `run(lanes)`, for a few lanes and, on a GPU, for up to `most` or MANY.
 
-    Fits bytes = fixed + n * each to the peaks of running at n = 1 and 3. Peaks of allocating are excluded: they hold
-    tables whose size does not depend on n. On a GPU there are two fits, of counted tensors and of the allocator, which
-    sees libraries' workspaces; the need is at least either one.
+    Fits bytes = fixed + n * each to the peaks of running. Peaks of allocating are excluded: they hold tables whose size
+    does not depend on n. On a GPU there are two fits, of counted tensors and of the allocator, which sees libraries'
+    workspaces; the need is at least either one.
     graphs: count temporary tensors twice, for the memory pool of captured graphs and for the next one's warm-up.
     """
+    times = 2 if graphs else 1
     if device.type == "cuda":
         with without_compile():
             run(make(1))  # compiles kernels and makes the libraries' handles
-    peaks = [_peaks(make, run, num_lanes, device, 2 if graphs else 1) for num_lanes in (1, 3)]
-    (making, at_one), (_, at_three) = peaks
-    slopes = [max(0, three - one) // 2 for one, three in zip(at_one, at_three, strict=True)]
-    each = max(slopes)
-    fixed = max(max(one, slope) for one, slope in zip(at_one, slopes, strict=True)) - each
-    return Need(max(0, fixed), each, max(making))
+    (making, at_one), (_, at_three) = (_peaks(make, run, num_lanes, device, times) for num_lanes in FEW)
+    peaks = dict(zip(FEW, (at_one, at_three), strict=True))
+    need, many = _fit(peaks, max(making)), min(most, MANY)
+    if device.type == "cuda" and many > FEW[-1] and 4 * need.of(many) <= available_bytes(device):
+        peaks[many] = _peaks(make, run, many, device, times)[1]
+        need = _fit(peaks, max(making))
+    return need
+
+
+def _fit(peaks: Mapping[int, Sequence[int]], making: int) -> Need:
+    """Return the least need that no kind of bytes exceeds, with its steepest slope. peaks: of each kind, by lanes."""
+    steps = list(zip(peaks, list(peaks)[1:], strict=False))
+    each = max(max(0, more - few) // (n - k) for k, n in steps for few, more in zip(peaks[k], peaks[n], strict=True))
+    return Need(max(0, *(max(peak) - n * each for n, peak in peaks.items())), each, making)
 
 
 def _peaks(

@@ -138,7 +138,7 @@ def test_what_is_asked_for_and_does_not_fit_names_what_would(model, small, monke
     small(model, chains=10, batch=65)
     need = graph_cache.need_of(model, 4, CPU, SETTINGS)
     device = torch.device("meta")  # which stands for a GPU here: the number of chains is counted whoever asks
-    monkeypatch.setattr(memory, "count", lambda make, run, device, graphs: need)
+    monkeypatch.setattr(memory, "count", lambda *_: need)
     with pytest.raises(ValueError, match=r"max_chains: 65 chains .* pass max_chains=10 or \"auto\""):
         graph_cache.Request(model, 65, 4, device, SETTINGS, 65).allocate()
 
