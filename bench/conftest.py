@@ -91,10 +91,11 @@ def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo) -> None:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
-    """Mark a file as incomplete if a benchmark failed or was not reached."""
+    """Mark a file as incomplete if a benchmark failed or the run was stopped."""
     stats = config.pluginmanager.get_plugin("terminalreporter").stats
-    wrong = [f"{len(stats[name])} {name}" for name in ("failed", "error") if stats.get(name)] + INTERRUPTED
-    output_json["machine_info"]["bench"] = {"passed": not wrong, "summary": ", ".join(wrong) or "all passed"}
+    wrong = [f"{len(stats[name])} {name}" for name in ("failed", "error") if stats.get(name)]
+    summary = ", ".join(wrong + INTERRUPTED) or "all passed"
+    output_json["machine_info"]["bench"] = {"passed": not wrong, "stopped": bool(INTERRUPTED), "summary": summary}
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:

@@ -16,7 +16,7 @@ MOST_ROWS = 4  # per model, in a sweep of batches
 def readme_section(measurements: Sequence[Measurement]) -> str:
     """Format the section between the markers as Markdown."""
     blocks = [" ".join(_machine(each) for each in measurements), _baselines(measurements), _scaling(measurements)]
-    blocks += [_growth(measurements), _outside(measurements), _on_gpu(measurements)]
+    blocks += [_growth(measurements), _outside(measurements), *_tables_of_gpus(measurements), _on_gpu(measurements)]
     return "\n\n".join(filter(None, blocks))
 
 
@@ -120,14 +120,28 @@ def _other_type(record: Record) -> str:
 
 
 def _outside(measurements: Sequence[Measurement]) -> str:
-    """Describe the share of a step outside the network."""
+    """Describe the share of a step outside the network on CPUs; GPUs have a table."""
     told = []
     for each in measurements:
+        if each.on_gpu:
+            continue
         device = f" on {each.device}" if len(measurements) > 1 else ""
         for record in each.of("step"):
             if "outside_share" in record.facts:
                 told.append(f"{percent(record.facts['outside_share'])} for {record.label}{device}")
     return f"Outside the network a step spends, of its time: {'; '.join(told)}." if told else ""
+
+
+def _tables_of_gpus(measurements: Sequence[Measurement]) -> list[str]:
+    """Return the tables of steps and of operations on GPUs, each with a line that names the GPU, and one of notes."""
+    blocks = []
+    for each in measurements:
+        for group in ("step", "operations"):
+            head, row, note = TABLES[group]
+            rows = [row(record) for record in each.of(group)]
+            if each.on_gpu and rows:
+                blocks += [f"{group.capitalize()} on {each.device}:", table(head, rows), note]
+    return blocks
 
 
 def _on_gpu(measurements: Sequence[Measurement]) -> str:

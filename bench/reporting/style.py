@@ -41,8 +41,12 @@ def style(axis: Any, xlabel: str, ylabel: str, tick: Callable[[float], str], bas
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return a colour and marker for each name."""
-    return {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(dict.fromkeys(names))}
+    """Return a colour and marker for each name, another pair for each of the first 64."""
+    colours, markers = zip(*LOOKS, strict=True)
+    return {
+        name: (colours[i % len(LOOKS)], markers[(i + i // len(LOOKS)) % len(LOOKS)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def finish(figure: Any, path: Path, title: str = "") -> Path:

@@ -56,6 +56,8 @@ def standing(measurement: Measurement) -> str:
     """Say whether the GPU checks and all benchmarks passed, as bench/gpu.py recorded."""
     checks, bench = (measurement.environment.get(name) for name in ("checks", "bench"))
     failed = f"**BENCHMARKS FAILED ({bench['summary']}).**" if bench and not bench["passed"] else ""
+    if bench and bench.get("stopped"):
+        failed += f" The run was stopped before its end ({bench['summary']})."
     if measurement.environment.get("sizes") == "smoke":
         failed += " **A trial with tiny models: its figures mean nothing.**"
     if checks is None:
@@ -64,7 +66,7 @@ def standing(measurement: Measurement) -> str:
         said = f"GPU checks passed ({checks['summary']})."
     else:
         said = f"**GPU CHECKS FAILED ({checks['summary']}): no figure is a claim.**"
-    return f"{said} {failed}".strip()
+    return " ".join(f"{said} {failed}".split())
 
 
 def _on(measurement: Measurement, among: Sequence[Measurement]) -> str:

@@ -56,7 +56,9 @@ def test_several_files_say_which_is_which_and_whether_checks_passed(cpu, gpu, tm
     }
     bad = made_up.write(tmp_path / "bad.json", [made_up.step("cuda")], **made_up.GPU, **outcomes)
     none = made_up.write(tmp_path / "none.json", [made_up.step("cuda")], **made_up.GPU)
-    report.main([str(path) for path in (cpu, gpu, bad, none)])
+    halted = {"bench": {"passed": True, "stopped": True, "summary": "KeyboardInterrupt"}}
+    stopped = made_up.write(tmp_path / "stopped.json", [made_up.step("cuda")], **made_up.GPU, **halted)
+    report.main([str(path) for path in (cpu, gpu, bad, none, stopped)])
     text = capsys.readouterr().out
     assert "- gpu: A GPU (driver 600.1, CUDA 13.0), A Processor" in text
     lines = {line[2:].partition(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
@@ -64,6 +66,7 @@ def test_several_files_say_which_is_which_and_whether_checks_passed(cpu, gpu, tm
     failed = "**GPU CHECKS FAILED (1 failed): no figure is a claim.** **BENCHMARKS FAILED (2 failed).**"
     assert lines["bad"].endswith(failed)
     assert lines["none"].endswith("**The tests that need a GPU were not run before.**")
+    assert lines["stopped"].endswith(" The run was stopped before its end (KeyboardInterrupt).")
     assert "checks" not in lines["cpu"]
     assert row(text, "gpu", "renoise")[2:5] == ["9x9", "64", "float32"]
 
