@@ -39,20 +39,30 @@ def weights(tmp_path):
     return str(path)
 
 
-def test_a_model_is_trained_over_pictures(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("backgrounds", "task", "asked"),
+    [
+        ("pictures", "counting-polygons-pictures", "--backgrounds"),
+        ("plain", "counting-polygons-plain", "--backgrounds plain"),
+    ],
+)
+def test_a_model_is_trained_over_other_backgrounds(tmp_path, capsys, backgrounds, task, asked):
     image_of = pytest.importorskip("PIL.Image")
     (tmp_path / "pictures").mkdir()
     image_of.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(tmp_path / "pictures" / "grey.png")
+    chosen = str(tmp_path / "pictures") if backgrounds == "pictures" else backgrounds
     options = ["--width", "16", "--depth", "1", "--num-heads", "1", "--batch-size", "2", "--evaluate", "0", "--quiet"]
     command = ["train", "--task", "counting-polygons", "--steps", "1", "--out", str(tmp_path / "run"), *options]
-    assert main([*command, "--backgrounds", str(tmp_path / "pictures")]) == 0
+    assert main([*command, "--backgrounds", chosen]) == 0
     model = ipr_fast.load_model(tmp_path / "run" / "model.safetensors")
     assert model.grid.sample_shape == (3, 128, 128)
     assert model.generate_schedule == ipr_fast.Schedule(10, 0.9)
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["task"] == "counting-polygons-pictures"
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["task"] == task
     capsys.readouterr()
-    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--steps", "2", "--quiet"]) == 1
-    assert "--backgrounds must be given" in capsys.readouterr().err
+    resume = ["train", "--resume", "--out", str(tmp_path / "run"), "--steps", "2", "--quiet", "--evaluate", "0"]
+    assert main(resume) == 1
+    assert f"{asked} must be given" in capsys.readouterr().err
+    assert main([*resume, "--backgrounds", chosen]) == 0
 
 
 def test_the_demo_draws_its_pictures(tmp_path, weights, capsys):

@@ -57,6 +57,23 @@ def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
     assert need.of(1) == 61e6
 
 
+@pytest.mark.parametrize(("most", "free", "each"), [(4096, 10**9, 10**6), (2, 10**9, 10**5), (4096, 2 * 10**7, 10**5)])
+def test_a_workspace_that_only_many_lanes_take_is_counted(monkeypatch, most, free, each):
+    """On a GPU, of as many lanes as are wanted, at most 64, if four times their bytes are free by what few took."""
+    counted = []
+
+    def peaks(make, run, lanes, device, times):
+        counted.append(lanes)
+        return [0, 0], [lanes * 10**5, lanes * (10**6 if lanes > 8 else 10**5)]
+
+    monkeypatch.setattr(memory, "_peaks", peaks)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    need = memory.count(lambda lanes: None, lambda lanes: None, torch.device("cuda"), most=most)
+    assert counted == ([1, 3, 64] if each == 10**6 else [1, 3])
+    assert need.each == pytest.approx(each, rel=0.05)
+    assert need.of(64) >= 64 * each
+
+
 def test_tables_do_not_hide_what_a_lane_costs():
     """Tables of the bundled model take more bytes, while they are allocated, than one lane."""
     bundled = ipr_fast.load_model("digit-sudoku-4x4")

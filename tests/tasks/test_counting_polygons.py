@@ -52,6 +52,16 @@ def test_numbers_are_uniform_and_the_digits_say_them():
     assert (together.bincount(minlength=45).double() / 2000 - 1 / 45).abs().max() < 0.065
 
 
+def test_plain_backgrounds_are_one_colour_each_and_read_as_well():
+    task = CountingPolygons("plain")
+    images = task.sample(64, seeded(0))
+    corners = images[:, :, [0, 0, -1], [0, -1, 0]]
+    assert torch.equal(corners, corners[..., :1].expand_as(corners))
+    assert len(corners[..., 0].unique(dim=0)) == 64
+    assert JUDGE(images).good.sum() >= 63
+    assert (task.name, TASK.name) == ("counting-polygons-plain", "counting-polygons")
+
+
 def test_every_polygon_has_the_objects_colour_in_its_middle():
     images, scene = TASK.sample_with_scenes(40, seeded(5))
     for image, vertices, centres in zip((images + 1) / 2, scene.vertices, scene.centres[:, 2:], strict=True):
