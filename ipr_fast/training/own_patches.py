@@ -16,7 +16,7 @@ from torch import Tensor
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
-from ipr_fast.tasks.base import ReadableTask, Task
+from ipr_fast.tasks.base import ReadableTask
 from ipr_fast.training.objective import uniform
 
 SAMPLES = 320  # in which a model's patches are looked for, once as generated and once as refined
@@ -56,18 +56,16 @@ class OwnPatches(NamedTuple):
         return torch.where(chosen[..., None], own, clean)
 
 
-def make_own_patches(model: PatchTransformer, task: Task, seed: int, *, progress: bool = False) -> OwnPatches:
+def make_own_patches(model: PatchTransformer, task: ReadableTask, seed: int, *, progress: bool = False) -> OwnPatches:
     """Generate and refine samples of a model, and sort their patches by the symbols that the task reads in them.
 
-    Raises ValueError for a task that cannot read symbols, and where it reads none.
+    Raises ValueError where it reads none.
     """
-    if not isinstance(task, ReadableTask):
-        raise ValueError(f"own_patches must be 0 for task {task.name}, which cannot read the symbols of samples")
     x = generate_batch(SAMPLES, model=model, seed=seed, progress=progress)
     refined = refine_batch(x, random_patches(RATIO), ITERATIONS, model=model, seed=seed, progress=progress)
     samples = torch.cat([x, refined])
     symbols = task.read_symbols(samples).flatten()
     own = OwnPatches.of(model.grid.to_patches(samples).flatten(0, 1), symbols, task.num_symbols)
     if not len(own.patches):
-        raise ValueError(f"own_patches: task {task.name} reads no symbol in the model's samples")
+        raise ValueError("own_patches: the task reads no symbol in the model's samples")
     return own

@@ -53,6 +53,8 @@ def train(
     out = Path(out)
     trainer = Trainer(task, settings, device, config=config, init=init)
     checkpoint, model = out / CHECKPOINT, out / MODEL
+    if not checkpoint.exists():
+        trainer.makers_of_own_patches()  # before there is a folder
     prepare_folder(out)
     with alone_in(out):
         if checkpoint.exists():

@@ -29,7 +29,7 @@ from ipr_fast.errors import first_line
 from ipr_fast.models.patch_transformer import PatchTransformer
 from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.outputs import replacing
-from ipr_fast.tasks.base import Task
+from ipr_fast.tasks.base import ReadableTask, Task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import TrainedConfig, TrainedModel, config_of, initialise, make_network
 from ipr_fast.training.optimizers import OPTIMIZERS, make_optimizers
@@ -162,17 +162,28 @@ class Trainer:
         self._losses = torch.compile(self._compute_losses) if settings.compile else self._compute_losses
         self._generator = torch.Generator(self.device)
 
-    def begin(self, *, progress: bool = False) -> None:
-        """Let the model make its own patches, if a new run trains with them: minutes on a CPU. Once is enough.
+    def makers_of_own_patches(self) -> tuple[PatchTransformer, ReadableTask] | None:
+        """Return the model that makes its own patches for a new run and the task that reads them, None without them.
 
         Raises ValueError for a run that starts from no model, and for a task that cannot read symbols.
         """
-        objective, settings = self.objective, self.settings
-        if self.step or not settings.own_patches or objective.own is not None:
-            return
+        if not self.settings.own_patches:
+            return None
         if not isinstance(self.ema, PatchTransformer) or not self._starts_from_model:
             raise ValueError("own_patches: needs a model of patches whose weights the run starts from")
-        objective.own = make_own_patches(self.ema, self.task, settings.seed, progress=progress)
+        if not isinstance(self.task, ReadableTask):
+            raise ValueError(
+                f"own_patches must be 0 for task {self.task.name}, which cannot read the symbols of samples"
+            )
+        return self.ema, self.task
+
+    def begin(self, *, progress: bool = False) -> None:
+        """Let the model make its own patches, if a new run trains with them: minutes on a CPU. Once is enough."""
+        if self.step or self.objective.own is not None:
+            return
+        makers = self.makers_of_own_patches()
+        if makers is not None:
+            self.objective.own = make_own_patches(*makers, self.settings.seed, progress=progress)
 
     def train_step(self) -> Any:
         """Draw a batch, step the optimiser, update the moving average; return the batch's losses, a NamedTuple."""

@@ -131,7 +131,7 @@ def _batch():
 
 def test_a_model_whose_patches_show_nothing_is_refused(start, monkeypatch):
     monkeypatch.setattr(ReadStripes, "read_symbols", lambda self, samples: torch.full((len(samples), 4), -1))
-    with pytest.raises(ValueError, match=r"^own_patches: task stripes reads no symbol in the model's samples$"):
+    with pytest.raises(ValueError, match=r"^own_patches: the task reads no symbol in the model's samples$"):
         make_own_patches(start, ReadStripes(), seed=3)
 
 
@@ -144,4 +144,4 @@ def test_runs_that_cannot_make_own_patches_are_refused(start, few, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"^{problem}"):
             train(task, OWN, tmp_path / "run", init=init, progress=False)
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "run").exists()
