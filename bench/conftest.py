@@ -42,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")  # of torch.compile itself
     if config.option.verbose <= 0:
         config.option.benchmark_quiet = True  # the final summary has the ratios
+    for name in ("minutes", "budget"):
+        value = getattr(config.option, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise pytest.UsageError(f"--{name} must be a number, at least 0, got {value}")
     if config.option.device is not None:
         try:
             usable_device("--device", config.option.device)

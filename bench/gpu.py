@@ -134,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes must be a number, at least 0, got {arguments.minutes}")
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("needs a CUDA device; --smoke runs without")
+    if arguments.smoke and arguments.only == CHECKS:
+        parser.error("--smoke has no checks: they need a GPU")
     clock, outcomes = Clock(60 * arguments.minutes), {}
     if arguments.smoke:
         say("a trial with tiny models, whose figures mean nothing; without pytest -m gpu")

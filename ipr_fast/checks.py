@@ -53,8 +53,8 @@ def sizes(name: str, value: object) -> tuple[int, ...]:
 
 
 def folder(name: str, value: object) -> None:
-    """Check that a folder is a path, as text or a Path, or None."""
-    if not isinstance(value, str | Path | None):
+    """Check that a folder is a path, as text that is not empty or as a Path, or None."""
+    if not isinstance(value, str | Path | None) or value == "":
         raise ValueError(f"{name} must be the path of a folder, got {value!r:.80}")
 
 

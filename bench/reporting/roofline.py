@@ -63,4 +63,5 @@ def _draw_roof(axis: Any, measurement: Measurement) -> None:
         axis.plot([rate / bandwidth if bandwidth else left, right], [rate, rate], **look)
         axis.annotate(f"matrix product, {dtype}: {si(rate, 'FLOP/s')}", (right, rate), (0, 4), **text)
     axis.set_xlim(left, right)
-    axis.set_ylim(top=max(axis.get_ylim()[1], 3 * (top or 0)))
+    rates = [rate for _, _, rate in points(measurement)]
+    axis.plot(left, 3 * max(top or 0, *rates), alpha=0)  # leaves room above, on axes that share their heights

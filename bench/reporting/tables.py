@@ -133,7 +133,7 @@ def _step(record: Record) -> list[str]:
         facts.get("subject", record.name),
         _batch(record),
         facts.get("dtype", ""),
-        facts.get("variant", ""),
+        facts.get("variant", "") + (", whole iterations" if "without graphs" in facts["against"] else ""),
         _each(record),
         "" if share is None else percent(share),
         _against(record, ["network"] if share is not None else ()),
@@ -180,7 +180,12 @@ TABLES = {
         _operation,
         "GB/s are the bytes that must move, over the time. All ratios: median [quartiles] over rounds, side by side.",
     ),
-    "step": ([*STEP_HEAD, "peak memory"], _step, "A step is one call of the network and one update of all chains."),
+    "step": (
+        [*STEP_HEAD, "peak memory"],
+        _step,
+        "A step, or tick, is one call of the network and one update of all chains. Of whole iterations it has its part "
+        "of what comes once in one: the choice of patches, renoising, and the context's keys and values.",
+    ),
     "end to end": (
         [*END_TO_END_HEAD, "peak memory", "first call"],
         _end_to_end,

@@ -52,7 +52,11 @@ def run(
     ] = None,
     backgrounds: Annotated[
         str | None,
-        option(FILES, "Behind the polygons, in place of paintings: a folder of pictures, or plain.", metavar="PATH"),
+        option(
+            FILES,
+            "Behind the polygons, not paintings: plain, for colours, or a folder of pictures (./plain, if so named).",
+            metavar="PATH",
+        ),
     ] = None,
     resume: Annotated[
         bool, flag(FILES, "Continue from the checkpoint in --out, if any, with its settings.", "--resume")

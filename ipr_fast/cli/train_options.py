@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from ipr_fast import checks
 from ipr_fast.cli.common import MODEL, RUN, SEED, one_of, option
 from ipr_fast.models.files.checkpoints import StoredModel
+from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.tasks.catalog import TASKS, KnownTask, make_task
 from ipr_fast.training.checkpoint import read_checkpoint
 from ipr_fast.training.configs import TrainedConfig, TrainedModel, config_of
@@ -114,7 +115,7 @@ def plan_new(
     device_type: str,
     start: StoredModel | None,
 ) -> Plan:
-    """Plan a new run. options: those that were given. folders: of MNIST's files, and of pictures as backgrounds.
+    """Plan a new run. options: those that were given. folders: what --mnist and --backgrounds were given.
 
     start: the model whose weights and sizes it starts from.
     """
@@ -124,8 +125,19 @@ def plan_new(
         chosen = {"steps": None, "minutes": recipe.minutes, **recipe.options(device_type)}
     chosen |= _end(options) | options
     sizes = {name: chosen.pop(name) for name in NETWORK_SIZES if name in chosen}
-    base = start.config if isinstance(start, TrainedModel) else config_of(task)
+    base = own = config_of(task)
+    if isinstance(start, TrainedModel):
+        base = start.config
+        if _layout(base) != _layout(own):
+            raise ValueError(f"--init must be a model of {_layout(own)}, as task {task.name} has, got {_layout(base)}")
     return Plan(task, TrainSettings(**chosen), dataclasses.replace(base, **sizes))
+
+
+def _layout(config: TrainedConfig) -> str:
+    """Describe the samples of a network, as they are cut into patches or positions."""
+    if isinstance(config, PatchTransformerConfig):
+        return f"samples {config.sample_shape} in patches {config.grid.patch_shape}"
+    return f"{config.length} tokens of {config.vocabulary.size}"
 
 
 def plan_resumed(
@@ -161,7 +173,11 @@ def _resumed_task(checkpoint: Path, found: str, name: str | None, folders: tuple
     """Make the task that an option names, else the checkpoint's."""
     own, given = found, dict(zip(("--mnist", "--backgrounds"), folders, strict=True))
     for suffix, (option_name, kind) in ENDS.items():
-        if name is None and found.endswith(suffix) and given[option_name.split()[0]] is None:
+        if (
+            found.endswith(suffix)
+            and name in (None, found.removesuffix(suffix))
+            and given[option_name.split()[0]] is None
+        ):
             raise ValueError(f"{option_name} must be given: {checkpoint} is of a run with {kind}")
         own = own.removesuffix(suffix)
     if name is None and own not in TASKS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -78,30 +79,44 @@ def count(
     graphs: bool = False,
     most: int = MANY,
 ) -> Need:
-    """Count the bytes of `make(num_lanes)` and `run(lanes)`, for a few lanes and, on a GPU, for up to `most` or MANY.
+    """Count the bytes of `make(num_lanes)` and `run(lanes)`, for a few lanes and, on a GPU, for up to MANY.
 
     Fits bytes = fixed + n * each to the peaks of running. Peaks of allocating are excluded: they hold tables whose size
     does not depend on n. On a GPU there are two fits, of counted tensors and of the allocator, which sees libraries'
     workspaces; the need is at least either one.
     graphs: count temporary tensors twice, for the memory pool of captured graphs and for the next one's warm-up.
+    most: lanes that are wanted. No more are counted, nor more than a quarter of a GPU's free memory holds by the lanes
+    counted before; after one that does not fit at all, those before it decide.
+
+    On a GPU this resets torch's statistics of the largest allocation.
     """
-    times = 2 if graphs else 1
-    if device.type == "cuda":
+    on_gpu, times = device.type == "cuda", 2 if graphs else 1
+    if on_gpu:
         with without_compile():
             run(make(1))  # compiles kernels and makes the libraries' handles
-    (making, at_one), (_, at_three) = (_peaks(make, run, num_lanes, device, times) for num_lanes in FEW)
-    peaks = dict(zip(FEW, (at_one, at_three), strict=True))
-    need, many = _fit(peaks, max(making)), min(most, MANY)
-    if device.type == "cuda" and many > FEW[-1] and 4 * need.of(many) <= available_bytes(device):
-        peaks[many] = _peaks(make, run, many, device, times)[1]
-        need = _fit(peaks, max(making))
-    return need
+    making, at_one = _peaks(make, run, FEW[0], device, times)
+    peaks = {FEW[0]: at_one}
+    try:
+        if most > FEW[0]:
+            few = min(FEW[1], most)
+            peaks[few] = _peaks(make, run, few, device, times)[1]
+        if on_gpu:
+            fitting = _fit(peaks, max(making)).lanes_within(available_bytes(device) / 4)
+            many = min(most, MANY, fitting)
+            if many > FEW[1]:
+                peaks[many] = _peaks(make, run, many, device, times)[1]
+    except torch.OutOfMemoryError:
+        pass
+    return _fit(peaks, max(making))
 
 
 def _fit(peaks: Mapping[int, Sequence[int]], making: int) -> Need:
     """Return the least need that no kind of bytes exceeds, with its steepest slope. peaks: of each kind, by lanes."""
-    steps = list(zip(peaks, list(peaks)[1:], strict=False))
-    each = max(max(0, more - few) // (n - k) for k, n in steps for few, more in zip(peaks[k], peaks[n], strict=True))
+    lanes = list(peaks)
+    slopes = [
+        max(0, more - few) // (n - k) for k, n in pairwise(lanes) for few, more in zip(peaks[k], peaks[n], strict=True)
+    ]
+    each = max(slopes) if slopes else max(peaks[lanes[0]])
     return Need(max(0, *(max(peak) - n * each for n, peak in peaks.items())), each, making)
 
 

@@ -23,7 +23,7 @@ def make_task(
 ) -> KnownTask:
     """Make a task by its name. mnist: the folder of MNIST's files, for boards of 28x28 cells.
 
-    backgrounds, classifier: folders for Counting Polygons, see there. Raises ValueError for an unknown name and for a
+    backgrounds, classifier: of Counting Polygons, see there. Raises ValueError for an unknown name and for a
     folder that the task has no use for.
     """
     if name in TASKS and name != CountingPolygons.name:

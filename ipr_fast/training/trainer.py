@@ -170,7 +170,7 @@ class Trainer:
         if not self.settings.own_patches:
             return None
         if not isinstance(self.ema, PatchTransformer) or not self._starts_from_model:
-            raise ValueError("own_patches: needs a model of patches whose weights the run starts from")
+            raise ValueError("own_patches: needs a model of patches (init) whose weights the run starts from")
         if not isinstance(self.task, ReadableTask):
             raise ValueError(
                 f"own_patches must be 0 for task {self.task.name}, which cannot read the symbols of samples"

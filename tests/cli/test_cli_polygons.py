@@ -60,8 +60,9 @@ def test_a_model_is_trained_over_other_backgrounds(tmp_path, capsys, backgrounds
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["task"] == task
     capsys.readouterr()
     resume = ["train", "--resume", "--out", str(tmp_path / "run"), "--steps", "2", "--quiet", "--evaluate", "0"]
-    assert main(resume) == 1
-    assert f"{asked} must be given" in capsys.readouterr().err
+    for again in ([], ["--task", "counting-polygons"]):
+        assert main([*resume, *again]) == 1
+        assert f"{asked} must be given" in capsys.readouterr().err
     assert main([*resume, "--backgrounds", chosen]) == 0
 
 

@@ -225,7 +225,12 @@ def test_init_gives_a_run_its_weights_and_sizes(tmp_path):
     [
         (["--init", "absent"], "error: --init must be"),
         (["--init", "digit-sudoku-9x9", "--task", "digit-sudoku-9x9", "--depth", "2"], "got depth 6 (now 2)"),
-        (["--init", "digit-sudoku-9x9", "--task", "even-pixels"], "task even-pixels"),
+        (
+            ["--init", "digit-sudoku-9x9", "--task", "even-pixels", "--own-patches", "0.5"],
+            "samples (3, 32, 32) in patches (4, 4), as task even-pixels has, got samples (1, 72, 72)",
+        ),
+        (["--init", "token-sudoku-9x9", "--task", "token-sudoku-4x4"], "16 tokens of 5, as task token-sudoku-4x4 has"),
+        (["--init", "token-sudoku-9x9"], "--init must be a model of samples (1, 32, 32)"),
     ],
 )
 def test_an_init_that_does_not_fit_is_refused(tmp_path, capsys, options, problem):

@@ -57,21 +57,44 @@ def test_a_library_workspace_does_not_hide_what_a_lane_costs(monkeypatch):
     assert need.of(1) == 61e6
 
 
-@pytest.mark.parametrize(("most", "free", "each"), [(4096, 10**9, 10**6), (2, 10**9, 10**5), (4096, 2 * 10**7, 10**5)])
-def test_a_workspace_that_only_many_lanes_take_is_counted(monkeypatch, most, free, each):
-    """On a GPU, of as many lanes as are wanted, at most 64, if four times their bytes are free by what few took."""
+@pytest.mark.parametrize(
+    ("most", "free", "lanes"),
+    [
+        (4096, 10**9, [1, 3, 64]),
+        (20, 10**9, [1, 3, 20]),
+        (4096, 2 * 10**7, [1, 3, 50]),  # by what three take, a quarter of the free bytes holds so many
+        (4096, 10**6, [1, 3]),
+        (2, 10**9, [1, 2]),
+        (1, 10**9, [1]),
+    ],
+)
+def test_a_workspace_that_only_many_lanes_take_is_counted(monkeypatch, most, free, lanes):
+    """On a GPU, of as many lanes as are wanted and fit."""
     counted = []
 
-    def peaks(make, run, lanes, device, times):
-        counted.append(lanes)
-        return [0, 0], [lanes * 10**5, lanes * (10**6 if lanes > 8 else 10**5)]
+    def peaks(make, run, number, device, times):
+        counted.append(number)
+        return [0, 0], [number * 10**5, number * (10**6 if number > 8 else 10**5)]
 
     monkeypatch.setattr(memory, "_peaks", peaks)
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
-    need = memory.count(lambda lanes: None, lambda lanes: None, torch.device("cuda"), most=most)
-    assert counted == ([1, 3, 64] if each == 10**6 else [1, 3])
-    assert need.each == pytest.approx(each, rel=0.05)
-    assert need.of(64) >= 64 * each
+    need = memory.count(lambda number: None, lambda made: None, torch.device("cuda"), most=most)
+    assert counted == lanes
+    assert 1 <= need.each / (10**6 if lanes[-1] > 8 else 10**5) <= 1.2
+    assert all(need.of(number) >= number * (10**6 if number > 8 else 10**5) for number in lanes)
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_lanes_that_do_not_fit_while_they_are_counted_are_left_out(monkeypatch, fits):
+    def peaks(make, run, number, device, times):
+        if number > fits:
+            raise torch.OutOfMemoryError("on purpose")
+        return [0, 0], [number * 10**5, number * 10**5]
+
+    monkeypatch.setattr(memory, "_peaks", peaks)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    need = memory.count(lambda number: None, lambda made: None, torch.device("cuda"))
+    assert need == memory.Need(0, 10**5, 0)
 
 
 def test_tables_do_not_hide_what_a_lane_costs():

@@ -95,6 +95,8 @@ def load_pictures(folder: Path, side: int) -> Tensor:
     Each is scaled so that its shorter side fits, and its middle is cut out, as the benchmark does with FFHQ.
     """
     image_of = import_extra("PIL.Image", "pillow", "plots", "pictures as backgrounds")
+    if not folder.is_dir():
+        raise ValueError(f"backgrounds must be a folder of pictures or {PLAIN!r}: {folder} is no folder")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"backgrounds: no picture ({', '.join(SUFFIXES)}) in {folder}")

@@ -62,8 +62,10 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     pytest.importorskip("PIL.Image")
     with pytest.raises(ValueError, match="backgrounds: no picture"):
         backgrounds_from(tmp_path, 32)
-    with pytest.raises(ValueError, match="backgrounds: no picture"):
+    with pytest.raises(ValueError, match=r"backgrounds must be a folder of pictures or 'plain': .*absent is no folder"):
         backgrounds_from(tmp_path / "absent", 32)
+    with pytest.raises(ValueError, match="backgrounds must be the path of a folder, got ''"):
+        CountingPolygons("")
 
 
 def test_a_file_that_is_no_picture_is_named(folder):
