@@ -137,7 +137,7 @@ def test_a_model_whose_patches_show_nothing_is_refused(start, monkeypatch):
 
 def test_runs_that_cannot_make_own_patches_are_refused(start, few, tmp_path):
     for task, init, problem in (
-        (ReadStripes(), None, "own_patches: needs a model of patches \(init\) whose weights the run starts from"),
+        (ReadStripes(), None, r"own_patches: needs a model of patches \(init\) whose weights the run starts from"),
         (TokenStripes(), Trainer(TokenStripes(), QUICK).model, "own_patches: needs a model of patches"),
         (SymbolStripes(), start, "own_patches must be 0 for task stripes, which cannot read"),
         (Stripes(), start, "own_patches must be 0 for task stripes, which cannot read"),
