@@ -183,9 +183,9 @@ def test_a_model_that_looks_at_the_data_is_named_and_the_next_call_works(there, 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("call", range(1, 8))
+@pytest.mark.parametrize("call", range(1, 9))
 def test_whatever_comes_up_in_a_capture_the_next_call_works(there, finished, error, call):
-    """In the counting (three calls), the warming up (two), the capture itself, and the eager first step."""
+    """In the counting (four calls), the warming up (two), the capture itself, and the eager first step."""
 
     class Failing(PatchTransformer):
         calls = 0
