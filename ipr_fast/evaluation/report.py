@@ -122,7 +122,7 @@ def token_table(results: dict) -> str:
 
 def guidance_table(results: dict) -> str:
     """Format the rows of `guidance.run_guidance_experiment`: shares of valid boards by budget."""
-    titles = {budget: f"{budget} x {results['pass_calls']:g} calls" for budget in results["multiples"]}
+    titles = {budget: f"{budget} x {results['pass_calls']:.4g} calls" for budget in results["multiples"]}
     last = {row["name"]: row["cells"][-1] for row in results["rows"]}
     calls = [f"{name} {cell['calls']:,.0f} and {cell['reward_calls']:,.0f}" for name, cell in last.items()]
     note = " The reward is minus the violations. Calls of the model and of the reward for a board, at the last budget: "

@@ -83,7 +83,7 @@ def test_the_report_has_a_column_for_each_budget(results):
     again = json.loads(json.dumps(results))
     table = report(again)
     assert table == report(results)
-    assert table.startswith(f"| valid boards | 1 x {results['pass_calls']:g} calls | 2 x ")
+    assert table.startswith(f"| valid boards | 1 x {results['pass_calls']:.4g} calls | 2 x ")
     assert "The reward is minus the violations." in table
     assert all(f"| {row['name']} |" in table for row in results["rows"])
 
