@@ -259,7 +259,9 @@ def test_the_tables_of_repair_are_the_committed_ones(model):
     assert report(measured(f"repair-{model}.json")) in text("ipr_fast/evaluation")
 
 
-@pytest.mark.parametrize(("model", "fewest"), [("digit-sudoku-4x4", 2000), ("token-sudoku-9x9", 200)])
+@pytest.mark.parametrize(
+    ("model", "fewest"), [("digit-sudoku-4x4", 2000), ("token-sudoku-9x9", 200), ("digit-sudoku-9x9", 64)]
+)
 def test_the_tables_of_guidance_are_the_committed_ones(model, fewest):
     results = measured(f"guidance-{model}.json")
     assert results["model"] == model
