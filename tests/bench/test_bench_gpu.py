@@ -112,6 +112,9 @@ def test_it_says_what_it_needs(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "needs a CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--smoke", "--only", "checks"])
+    assert "--smoke has no checks" in capsys.readouterr().err
 
 
 def test_a_trial_of_the_benchmarks_without_time(tmp_path):

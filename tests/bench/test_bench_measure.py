@@ -1,6 +1,9 @@
 """What every benchmark is measured by: the check comes first, arms take turns, time that is short is kept to."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ from support import harness
 from support.harness import Clock
 from support.measure import FEWEST_ROUNDS, MOST_ROUNDS, Arm, Check, Measure
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 RIGHT, WRONG = Check("the reference", 1e-7, 1e-6), Check("the reference", 0.5, 1e-6)
 
@@ -52,10 +56,10 @@ class Benchmark:
             self.stats.stats.data.append(self.time() - start)
 
 
-def measured(time, check=RIGHT, left=100.0, disabled=False, **options):
+def measured(time, check=RIGHT, left=100.0, disabled=False, most=None, **options):
     records = []
     benchmark = Benchmark(time, disabled)
-    measure = Measure(benchmark, CPU, Clock(left, time), records)
+    measure = Measure(benchmark, CPU, Clock(left, time), records, most)
     against = {"slow": Arm(time.work("s", 0.3)), "fast": Arm(time.work("f", 0.1), 2)}
     ours = Arm(time.work("o", 0.2), 4, reset=lambda: time.done.append("r"))
     measure(lambda: check, ours, against, unit="samples", **options)
@@ -93,6 +97,21 @@ def test_no_figure_of_a_wrong_result(time):
 def test_never_fewer_nor_more_rounds(time, budget, rounds):
     (record,), _ = measured(time, left=10_000.0, budget=budget)
     assert len(record.seconds) == rounds
+
+
+def test_a_budget_for_all_shortens_longer_ones(time):
+    for most, budget, rounds in ((3.1, 9.0, 5), (9.0, 3.1, 5), (0.0, 3.1, FEWEST_ROUNDS)):
+        (record,), _ = measured(time, budget=budget, most=most)
+        assert len(record.seconds) == rounds
+
+
+@pytest.mark.parametrize("option", ["--budget=-1", "--budget=nan", "--minutes=inf", "--minutes=-0.5"])
+def test_times_that_are_none_are_refused(option):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "bench/bench_operations.py", option]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    name, value = option.split("=")
+    assert f"{name} must be a number, at least 0, got {float(value)}" in done.stderr
 
 
 def test_what_does_not_fit_into_the_time_is_skipped(time):
