@@ -95,12 +95,10 @@ def run(command: Sequence[str], limit: float) -> Outcome:
 
 def check(limit: float) -> Outcome:
     """Run the tests that need a GPU."""
-    workers = (
-        ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
-        if importlib.util.find_spec("xdist")
-        else []
-    )
-    return run([*PYTEST, "-m", "gpu", *workers], limit)
+    command = [*PYTEST, "-m", "gpu"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+    return run(command, limit)
 
 
 def measure(clock: Clock, sizes: str, commit: str | None) -> tuple[Outcome, dict | None]:

@@ -55,18 +55,20 @@ def machine(measurement: Measurement) -> str:
 def standing(measurement: Measurement) -> str:
     """Say whether the GPU checks and all benchmarks passed, as bench/gpu.py recorded."""
     checks, bench = (measurement.environment.get(name) for name in ("checks", "bench"))
-    failed = f"**BENCHMARKS FAILED ({bench['summary']}).**" if bench and not bench["passed"] else ""
+    said = []
+    if checks is None and measurement.on_gpu:
+        said.append("**The tests that need a GPU were not run before.**")
+    elif checks is not None and checks["passed"]:
+        said.append(f"GPU checks passed ({checks['summary']}).")
+    elif checks is not None:
+        said.append(f"**GPU CHECKS FAILED ({checks['summary']}): no figure is a claim.**")
+    if bench and not bench["passed"]:
+        said.append(f"**BENCHMARKS FAILED ({bench['summary']}).**")
     if bench and bench.get("stopped"):
-        failed += f" The run was stopped before its end ({bench['summary']})."
+        said.append(f"The run was stopped before its end ({bench['summary']}).")
     if measurement.environment.get("sizes") == "smoke":
-        failed += " **A trial with tiny models: its figures mean nothing.**"
-    if checks is None:
-        said = "**The tests that need a GPU were not run before.**" if measurement.on_gpu else ""
-    elif checks["passed"]:
-        said = f"GPU checks passed ({checks['summary']})."
-    else:
-        said = f"**GPU CHECKS FAILED ({checks['summary']}): no figure is a claim.**"
-    return " ".join(f"{said} {failed}".split())
+        said.append("**A trial with tiny models: its figures mean nothing.**")
+    return " ".join(said)
 
 
 def _on(measurement: Measurement, among: Sequence[Measurement]) -> str:

@@ -21,11 +21,12 @@ from ipr_fast.training.trainer import DTYPES, END, MAY_CHANGE, TrainSettings
 TRAINING = "Training"  # a panel of `--help`
 DEFAULTS = TrainSettings()
 DEFAULT_TASK = "digit-sudoku-4x4"
-# The end of a task's name, and the option that must be given again when its run is resumed.
+# The end of a task's name, the option that must be given again when its run is resumed, its value if there is but one,
+# and what the run is with.
 ENDS = {
-    "-mnist": ("--mnist", "MNIST's digits"),
-    "-pictures": ("--backgrounds", "pictures as backgrounds"),
-    "-plain": ("--backgrounds plain", "plain backgrounds"),
+    "-mnist": ("--mnist", "", "MNIST's digits"),
+    "-pictures": ("--backgrounds", "", "pictures as backgrounds"),
+    "-plain": ("--backgrounds", " plain", "plain backgrounds"),
 }
 
 
@@ -171,15 +172,13 @@ def _end(options: dict[str, Any]) -> dict[str, Any]:
 
 def _resumed_task(checkpoint: Path, found: str, name: str | None, folders: tuple[str | None, str | None]) -> KnownTask:
     """Make the task that an option names, else the checkpoint's."""
-    own, given = found, dict(zip(("--mnist", "--backgrounds"), folders, strict=True))
-    for suffix, (option_name, kind) in ENDS.items():
-        if (
-            found.endswith(suffix)
-            and name in (None, found.removesuffix(suffix))
-            and given[option_name.split()[0]] is None
-        ):
-            raise ValueError(f"{option_name} must be given: {checkpoint} is of a run with {kind}")
-        own = own.removesuffix(suffix)
+    given = dict(zip(("--mnist", "--backgrounds"), folders, strict=True))
+    end = next((suffix for suffix in ENDS if found.endswith(suffix)), "")
+    own = found.removesuffix(end)
+    if end and name in (None, own):
+        option_name, value, kind = ENDS[end]
+        if given[option_name] is None:
+            raise ValueError(f"{option_name}{value} must be given: {checkpoint} is of a run with {kind}")
     if name is None and own not in TASKS:
         raise ValueError(f"{checkpoint}: the task must be one of {', '.join(TASKS)}, got {found}")
     return make_task(name or own, *folders)
