@@ -1,8 +1,8 @@
 """The operations of kernels/: Triton kernels on a GPU, torch twins on a CPU, as the engine runs them.
 
 A kernel is first checked against its twin, a twin against its definition in float64. Memory-bound operations are
-measured in bytes that must move, against a copy of as many; attention in FLOPs, against a matrix product and torch's
-attention of all tokens.
+measured in bytes that must move, against a copy of as many; linear layers and attention in FLOPs, against a matrix
+product and torch's layer, or its attention of all tokens.
 
 A timed work is many calls, on a GPU as one graph, that rotate over buffers larger than its caches (up to 64 of them:
 those of `advance` fit). Buffers written in place are restored before each work.
@@ -35,16 +35,20 @@ ROUNDINGS = {torch.float32: 32, torch.bfloat16: 4}
 
 
 class Case(NamedTuple):
-    """An operation at a shape, from `make(batch, device, seed)`; small: its chains at small sizes."""
+    """An operation at a shape, from `make(batch, device, seed)`; small: its chains at small sizes.
+
+    on_gpu: alone: in bfloat16, or where the CPU's layers are packed instead.
+    """
 
     operation: str
     shape: str
     make: Callable[[int, torch.device, int], Operation]
     small: int
     unit: str = "bytes"
+    on_gpu: bool = False
 
     def __str__(self) -> str:
-        return f"{self.operation}, {self.shape}"
+        return f"{self.operation}, {self.shape}" + (", on a GPU" if self.on_gpu else "")
 
 
 def cases() -> list[Case]:
@@ -85,9 +89,19 @@ def cases() -> list[Case]:
     for length, small in ((16, 256), (81, 64), (1024, 4)):
         found.append(Case("mask", f"{length} positions", partial(token_operations.mask_chosen, length), small))
         found.append(Case("reveal", f"{length} positions", partial(token_operations.reveal_half_way, length), small))
-    for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
-        name = "{} of {} tokens, {} heads of {}".format(*shape)
-        found.append(Case("partial attention", name, partial(network_operations.attention, shape), small, "flop"))
+    for shape, gelu, small in (((4, 96, 384), True, 256), ((20, 256, 768), False, 16), ((20, 256, 1024), True, 16)):
+        name = "{} tokens, {} to {}".format(*shape) + (", GELU" if gelu else "")
+        found.append(Case("linear", name, partial(network_operations.linear_layer, shape, gelu), small, "flop", True))
+    for dtype in (torch.float32, torch.bfloat16):
+        half = dtype == torch.bfloat16
+        for shape, small in (((4, 16, 6, 16), 256), ((20, 81, 4, 64), 16), ((64, 256, 4, 64), 4)):
+            name = "{} of {} tokens, {} heads of {}".format(*shape)
+            make = partial(network_operations.attention, shape, dtype)
+            found.append(Case("partial attention", name, make, small, "flop", half))
+        for shape, small in (((16, 6, 16), 64), ((81, 4, 64), 4)):
+            name = "{} tokens, {} heads of {}".format(*shape)
+            make = partial(network_operations.context_attention, shape, dtype)
+            found.append(Case("context attention", name, make, small, "flop", half))
     return found
 
 
@@ -167,6 +181,8 @@ def yardsticks(sets: Sequence[Operation], ours: Arm, calls: int, device: torch.d
 @pytest.mark.parametrize("case", cases(), ids=str)
 @torch.inference_mode()
 def test_operation(case: Case, measure: Measure, device: torch.device, sizes: str) -> None:
+    if case.on_gpu and device.type == "cpu":
+        pytest.skip("is measured on a GPU alone")
     measure.may_take(NEEDS)
     batch = {"smoke": SMOKE_BATCH, "small": case.small, "full": FULL_BATCH}[sizes]
     first = case.make(batch, device, 0)

@@ -1,15 +1,16 @@
-"""Attention of a chain's A active tokens over the keys and values of all its N tokens.
+"""Attention of a chain's A active tokens over all its N tokens, and of all tokens over those of its context.
 
     out(b, a, h) = sum_n softmax_n(q(b, a, h) . k(b, n, h) / sqrt(D)) v(b, n, h)
 
-    k(b, n), v(b, n) = own(b, slot(b, n))    for active tokens
+    k(b, n), v(b, n) = own(b, slot(b, n))    for active tokens; none for the context's attention
                        cache(b N + n)        for context tokens, whose slot is -1
 
 The cache's rows of active tokens are never read, and may be overwritten. Queries of padding slots are computed too;
-their results are meaningless.
+their results are meaningless, as are those of active tokens in the context's attention.
 
-Shapes: q (B, A, W), W = heads * D; own (B, A, 2 W) and cache (B N + 1, 2 W) or longer, keys beside values; slot
-(B, N + 1) int32 and place (B, A) int64 as in `context_mask` and `slot_inputs`. Softmax and sums are float32.
+Shapes: q (B, A, W), W = heads * D, of the context (B, N, W); own (B, A, 2 W) and cache (B N + 1, 2 W) or longer, keys
+beside values; slot (B, N + 1) int32 and place (B, A) int64 as in `context_mask` and `slot_inputs`; bias (B, 1, 1, N) of
+`context_mask`. Softmax and sums are float32.
 Bytes that must move: s (2 B A W + 2 B N W) + 4 B N for numbers of s bytes; 4 B A N W operations.
 
 Two kernels. Tiles multiply 16 queries or more at a time on tensor cores; up to four queries fill them with those of
@@ -54,6 +55,7 @@ def partial_attention_kernel(
     OWN_ROW,
     CACHE_ROW,
     scale,
+    CONTEXT: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
     H_BLOCK: tl.constexpr,
@@ -85,14 +87,18 @@ def partial_attention_kernel(
     for n in range(0, N, N_BLOCK):
         o_key = n + tl.arange(0, N_BLOCK)
         slot = tl.load(p_slot + i_chain * (N + 1) + o_key, mask=o_key < N, other=-1)
-        m_own = (slot >= 0)[:, None] & m_column[None, :]
-        m_cached = ((slot < 0) & (o_key < N))[:, None] & m_column[None, :]
-        o_own, o_cached = (slot * OWN_ROW)[:, None] + column[None, :], (o_key * CACHE_ROW)[:, None] + column[None, :]
+        m_context = (slot < 0) & (o_key < N)
+        m_cached = m_context[:, None] & m_column[None, :]
+        o_cached = (o_key * CACHE_ROW)[:, None] + column[None, :]
         k = tl.load(p_cache + o_cached, mask=m_cached, other=0.0).to(q.dtype)
-        k = tl.load(p_own + o_own, mask=m_own, other=k)
         v = tl.load(p_cache + W + o_cached, mask=m_cached, other=0.0).to(q.dtype)
-        v = tl.load(p_own + W + o_own, mask=m_own, other=v)
+        if not CONTEXT:
+            m_own, o_own = (slot >= 0)[:, None] & m_column[None, :], (slot * OWN_ROW)[:, None] + column[None, :]
+            k = tl.load(p_own + o_own, mask=m_own, other=k)
+            v = tl.load(p_own + W + o_own, mask=m_own, other=v)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * to_log2
+        if CONTEXT:
+            logits = tl.where(m_context[None, :], logits, -1.0e30)
         logits = tl.where((o_key < N)[None, :], logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, axis=1))
         weights = tl.exp2(logits - new_largest[:, None])
@@ -179,20 +185,38 @@ def partial_attention_rows_kernel(
 
 
 def partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, place: Tensor, *, heads: int) -> Tensor:
-    """Return the attention (B, A, W), in the dtype of q."""
-    head_size = q.shape[-1] // heads
-    if not runs_kernel(partial_attention_kernel, q, own, cache) or head_size > MAX_HEAD_SIZE:
+    """Return the attention (B, A, W) of active tokens, in the dtype of q."""
+    if not _runs(q, heads, own, cache):
         return _partial_attention(q, own, cache, slot, place, heads)
-    (batch, slots, width), num_tokens = q.shape, slot.shape[1] - 1
-    for name, tensor in (("q", q), ("own", own), ("cache", cache), ("slot", slot)):
+    return _launch(q, own, cache, slot, heads)
+
+
+def context_attention(
+    q: Tensor, keys_values: Tensor, cache: Tensor, slot: Tensor, bias: Tensor, *, heads: int
+) -> Tensor:
+    """Return the attention (B, N, W) among context tokens, whose keys_values (B, N, 2 W) the cache holds too."""
+    if not _runs(q, heads, keys_values, cache):
+        return _context_attention(q, keys_values, bias, heads)
+    return _launch(q, None, cache, slot, heads)
+
+
+def _runs(q: Tensor, heads: int, *keys_values: Tensor) -> bool:
+    return q.shape[-1] // heads <= MAX_HEAD_SIZE and runs_kernel(partial_attention_kernel, q, *keys_values)
+
+
+def _launch(q: Tensor, own: Tensor | None, cache: Tensor, slot: Tensor, heads: int) -> Tensor:
+    (batch, slots, width), num_tokens, head_size = q.shape, slot.shape[1] - 1, q.shape[-1] // heads
+    keys = cache if own is None else own
+    for name, tensor in (("q", q), ("cache", cache), ("own", keys), ("slot", slot)):
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name} must have contiguous rows, got strides {tensor.stride()}")
     out = torch.empty(batch, slots, width, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    given = (q, own, cache, slot.contiguous(), out)
-    sizes = (slots, num_tokens, heads, *q.stride()[:2], *own.stride()[:2], cache.stride(0), head_size**-0.5)
-    if q.dtype == own.dtype == cache.dtype == torch.float32 and slots <= MAX_ROW_QUERIES:
+    given = (q, keys, cache, slot.contiguous(), out)
+    strides = (*q.stride()[:2], keys.stride(0), keys.stride(-2), cache.stride(0))
+    sizes = (slots, num_tokens, heads, *strides, head_size**-0.5)
+    if q.dtype == keys.dtype == cache.dtype == torch.float32 and slots <= MAX_ROW_QUERIES and own is not None:
         d_block = power_of_2(head_size, 4)
         r_block, rows = 512 // d_block, batch * heads * slots
         launch(
@@ -209,17 +233,23 @@ def partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, place
         return out
     options: dict[str, Any] = _tile(head_size, slots, num_tokens, q.dtype)
     grid = batch * -(-heads // options["H_BLOCK"]), -(-slots // options["A_BLOCK"])
-    launch(partial_attention_kernel, grid, *given, *sizes, **options)
+    launch(partial_attention_kernel, grid, *given, *sizes, CONTEXT=own is None, **options)
     return out
 
 
 def _tile(head_size: int, slots: int, num_tokens: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the sizes of a tile and the warps of a program: no stack, no spills, few registers."""
+    """Return the sizes of a tile and the warps of a program: the fastest of an H100, without stack or spills."""
     half = dtype != torch.float32
     heads = 4 if half and slots <= 4 and head_size <= 16 else 1
     columns = power_of_2(heads * head_size, 16)
-    most_keys = (64 if half else 32) // (1 if columns <= 64 else 2)
-    rows, keys = min(64 if half else 16, power_of_2(slots, 16)), min(most_keys, power_of_2(num_tokens, 16))
+    rows, keys = _fitting(slots), _fitting(num_tokens)
+    if columns > 64:
+        rows, keys, warps = min(rows, 64 if half else 16), min(keys, 32 if half else 16), 4
+    elif half:
+        warps = 4 if rows == 64 else 1 if columns == 64 or rows == keys == 16 else 2
+    else:
+        keys = min(keys, rows, 32)
+        warps = 4 if rows == 64 or rows * columns == 2048 else columns // 32 or 1
     return {
         "D": head_size,
         "PRECISION": "ieee" if half or columns > 64 or torch.version.hip else "tf32x3",
@@ -227,9 +257,16 @@ def _tile(head_size: int, slots: int, num_tokens: int, dtype: torch.dtype) -> di
         "A_BLOCK": rows // heads,
         "N_BLOCK": keys,
         "C_BLOCK": columns,
-        "num_warps": 1 if rows == keys == 16 and head_size <= 16 else 4,
+        "num_warps": warps,
         "num_stages": 1,  # loads that depend on a slot are not pipelined
     }
+
+
+def _fitting(number: int) -> int:
+    """Return the largest block, of 16, 32 or 64, with as few idle places as blocks of 32."""
+    if number <= 16:
+        return 16
+    return 64 if -(-number // 64) * 2 == -(-number // 32) else 32
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, width: int, size: int) -> int:
@@ -244,3 +281,9 @@ def _partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, plac
     keys_values = cache[: batch * num_tokens].view(batch, num_tokens, -1).to(q.dtype)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, *keys_values.chunk(2, dim=-1)))
     return scaled_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _context_attention(q: Tensor, keys_values: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """The torch twin."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, *keys_values.chunk(2, dim=-1)))
+    return scaled_attention(q, k, v, bias).transpose(1, 2).flatten(2)

@@ -62,7 +62,6 @@ def above(
     a,
     b,
     c,
-    lowest,
     largest,
     inverse_temperature,
     COUNT: tl.constexpr,
@@ -70,20 +69,22 @@ def above(
     SHIFT: tl.constexpr,
     L_BLOCK: tl.constexpr,
 ):
-    """The number, or the mass in 2^-40, of the ids from `lowest` up that are above each of three pivots."""
-    of_a, of_b, of_c = tl.zeros([L_BLOCK], tl.int64), tl.zeros([L_BLOCK], tl.int64), tl.zeros([L_BLOCK], tl.int64)
+    """The number, or the mass in 2^-40, of the ids above each of three pivots."""
+    zeros = tl.zeros([L_BLOCK], tl.int32 if COUNT else tl.int64)
+    of_a, of_b, of_c = zeros, zeros, zeros
     for v in range(0, end, L_BLOCK):
         o_id = v + tl.arange(0, L_BLOCK)
         logits = read_logits(p_row, p_forbidden, 0, o_id, o_id < end, end, FORBIDDEN)
         key = ordered(logits, SHIFT)
-        number = tl.full([L_BLOCK], 1, tl.int64)
-        if not COUNT:
+        if COUNT:
+            number = (o_id < end).to(tl.int32)
+        else:
             number = (tl.exp((logits - largest) * inverse_temperature) * 1099511627776.0).to(tl.int64)
-        number = tl.where((o_id < end) & (key >= lowest), number, 0)
+            number = tl.where(o_id < end, number, 0)
         of_a += tl.where(key > a, number, 0)
         of_b += tl.where(key > b, number, 0)
         of_c += tl.where(key > c, number, 0)
-    return tl.sum(of_a, axis=0), tl.sum(of_b, axis=0), tl.sum(of_c, axis=0)
+    return tl.sum(of_a, axis=0).to(tl.int64), tl.sum(of_b, axis=0).to(tl.int64), tl.sum(of_c, axis=0).to(tl.int64)
 
 
 @jit
@@ -94,7 +95,6 @@ def smallest_key(
     low,
     high,
     bound,
-    lowest,
     largest,
     inverse_temperature,
     COUNT: tl.constexpr,
@@ -113,7 +113,6 @@ def smallest_key(
             a.to(tl.int32),
             b.to(tl.int32),
             c.to(tl.int32),
-            lowest,
             largest,
             inverse_temperature,
             COUNT,
@@ -159,17 +158,15 @@ def threshold_kernel(
     lowest = ordered(tl.min(tl.full([L_BLOCK], -1.0e30, tl.float32), axis=0), SHIFT).to(tl.int64)
     if TOP_K:
         lowest = smallest_key(
-            p_row, p_forbidden, end, lowest - 1, high, k, lowest, largest, 1.0, True, FORBIDDEN, SHIFT, L_BLOCK
+            p_row, p_forbidden, end, lowest - 1, high, k, largest, 1.0, True, FORBIDDEN, SHIFT, L_BLOCK
         )
     if TOP_P:
         low, inverse = (lowest - 1).to(tl.int32), inverse_temperature
-        total, _, _ = above(
-            p_row, p_forbidden, end, low, low, low, lowest, largest, inverse, False, FORBIDDEN, SHIFT, L_BLOCK
-        )
+        total, _, _ = above(p_row, p_forbidden, end, low, low, low, largest, inverse, False, FORBIDDEN, SHIFT, L_BLOCK)
         bound = (total >> 30) * part + (((total & 1073741823) * part) >> 30)
         bound = bound + 1 if INNER else tl.maximum(bound, 1)
         lowest = smallest_key(
-            p_row, p_forbidden, end, lowest - 1, high, bound, lowest, largest, inverse, False, FORBIDDEN, SHIFT, L_BLOCK
+            p_row, p_forbidden, end, lowest - 1, high, bound, largest, inverse, False, FORBIDDEN, SHIFT, L_BLOCK
         )
         if INNER:
             lowest = tl.minimum(lowest + 1, high)

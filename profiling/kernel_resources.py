@@ -37,6 +37,7 @@ from ipr_fast.kernels import (
     context_mask,
     denoise,
     group_norm,
+    linear,
     map_sum,
     mask_tokens,
     modulated_norm,
@@ -133,6 +134,15 @@ def launches() -> Iterator[Launch]:
         "Sudoku, skip": (256, 128, 63, 0),
         "coarse": (512, 256, 32, 32),
     }
+    for rows, columns, inputs, gelu in (
+        (64, 384, 96, True),
+        (4096, 96, 384, False),
+        (81_920, 768, 256, False),
+        (81_920, 1024, 256, True),
+        (81_920, 256, 785, False),
+    ):
+        case = f"{rows:,} x {inputs} x {columns}" + (", GELU" if gelu else "")
+        yield from record(case, linear, partial(multiply, rows, columns, inputs, gelu))
     for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
         for name, sizes in heads.items():
@@ -140,6 +150,8 @@ def launches() -> Iterator[Launch]:
             for case, queries in ((f"{name}, {kind}", slots), (f"{name}, {kind}, all", tokens)):
                 call = partial(attend, dtype, tokens, queries, *of_head)
                 yield from record(case, partial_attention, call)
+            call = partial(attend_in_context, dtype, tokens, *of_head)
+            yield from record(f"{name}, {kind}, context", partial_attention, call)
             yield from record(f"{name}, {kind}", context_mask, partial(mask_context, dtype, tokens, slots))
             for case, tables in ((f"{name}, {kind}", False), (f"{name}, {kind}, tables", True)):
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
@@ -241,6 +253,18 @@ def attend(dtype: torch.dtype, tokens: int, slots: int, heads: int, head_size: i
     qkv, cache = torch.zeros(2, slots, 3 * width, dtype=dtype), torch.zeros(2 * tokens + 1, 2 * width, dtype=dtype)
     slot, place = torch.zeros(2, tokens + 1, dtype=torch.int32), torch.zeros(2, slots, dtype=torch.int64)
     partial_attention.partial_attention(qkv[..., :width], qkv[..., width:], cache, slot, place, heads=heads)
+
+
+def attend_in_context(dtype: torch.dtype, tokens: int, heads: int, head_size: int) -> None:
+    width = heads * head_size
+    qkv, cache = torch.zeros(2, tokens, 3 * width, dtype=dtype), torch.zeros(2 * tokens + 1, 2 * width, dtype=dtype)
+    slot, bias = torch.zeros(2, tokens + 1, dtype=torch.int32), torch.zeros(2, 1, 1, tokens, dtype=dtype)
+    partial_attention.context_attention(qkv[..., :width], qkv[..., width:], cache, slot, bias, heads=heads)
+
+
+def multiply(rows: int, columns: int, inputs: int, gelu: bool) -> None:
+    x, parts = torch.zeros(1, inputs).expand(rows, -1), torch.zeros(2, columns, inputs)
+    linear.linear(x, parts, parts[0, :, 0].contiguous(), gelu=gelu)
 
 
 def mask_context(dtype: torch.dtype, tokens: int, slots: int) -> None:

@@ -26,7 +26,7 @@ from ipr_fast import Denoiser, Schedule
 SCHEDULE = Schedule(2, 0.8)  # no byte of a tick depends on it
 PRODUCTS, REST = "products, attention", "everything else"
 KINDS = {
-    PRODUCTS: "convolution linear addmm addmm_ scaled_dot_product_attention partial_attention_kernel "
+    PRODUCTS: "convolution linear linear_kernel addmm addmm_ scaled_dot_product_attention partial_attention_kernel "
     "partial_attention_rows_kernel",
     "norms and activations": "group_norm_kernel group_norm_turns_kernel layer_norm_kernel residual_norm_kernel silu",
     "sums and biases": "add_ map_sum_kernel",

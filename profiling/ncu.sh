@@ -13,7 +13,7 @@ here=. && [[ $0 == */* ]] && here=${0%/*}
 source "$here/common.sh"
 
 sections=(--set full) skip=0 count=40 out=refine
-kernels='^(renoise|accept|mask_tokens|reveal|categorical|threshold|slot_inputs|advance|denoise|partial_attention|partial_attention_rows|context_mask|pixel_features|pixel_head|layer_norm|residual_norm|map_sum|group_norm|group_norm_turns)_kernel$'
+kernels='^(renoise|accept|mask_tokens|reveal|categorical|threshold|slot_inputs|advance|denoise|linear|partial_attention|partial_attention_rows|context_mask|pixel_features|pixel_head|layer_norm|residual_norm|map_sum|group_norm|group_norm_turns)_kernel$'
 while [[ $# -gt 0 ]]; do
   case $1 in
     --print) print=yes ;;

@@ -64,7 +64,10 @@ KERNELS = [
     (NORMS, r"^(layer_norm|residual_norm|group_norm|group_norm_turns)_kernel"),
     (NORMS, r"^pixel_(features|head)_kernel"),
     (NORMS, r"layer_norm|LayerNorm|GroupNorm|RowwiseMoments|Gelu|GELU|silu|sigmoid"),
-    (PRODUCTS, r"gemm|gemv|cutlass|xmma|nvjet|cublas|splitKreduce|convolve|^cudnn|_cudnn_|conv_depthwise"),
+    (
+        PRODUCTS,
+        r"^linear_kernel|gemm|gemv|cutlass|xmma|nvjet|cublas|splitKreduce|convolve|^cudnn|_cudnn_|conv_depthwise",
+    ),
     (MOVING, r"elementwise_kernel|^Mem(cpy|set)|[Cc]opy|index|gather|scatter|CatArray|reduce_kernel|sort|scan"),
 ]
 

@@ -211,6 +211,12 @@ def map_sum(h: Tensor, bias: Tensor, g: Tensor) -> Tensor:
     return h.double() + bias.double()[:, None, None] + g.double()
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    out = F.linear(x.double(), weight.double(), bias.double())
+    return F.gelu(out, approximate="tanh") if gelu else out
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     q, keys, values = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, keys, values))
-    return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2).flatten(2)
+    mask = None if bias is None else bias.double()
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)

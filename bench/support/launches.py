@@ -24,6 +24,7 @@ from ipr_fast.kernels import (
     context_mask,
     denoise,
     group_norm,
+    linear,
     logits,
     map_sum,
     mask_tokens,
@@ -48,6 +49,7 @@ FILES = (
     context_mask,
     denoise,
     group_norm,
+    linear,
     map_sum,
     mask_tokens,
     modulated_norm,
@@ -77,6 +79,7 @@ BYTES = {
     "group_norm_kernel": lambda given: _of_norm(given),
     "group_norm_turns_kernel": lambda given: _of_norm(given),
     "layer_norm_kernel": lambda given: _of_tokens(given, modulated_norm.bytes_moved),
+    "linear_kernel": lambda given: linear.bytes_moved(given["M"], given["N"], given["K"]),
     "map_sum_kernel": lambda given: map_sum.bytes_moved(
         given["NUMEL"], given["p_h"].element_size(), given["p_g"] is not None
     ),
@@ -95,6 +98,7 @@ FLOPS = {
     name: lambda given: 4 * given["p_q"].numel() * given["N"]  # matrix products alone
     for name in ("partial_attention_kernel", "partial_attention_rows_kernel")
 }
+FLOPS["linear_kernel"] = lambda given: 2 * given["M"] * given["N"] * given["K"]  # of one product of numbers, not three
 
 
 def can_be_counted() -> bool:

@@ -1,4 +1,4 @@
-"""The operations of the networks: norms, sums, networks of pixels and partial attention; see operations.py."""
+"""The operations of the networks: norms, sums, networks of pixels, linear layers, attention; see operations.py."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from torch.nn import functional as F
 
 from ipr_fast.kernels import (
     group_norm,
+    linear,
     map_sum,
     modulated_norm,
     partial_attention,
     pixel_features,
     pixel_head,
     residual_norm,
+    scaled_attention,
 )
 from support import definitions
 from support.operations import Inputs, Operation
@@ -124,9 +126,55 @@ def map_sum_of(shape: tuple[int, int], batch: int, device: torch.device, seed: i
     )
 
 
-def attention(shape: tuple[int, int, int, int], batch: int, device: torch.device, seed: int) -> Operation:
+def linear_layer(shape: tuple[int, int, int], gelu: bool, batch: int, device: torch.device, seed: int) -> Operation:
+    """shape: tokens, inputs, outputs. plain: torch's layer, and its GELU in place."""
+    inputs, (tokens, width, outputs) = Inputs(device, seed), shape
+    x, weight, bias = inputs.normals(batch, tokens, width), inputs.normals(outputs, width), inputs.normals(outputs)
+    weight /= width**0.5
+    parts = linear.split(weight)
+
+    def plain() -> torch.Tensor:
+        out = F.linear(x, weight, bias)
+        return torch.ops.aten.gelu_.default(out, approximate="tanh") if gelu else out
+
+    return Operation(
+        lambda: (linear.linear(x, parts, bias, gelu=gelu),),
+        lambda: (linear._linear(x, parts, bias, gelu),),
+        lambda: (definitions.linear(x, weight, bias, gelu),),
+        linear.bytes_moved(batch * tokens, outputs, width),
+        2 * batch * tokens * width * outputs,
+        plain=plain,
+    )
+
+
+def context_attention(
+    shape: tuple[int, int, int], dtype: torch.dtype, batch: int, device: torch.device, seed: int
+) -> Operation:
+    """shape: N tokens, a quarter of them active, heads, head size. plain: torch's attention with a mask."""
+    inputs, (tokens, heads, size) = Inputs(device, seed), shape
+    qkv, index = inputs.normals(batch, tokens, 3 * heads * size, dtype=dtype), inputs.subset(batch, tokens, tokens // 4)
+    q, keys_values = qkv[..., : heads * size], qkv[..., heads * size :]
+    cache = torch.cat([keys_values.flatten(0, 1), keys_values[0, :1]])
+    slot = torch.full((batch, tokens + 1), -1, dtype=torch.int32, device=device)
+    slot.scatter_(1, index, torch.arange(tokens // 4, dtype=torch.int32, device=device).expand_as(index))
+    bias = torch.zeros(batch, -(-tokens // 16) * 16, dtype=dtype, device=device).scatter_(1, index, -torch.inf)
+    bias = bias[:, None, None, :tokens]
+    by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, dim=-1)]
+    return Operation(
+        lambda: (partial_attention.context_attention(q, keys_values, cache, slot, bias, heads=heads),),
+        lambda: (partial_attention._context_attention(q, keys_values, bias, heads),),
+        lambda: (definitions.attention(q, *keys_values.chunk(2, dim=-1), heads, bias),),
+        partial_attention.bytes_moved(batch, tokens, tokens - tokens // 4, heads * size, q.element_size()),
+        4 * batch * tokens * tokens * heads * size,
+        dtype=dtype,
+        plain=lambda: scaled_attention.scaled_attention(*by_head, bias),
+    )
+
+
+def attention(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, batch: int, device: torch.device, seed: int
+) -> Operation:
     """shape: A queries, N tokens, heads, head size. plain: all N queries, with a mask of roles."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     inputs, (slots, tokens, heads, size) = Inputs(device, seed), shape
     width, index = heads * size, inputs.subset(batch, tokens, slots)
     every, keys, values = (inputs.normals(batch, tokens, width, dtype=dtype) for _ in range(3))

@@ -7,8 +7,9 @@ layers' to float32 rounding.
 The operators are those that torch.compile uses on a CPU. Layers with hooks, of subclasses or with a replaced forward
 are not packed, nor is any layer where torch was built without oneDNN: the plain layer is called instead.
 
-On a GPU the output layer alone is laid out anew: with rows of a multiple of ALIGNMENT numbers, which kernels read in
-vectors.
+On a GPU float32 weights are split into two parts that TF32 holds, see kernels/linear.py, unless the products may be those
+of TF32. In half precision the output layer alone is laid out anew: with rows of a multiple of ALIGNMENT numbers, which
+kernels read in vectors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipr_fast.kernels import linear as split_linear
+
 Packable = nn.Linear | nn.Conv1d | nn.Conv2d
 FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {  # torch's own, which others may replace later
     nn.Linear: nn.Linear.forward,
@@ -28,6 +31,7 @@ FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {  # torch's own, which
 }
 ALIGNMENT = 16  # numbers; by a multiple of 16 Triton compiles loads of vectors
 MIN_ROWS = 128  # with fewer, the packed operator's overhead outweighs its gain
+MIN_SPLIT_ROWS = 64  # with fewer, cuBLAS is as fast
 
 
 class PackedWeights:
@@ -37,12 +41,13 @@ class PackedWeights:
         self._weights: dict[nn.Module, Tensor] = {}
         self._upsampling: dict[nn.Module, Tensor] = {}
         self._aligned: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self._parts: dict[nn.Module, Tensor] = {}
 
     def pack(self, model: nn.Module, upsampling: Iterable[nn.Conv2d] = (), aligned: Iterable[nn.Linear] = ()) -> None:
         """Pack the current weights.
 
-        upsampling: the convolutions that follow 2x upsampling. aligned: layers whose output rows kernels read on a GPU;
-        what is there for them is overwritten, as captured graphs read it.
+        upsampling: the convolutions that follow 2x upsampling. aligned: layers whose output rows kernels read on a GPU.
+        What is there of a GPU's weights is overwritten, as captured graphs read it.
         """
         self._weights = {layer: _pack(layer) for layer in model.modules() if _can_be_packed(layer)}
         self._upsampling = {
@@ -50,6 +55,11 @@ class PackedWeights:
         }
         self._aligned = {
             layer: _aligned(layer, self._aligned.get(layer)) for layer in aligned if _can_be_aligned(layer)
+        }
+        self._parts = {
+            layer: split_linear.split(layer.weight.detach(), self._parts.get(layer))
+            for layer in model.modules()
+            if isinstance(layer, nn.Linear) and is_plain(layer) and split_linear.runs_on(layer.weight)
         }
 
     def weight(self, layer: nn.Module) -> Tensor | None:
@@ -63,6 +73,13 @@ class PackedWeights:
     def aligned(self, layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         """Return the weight and the bias of a layer with rows of zeros below, where it has them."""
         return self._aligned.get(layer)
+
+    def parts(self, layer: nn.Linear, x: Tensor) -> Tensor | None:
+        """Return the parts of a layer's weight for inputs x (..., K); None where torch's product is as fast."""
+        parts = self._parts.get(layer)
+        if parts is None or x.numel() < MIN_SPLIT_ROWS * x.shape[-1] or split_linear.takes_tf32():
+            return None
+        return None if torch.is_autocast_enabled(x.device.type) else parts
 
 
 def convolution(
@@ -108,9 +125,15 @@ def upsampled_convolution(conv: nn.Conv2d, x: Tensor, size: torch.Size, packed: 
 def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, gelu: bool = False) -> Tensor:
     """Return layer(x), or GELU(layer(x)) in its tanh form. Of an aligned layer, columns of a wider matrix.
 
-    On a GPU the product does not end in GELU, as that of torch._addmm_activation does: cuBLASLt takes the hardware's
-    tanh, off by 2**-11, and in float32 a kernel of its own after the product (read in the code of CUDA 13 for sm_90).
+    In half precision the product does not end in GELU, as that of torch._addmm_activation does: cuBLASLt takes the
+    hardware's tanh, off by 2**-11, and in float32 a kernel of its own after the product (read in the code of CUDA 13
+    for sm_90). A product of ours that ends in it takes as long as cuBLAS's and GELU's, on an H100.
     """
+    parts = None if packed is None else packed.parts(layer, x)
+    if packed is not None and parts is not None:
+        wider = packed.aligned(layer)
+        columns = None if wider is None else len(wider[0])
+        return split_linear.linear(x, parts, layer.bias, gelu=gelu, columns=columns)
     aligned = None if packed is None or gelu else packed.aligned(layer)
     if aligned is not None:
         return F.linear(x, *aligned)[..., : layer.out_features]

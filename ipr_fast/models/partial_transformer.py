@@ -159,7 +159,8 @@ class PartialTransformer(nn.Module):
             q, keys_values = layer.project(normed, packed)
             out.keys_values[i, : batch * num_patches].view_as(keys_values).copy_(keys_values)
             if i + 1 < len(self.layers):  # nothing reads the context's last output
-                h, normed = layer.finish(h, adaln, layer.attend(q, keys_values, bias), packed)
+                attended = layer.attend_in_context(q, keys_values, out.keys_values[i], out.slot, bias)
+                h, normed = layer.finish(h, adaln, attended, packed)
         return out
 
     def _encode_slots(

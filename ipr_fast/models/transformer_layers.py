@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ipr_fast.kernels.modulated_norm import modulated_layer_norm
-from ipr_fast.kernels.partial_attention import partial_attention
+from ipr_fast.kernels.partial_attention import context_attention, partial_attention
 from ipr_fast.kernels.residual_norm import embedded_norm, gated_norm
 from ipr_fast.kernels.scaled_attention import scaled_attention
 from ipr_fast.models.packed import PackedWeights, linear
@@ -96,6 +96,10 @@ class Layer(nn.Module):
         with torch.autocast(q.device.type, enabled=False):  # on a CPU the gradient in bfloat16 takes six times as long
             out = scaled_attention(q.float(), k.float(), v.float(), may_attend)
         return out.transpose(1, 2).flatten(2)
+
+    def attend_in_context(self, q: Tensor, keys_values: Tensor, cache: Tensor, slot: Tensor, bias: Tensor) -> Tensor:
+        """Return the attention (B, N, width) among context tokens: see kernels/partial_attention.py."""
+        return context_attention(q, keys_values, cache, slot, bias, heads=self.num_heads)
 
     def attend_partially(self, q: Tensor, keys_values: Tensor, cache: Tensor, slot: Tensor, place: Tensor) -> Tensor:
         """Return the attention (B, A, width) of active tokens to all: see kernels/partial_attention.py."""

@@ -35,6 +35,25 @@ def test_it_is_attention(batch, slots, tokens, heads, head_size, device, generat
         assert (found.double() - expected).abs().max() <= allowed
 
 
+@pytest.mark.parametrize(("batch", "slots", "tokens"), [*SHAPES[1:-1], (1, 3, 300)])
+@pytest.mark.parametrize(("heads", "head_size"), [(6, 16), (3, 24), (1, 64), (1, 128)])
+def test_the_contexts_attention(batch, slots, tokens, heads, head_size, device, generator):
+    for dtype in types(device):
+        case = attention_case(batch, slots, tokens, heads * head_size, generator, device, dtype)
+        q = torch.randn(batch, tokens, heads * head_size, generator=generator).to(device, dtype)
+        context = case.slot[:, :tokens] < 0
+        context_alone = context.any(1)  # a chain without context has meaningless results
+        bias = torch.where(context, 0.0, -torch.inf)[:, None, None]
+        given = q, case.keys_values, case.cache, case.slot
+        found = file.context_attention(*given, bias.to(dtype), heads=heads)
+        expected = file._context_attention(q.double(), case.keys_values.double(), bias.double(), heads)
+        theirs = file._context_attention(q, case.keys_values, bias.to(dtype), heads)
+        assert found.isfinite().all()
+        # At most twice the error of PyTorch's own, and what rounding leaves where that has none.
+        allowed = 2 * (theirs.double() - expected)[context_alone].abs().max() + 8 * torch.finfo(dtype).eps
+        assert (found.double() - expected)[context_alone].abs().max() <= allowed
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("slots", [4, 20])
 def test_a_chain_has_the_same_result_in_every_batch(slots, dtype, device, generator):
