@@ -95,9 +95,9 @@ def calls(model: Denoiser, chains: int) -> dict[str, dict]:
 
 def parts(model: Denoiser, chains: int) -> dict[str, dict]:
     """Count the parts of an iteration on meta tensors."""
-    step = Step.begun(model, chains, num_active(model), REFINE, "meta")
     found = {}
     for way in (False, True) if can_be_counted() else (False,):
+        step = Step.begun(model, chains, num_active(model), REFINE, "meta", kernels=way)
         for part in (step.begin, step.tick):
             found[part.__name__ + f", {KERNELS}" * way] = summary(count(part, "meta", kernels=way))
     return found

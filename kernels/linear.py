@@ -8,7 +8,7 @@ TF32 holds 11 bits, so both parts of a number are exact, but for the last of its
 2^-22 of a product. The weights are split once, by `split`. Tensor cores cut the sums off where float32 rounds them: so
 they add K_BLOCK products at a time, and float32 adds their sums.
 
-Shapes: x (..., K), any strides; parts (2, N, K); bias (N,) or None; out (..., N), rows of a wider matrix with `columns`.
+Shapes: x (..., K), any strides; parts (2, N, K); bias (N,) or None; out (..., N), with `columns` rows of a wider matrix.
 Bytes that must move: 4 (M K + 2 N K + M N) for M rows; 6 M N K operations, of which a float32 product has 2.
 Source: Ootomo and Yokota 2022 (sums of TF32, and adding outside of the tensor cores).
 """

@@ -14,6 +14,7 @@ from support.chains import Step
 from support.counts import Counts, Operation, count
 from support.launches import is_packed, size_of, tensors_of
 from support.subjects import num_active
+from torch import Tensor
 
 from ipr_fast import Denoiser
 
@@ -47,7 +48,7 @@ class Work(NamedTuple):
 @torch.inference_mode()
 def work_of_tick(model: Denoiser, batch: int, kernels: bool) -> Work:
     """Count a tick of a meta model, with a quarter of the patches active, as Triton kernels or twins."""
-    step = Step.begun(model, batch, num_active(model), model.refine_schedule, "meta")
+    step = Step.begun(model, batch, num_active(model), model.refine_schedule, "meta", kernels=kernels)
     tick = count(step.tick, "meta", kernels=kernels)
     return Work(tick.operations, tick.flops, tick.bytes, least_bytes(step, tick))
 
@@ -59,11 +60,17 @@ def least_bytes(step: Step, tick: Counts) -> int:
     """
     lanes, (chains, patches, numel) = step.lanes, step.lanes.state.values.shape
     prepared = lanes.precomputed.arguments(chains, lanes.state.first(chains))
-    given = [*lanes.model.parameters(), *tensors_of(prepared)]
+    given = [*lanes.model.parameters(), *tensors_of(prepared), *_laid_out(prepared.get("table"))]
     kept = [each for each in given if is_packed(each) or each.untyped_storage()._cdata in tick.given]
     read = step.slots if "context" in prepared else patches  # with a context, only active patches
     state = 4 * chains * (read + step.slots) * numel
     return state + size_of([*kept, *tensors_of(lanes.predict(chains, step.slots))])
+
+
+def _laid_out(table: object) -> list[Tensor]:
+    """Return the weights that a GPU reads in place of the layers' own."""
+    packed = getattr(table, "packed", None)
+    return [] if packed is None else packed.on_gpu
 
 
 class Floors(NamedTuple):

@@ -50,7 +50,7 @@ def by_kind(operations: list[Operation]) -> dict[str, tuple[int, int]]:
 
 def tick_of(model: Denoiser, chains: int) -> list[Operation]:
     """Return the operations of a tick on a GPU; the model moves to the device "meta"."""
-    step = Step.begun(model.to("meta"), chains, num_active(model), SCHEDULE, "meta")
+    step = Step.begun(model.to("meta"), chains, num_active(model), SCHEDULE, "meta", kernels=True)
     return count(step.tick, "meta", kernels=True).operations
 
 

@@ -59,7 +59,7 @@ class Part(NamedTuple):
 def counted(subject: str, model: Denoiser, chains: int) -> list[Part]:
     """Count both parts of a model, which moves to the device "meta"."""
     active = num_active(model)
-    step = Step.begun(model.to("meta"), chains, active, SCHEDULE, "meta")
+    step = Step.begun(model.to("meta"), chains, active, SCHEDULE, "meta", kernels=True)
     subject = f"{subject}, {chains}"
     found = {part.__name__: count(part, "meta", kernels=True) for part in (step.begin, step.tick)}
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ipr_fast.engine.scheduler import Plan, make_plan
 from ipr_fast.sampling.schedule import Sampling
 from ipr_fast.sampling.selection import make_selector
 from support import subjects
+from support.launches import launches_to
 
 
 class Step:
@@ -26,14 +28,26 @@ class Step:
 
     @classmethod
     @torch.inference_mode()
-    def begun(cls, model: Denoiser, chains: int, slots: int, schedule: Schedule, device: torch.device | str) -> Step:
-        """A step without an engine, on any device, "meta" too; it has begun once, so all buffers are allocated."""
-        lanes = PatchLanes(model, chains, torch.device(device), PatchSettings(0.5, 1.0))
-        lanes.set_sampling(0, schedule)
-        lanes.state.free.fill_(True)
-        lanes.state.size.fill_(slots)
-        step = cls(lanes, slots)
-        step.begin()
+    def begun(
+        cls,
+        model: Denoiser,
+        chains: int,
+        slots: int,
+        schedule: Schedule,
+        device: torch.device | str,
+        kernels: bool = False,
+    ) -> Step:
+        """A step without an engine, on any device, "meta" too; it has begun once, so all buffers are allocated.
+
+        kernels: weights are laid out as on a GPU, for counts of kernels.
+        """
+        with launches_to(lambda *_: None) if kernels else nullcontext():
+            lanes = PatchLanes(model, chains, torch.device(device), PatchSettings(0.5, 1.0))
+            lanes.set_sampling(0, schedule)
+            lanes.state.free.fill_(True)
+            lanes.state.size.fill_(slots)
+            step = cls(lanes, slots)
+            step.begin()
         return step
 
     @torch.inference_mode()

@@ -7,9 +7,9 @@ layers' to float32 rounding.
 The operators are those that torch.compile uses on a CPU. Layers with hooks, of subclasses or with a replaced forward
 are not packed, nor is any layer where torch was built without oneDNN: the plain layer is called instead.
 
-On a GPU float32 weights are split into two parts that TF32 holds, see kernels/linear.py, unless the products may be those
-of TF32. In half precision the output layer alone is laid out anew: with rows of a multiple of ALIGNMENT numbers, which
-kernels read in vectors.
+On a GPU the float32 weights of linear layers are split into two parts that TF32 holds (kernels/linear.py), for use
+where products may not be those of TF32. The output layer is laid out anew too: with rows of a multiple of ALIGNMENT
+numbers, which kernels read in vectors.
 """
 
 from __future__ import annotations
@@ -74,12 +74,17 @@ class PackedWeights:
         """Return the weight and the bias of a layer with rows of zeros below, where it has them."""
         return self._aligned.get(layer)
 
+    @property
+    def on_gpu(self) -> list[Tensor]:
+        """The weights that kernels read in place of the layers' own."""
+        return [*self._parts.values(), *(weight for weight, _ in self._aligned.values())]
+
     def parts(self, layer: nn.Linear, x: Tensor) -> Tensor | None:
         """Return the parts of a layer's weight for inputs x (..., K); None where torch's product is as fast."""
         parts = self._parts.get(layer)
         if parts is None or x.numel() < MIN_SPLIT_ROWS * x.shape[-1] or split_linear.takes_tf32():
             return None
-        return None if torch.is_autocast_enabled(x.device.type) else parts
+        return None if torch.is_autocast_enabled("cuda") else parts
 
 
 def convolution(
@@ -129,8 +134,7 @@ def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, 
     hardware's tanh, off by 2**-11, and in float32 a kernel of its own after the product (read in the code of CUDA 13
     for sm_90). A product of ours that ends in it takes as long as cuBLAS's and GELU's, on an H100.
     """
-    parts = None if packed is None else packed.parts(layer, x)
-    if packed is not None and parts is not None:
+    if packed is not None and (parts := packed.parts(layer, x)) is not None:
         wider = packed.aligned(layer)
         columns = None if wider is None else len(wider[0])
         return split_linear.linear(x, parts, layer.bias, gelu=gelu, columns=columns)

@@ -9,7 +9,7 @@ SHAPES = [(1, 1, 1), (5, 7, 3), (130, 96, 128), (70, 64, 129), (1100, 33, 40), (
 
 
 def assert_near(found, x, weight, bias, gelu):
-    """Each product is off by 2**-22, each sum of up to 32 products and each sum of those by 2**-24 of what it adds up."""
+    """Each product is off by 2**-22, each sum of 32 products and each sum of those by 2**-24 of what it adds up."""
     expected = F.linear(x.double(), weight.double(), bias.double())
     size = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
     allowed = size * (2**-22 + (32 + x.shape[-1] / 16 + 4) * 2**-24)
