@@ -226,8 +226,8 @@ def test_the_results_on_tokens_are_the_committed_ones():
 def test_the_results_on_tokens_by_model_calls_are_the_committed_ones():
     results = measured("calls-token-sudoku-9x9.json")
     assert report(results) in text("ipr_fast/evaluation")
-    assert all(cell["boards"] >= 500 for row in results["rows"] for cell in row["cells"])
-    assert {40, 20, 10, 5} <= {cell["budget"] for cell in results["rows"][0]["cells"]}
+    assert all(cell["boards"] == 2000 for row in results["rows"] for cell in row["cells"])
+    assert {81, 40, 20, 10, 5} == {cell["budget"] for cell in results["rows"][0]["cells"]}
 
 
 def test_the_repair_of_boards_of_tokens_is_the_committed_one():

@@ -146,11 +146,10 @@ def _tables_of_gpus(measurements: Sequence[Measurement]) -> list[str]:
 
 def _on_gpu(measurements: Sequence[Measurement]) -> str:
     """Say which groups were measured on a GPU, and which not."""
-    told = []
-    for each in measurements:
-        if each.on_gpu:
-            there = [group for group in TABLES if each.of(group)]
-            missing = [group for group in TABLES if group not in there]
-            others = f"; not yet: {listed(missing)}" if missing else ""
-            told.append(f"On a GPU ({each.device}) these groups were measured: {listed(there)}{others}.")
+    told, devices = [], dict.fromkeys(each.device for each in measurements if each.on_gpu)
+    for device in devices:
+        there = [group for group in TABLES if any(each.of(group) for each in measurements if each.device == device)]
+        missing = [group for group in TABLES if group not in there]
+        others = f"; not yet: {listed(missing)}" if missing else ""
+        told.append(f"On a GPU ({device}) these groups were measured: {listed(there)}{others}.")
     return " ".join(told) or "Nothing here was measured on a GPU yet."
