@@ -34,7 +34,7 @@ def draw(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
     if any(sweeps.values()):
         sweeps = {sweep: found for sweep, found in sweeps.items() if found}
         written.append(plot_memory(sweeps, folder / "memory.png"))
-    with_operations = [each for each in measurements if points(each)]
+    with_operations = [each for each in measurements if points(each.of("operations"))]
     if with_operations:
         written.append(plot_roofline(with_operations, folder / "roofline.png"))
     return written

@@ -69,7 +69,16 @@ def device_name(device: str) -> str:
 
 def si(value: float, unit: str) -> str:
     """Format a number with an SI prefix."""
-    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "u")):
+    for scale, letter in (
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1, ""),
+        (1e-3, "m"),
+        (1e-6, "u"),
+    ):
         if value >= 0.999 * scale:
             return f"{value / scale:.3g} {letter}{unit}"
     return f"{value:.3g} {unit}"
