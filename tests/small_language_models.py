@@ -67,6 +67,7 @@ class LLaDALike(LanguageModel):
         if attention_mask is not None and 0.0 in attention_mask:
             lowest = torch.finfo(torch.float32).min
             attention_mask = (1.0 - attention_mask[:, None, None, :].float()) * lowest
+            attention_mask = attention_mask.to(self.lm_head.weight.dtype)  # as LLaDA casts it to that of queries
         else:
             attention_mask = None
         return SimpleNamespace(logits=self.lm_head(self.network(input_ids, attention_mask)))
