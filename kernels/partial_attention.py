@@ -238,7 +238,7 @@ def _launch(q: Tensor, own: Tensor | None, cache: Tensor, slot: Tensor, heads: i
 
 
 def _tile(head_size: int, slots: int, num_tokens: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the sizes of a tile and the warps of a program: the fastest of an H100, without stack or spills."""
+    """Return the sizes of a tile and the warps of a program: of an H100's fastest, without spills."""
     half = dtype != torch.float32
     heads = 4 if half and slots <= 4 and head_size <= 16 else 1
     columns = power_of_2(heads * head_size, 16)
@@ -249,7 +249,7 @@ def _tile(head_size: int, slots: int, num_tokens: int, dtype: torch.dtype) -> di
         warps = 4 if rows == 64 else 1 if columns == 64 or rows == keys == 16 else 2
     else:
         keys = min(keys, rows, 32)
-        warps = 4 if rows == 64 or rows * columns == 2048 else columns // 32 or 1
+        warps = max(1, min(4, rows * columns // 512))
     return {
         "D": head_size,
         "PRECISION": "ieee" if half or columns > 64 or torch.version.hip else "tf32x3",

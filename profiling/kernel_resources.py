@@ -126,7 +126,12 @@ def launches() -> Iterator[Launch]:
         yield from renoise_launches(f"{patches}", patches, patches, 4)
     for positions in (81, 1024, 4096):
         yield from token_launches(f"{positions}", positions)
-    heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
+    heads = {
+        "4x4": (16, 4, 6, 16),
+        "9x9": (81, 20, 6, 64),
+        "narrow 9x9": (81, 20, 8, 16),
+        "wide": (256, 64, 2, 128),
+    }
     maps = {  # channels of both maps, pixels and cells a side
         "Even Pixels": (64, 0, 32, 8),
         "Even Pixels, skip": (128, 64, 32, 0),

@@ -37,6 +37,8 @@ def test_every_kernel_is_compiled(launches):
     assert {launch.kernel.__name__ for launch in launches} == kernels
 
 
+# Bytes. In float32, with three products of TF32: tiles without stack took 1.1 to 1.2 times as long on an H100.
+STACK = {"partial_attention_kernel": 16}
 OF_3_3 = pytest.mark.skipif(_triton_version() < (3, 3), reason="Triton 3.2 has no assembler for it")
 
 
@@ -50,13 +52,13 @@ OF_3_3 = pytest.mark.skipif(_triton_version() < (3, 3), reason="Triton 3.2 has n
     ],
 )
 def test_no_stack_no_spills_and_shared_memory_within_the_limit(launches, target, shared):
-    """shared: the KiB that a program may use."""
+    """shared: the KiB that a program may use. Nothing is spilled to what stack there is."""
     import kernel_resources
 
     for launch in launches:
         used = kernel_resources.compile_for(launch, target)
         assert used.spills == 0, launch
-        assert used.stack == 0, launch
+        assert used.stack <= STACK.get(launch.kernel.__name__, 0), launch
         assert used.shared <= shared * 1024, launch
 
 
