@@ -8,7 +8,7 @@ TF32 holds 11 bits, so both parts of a number are exact, but for the last of its
 2^-22 of a product. The weights are split once, by `split`. Tensor cores cut the sums off where float32 rounds them: so
 they add K_BLOCK products at a time, and float32 adds their sums.
 
-Shapes: x (..., K), any strides; parts (2, N, K); bias (N,) or None; out (..., N), with `columns` rows of a wider matrix.
+Shapes: x (..., K), any strides; parts (2, N, K); bias (N,) or None; out (..., N), a slice of `columns` if given.
 Bytes that must move: 4 (M K + 2 N K + M N) for M rows; 6 M N K operations, of which a float32 product has 2.
 Source: Ootomo and Yokota 2022 (sums of TF32, and adding outside of the tensor cores).
 """
@@ -30,6 +30,7 @@ except ImportError:  # macOS and Windows
 
 ROUND, BIG = 1 << 12, -(1 << 13)  # half of the lowest bit of TF32 in float32's, and a mask of its bits
 FEW, MANY = 128, 1024  # programs: too few of 64 x 64 for a GPU, enough for twice as large tiles
+MAX_WEIGHTS = 1 << 30  # of a layer: offsets of its parts are 32-bit integers
 MIN_CAPABILITY = (8, 0)  # of a GPU whose tensor cores take TF32
 
 
@@ -116,7 +117,7 @@ def linear(
 
 
 def tile(rows: int, columns: int, inputs: int) -> dict[str, int]:
-    """Return the sizes of a tile, and the warps and stages of a program: the fastest of an H100, but for a few percent."""
+    """Return the sizes of a tile, and the warps and stages of a program: within 10 % of the fastest on an H100."""
     programs = -(-rows // 64) * -(-columns // 64)
     if programs < FEW:
         sizes = 16, 32, 64, 2, 3
@@ -139,7 +140,7 @@ def split(weight: Tensor, out: Tensor | None = None) -> Tensor:
 
 def runs_on(tensor: Tensor) -> bool:
     """Return whether the kernel gains anything for weights like this one: float32, on a GPU that multiplies TF32."""
-    if tensor.dtype != torch.float32 or not runs_kernel(linear_kernel, tensor.detach()):
+    if tensor.dtype != torch.float32 or tensor.numel() > MAX_WEIGHTS or not runs_kernel(linear_kernel, tensor.detach()):
         return False
     return not tensor.is_cuda or (torch.version.hip is None and capability(tensor.device) >= MIN_CAPABILITY)
 

@@ -10,6 +10,7 @@ from ipr_fast.kernels import (
     context_mask,
     denoise,
     group_norm,
+    linear,
     modulated_norm,
     partial_attention,
     pixel_features,
@@ -89,6 +90,10 @@ def attend(batch, slots, heads):
     partial_attention.partial_attention(qkv[..., :width], qkv[..., width:], cache, slot, place, heads=heads)
 
 
+def multiply(rows, columns):
+    linear.linear(meta(rows, 8, dtype=torch.float32), meta(2, columns, 8, dtype=torch.float32))
+
+
 def mask_context(batch, slots):
     index, count = meta(batch, slots, dtype=torch.int32), meta(batch, dtype=torch.int32)
     context_mask.context_mask(index, count, meta(batch, slots + 1, dtype=torch.int32), torch.float32)
@@ -150,6 +155,7 @@ def find_threshold(batch, slots, vocabulary):
         (partial_attention, attend, (100_000, 4, 6)),
         (partial_attention, attend, (1, MAX_PATCHES, 6)),
         (context_mask, mask_context, (100_000, 16)),
+        (linear, multiply, (30_000_000, 96)),
         (modulated_norm, layer_norm, (100_000, 81)),
         (residual_norm, gated_norm, (100_000, 81)),
         (slot_inputs, gather_slots, (1, 2, MAX_PATCH_NUMEL)),
