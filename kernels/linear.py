@@ -5,8 +5,8 @@
     a b = big(a) small(b) + small(a) big(b) + big(a) big(b),    big(a) = a rounded to 11 bits, small(a) = a - big(a)
 
 TF32 holds 11 bits, so both parts of a number are exact, but for the last of its 24 bits, and what is left out is below
-2^-22 of a product. The weights are split once, by `split`. Tensor cores cut the sums off where float32 rounds them: so
-they add K_BLOCK products at a time, and float32 adds their sums.
+2^-22 of a product. An infinite number becomes NaN. The weights are split once, by `split`. Tensor cores cut the sums
+off where float32 rounds them: so they add K_BLOCK products at a time, and float32 adds their sums.
 
 Shapes: x (..., K), any strides; parts (2, N, K); bias (N,) or None; out (..., N), a slice of `columns` if given.
 Bytes that must move: 4 (M K + 2 N K + M N) for M rows; 6 M N K operations, of which a float32 product has 2.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipr_fast.kernels.launch import jit, launch, runs_kernel
+from ipr_fast.kernels.launch import contiguous, jit, launch, runs_kernel
 
 try:
     import triton.language as tl
@@ -70,7 +70,8 @@ def linear_kernel(
             x = tl.load(p_x, mask=m_x & m_k[None, :], other=0.0)
             w = tl.load(p_parts, mask=m_w & m_k[:, None], other=0.0)
             w_small = tl.load(p_parts + N * K, mask=m_w & m_k[:, None], other=0.0)
-        x_big = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000  # ROUND and BIG, as in `split`
+        x_big = bits.to(tl.float32, bitcast=True)
         products = tl.dot(x - x_big, w, input_precision="tf32")
         products = tl.dot(x_big, w_small, products, input_precision="tf32")
         products = tl.dot(x_big, w, products, input_precision="tf32")
@@ -89,11 +90,16 @@ def linear(
 ) -> Tensor:
     """Return the layer's output (..., N), for weights from `split`; a slice of rows of `columns` numbers, if given."""
     _, N, K = parts.shape
-    if not runs_kernel(linear_kernel, x, parts, bias):
+    columns = N if columns is None else columns
+    if x.shape[-1] != K or columns < N:
+        raise ValueError(f"x must have {K} columns and the result at least {N}, got {tuple(x.shape)} and {columns}")
+    if x.dtype != torch.float32 or not runs_kernel(linear_kernel, x, parts, bias):
         return _linear(x, parts, bias, gelu)
+    contiguous(parts=parts)
+    bias = None if bias is None else bias.contiguous()
     rows = x.reshape(-1, K)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    out = torch.empty(*x.shape[:-1], columns or N, dtype=torch.float32, device=x.device)
+    out = torch.empty(*x.shape[:-1], columns, dtype=torch.float32, device=x.device)
     if out.numel() > 0:
         blocks = tile(len(rows), N, K)
         launch(
@@ -131,16 +137,20 @@ def tile(rows: int, columns: int, inputs: int) -> dict[str, int]:
 
 
 def split(weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the parts (2, N, K) of a float32 weight (N, K), in `out` if given."""
-    out = torch.empty(2, *weight.shape, dtype=torch.float32, device=weight.device) if out is None else out
-    out[0] = ((weight.contiguous().view(torch.int32) + ROUND) & BIG).view(torch.float32)
-    torch.sub(weight, out[0], out=out[1])
+    """Return the parts (2, N, K) of a float32 weight (N, K), in `out` if it is of their shape and device."""
+    if out is None or out.shape[1:] != weight.shape or out.device != weight.device:
+        out = torch.empty(2, *weight.shape, dtype=torch.float32, device=weight.device)
+    big, small = out
+    torch.add(weight.contiguous().view(torch.int32), ROUND, out=big.view(torch.int32)).bitwise_and_(BIG)
+    torch.sub(weight, big, out=small)
     return out
 
 
 def runs_on(tensor: Tensor) -> bool:
     """Return whether the kernel gains anything for weights like this one: float32, on a GPU that multiplies TF32."""
-    if tensor.dtype != torch.float32 or tensor.numel() > MAX_WEIGHTS or not runs_kernel(linear_kernel, tensor.detach()):
+    if tensor.dtype != torch.float32 or not 0 < tensor.numel() <= MAX_WEIGHTS:
+        return False
+    if not runs_kernel(linear_kernel, tensor.detach()):
         return False
     return not tensor.is_cuda or (torch.version.hip is None and capability(tensor.device) >= MIN_CAPABILITY)
 

@@ -268,7 +268,7 @@ def attend_in_context(dtype: torch.dtype, tokens: int, heads: int, head_size: in
 
 
 def multiply(rows: int, columns: int, inputs: int, gelu: bool) -> None:
-    x, parts = torch.zeros(1, inputs).expand(rows, -1), torch.zeros(2, columns, inputs)
+    x, parts = torch.empty(rows, inputs), torch.zeros(2, columns, inputs)
     linear.linear(x, parts, parts[0, :, 0].contiguous(), gelu=gelu)
 
 

@@ -230,6 +230,15 @@ def test_the_results_on_tokens_by_model_calls_are_the_committed_ones():
     assert {81, 40, 20, 10, 5} == {cell["budget"] for cell in results["rows"][0]["cells"]}
 
 
+def test_the_sentence_on_guidance_has_the_measured_shares():
+    rows = {row["name"]: row["cells"][-1] for row in measured("guidance-token-sudoku-9x9.json")["rows"]}
+    iterref, best = (f"{100 * rows[name]['share'][0]:.1f} %" for name in ("IterRef, T = 0.5", "best of N"))
+    assert (
+        f"sixteen passes' calls make {iterref} valid by IterRef, {best} by best of N"
+        in (ROOT / "README.md").read_text()
+    )
+
+
 def test_the_repair_of_boards_of_tokens_is_the_committed_one():
     results = measured("repair-token-sudoku-9x9.json")
     assert report(results) in text("ipr_fast/evaluation")

@@ -43,23 +43,32 @@ class PackedWeights:
         self._aligned: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._parts: dict[nn.Module, Tensor] = {}
 
-    def pack(self, model: nn.Module, upsampling: Iterable[nn.Conv2d] = (), aligned: Iterable[nn.Linear] = ()) -> None:
+    def pack(
+        self,
+        model: nn.Module,
+        upsampling: Iterable[nn.Conv2d] = (),
+        split: Iterable[nn.Linear] = (),
+        aligned: Iterable[nn.Linear] = (),
+    ) -> None:
         """Pack the current weights.
 
-        upsampling: the convolutions that follow 2x upsampling. aligned: layers whose output rows kernels read on a GPU.
-        What is there of a GPU's weights is overwritten, as captured graphs read it.
+        upsampling: the convolutions that follow 2x upsampling. split: the layers that `linear` gets; aligned: those of
+        them whose output rows kernels read on a GPU. What is there of a GPU's weights is overwritten, as captured
+        graphs read it, and stays while hooks are registered that keep it from being used.
         """
         self._weights = {layer: _pack(layer) for layer in model.modules() if _can_be_packed(layer)}
         self._upsampling = {
             conv: upsampling_kernel(conv.weight.detach()) for conv in upsampling if conv in self._weights
         }
         self._aligned = {
-            layer: _aligned(layer, self._aligned.get(layer)) for layer in aligned if _can_be_aligned(layer)
+            layer: _aligned(layer, self._aligned.get(layer))
+            for layer in aligned
+            if _can_be_aligned(layer) and (layer in self._aligned or is_plain(layer))
         }
         self._parts = {
             layer: split_linear.split(layer.weight.detach(), self._parts.get(layer))
-            for layer in model.modules()
-            if isinstance(layer, nn.Linear) and is_plain(layer) and split_linear.runs_on(layer.weight)
+            for layer in split
+            if split_linear.runs_on(layer.weight) and (layer in self._parts or is_plain(layer))
         }
 
     def weight(self, layer: nn.Module) -> Tensor | None:
@@ -72,19 +81,21 @@ class PackedWeights:
 
     def aligned(self, layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         """Return the weight and the bias of a layer with rows of zeros below, where it has them."""
-        return self._aligned.get(layer)
+        there = self._aligned.get(layer)
+        return there if there is not None and is_plain(layer) else None
 
     @property
     def on_gpu(self) -> list[Tensor]:
         """The weights that kernels read in place of the layers' own."""
-        return [*self._parts.values(), *(weight for weight, _ in self._aligned.values())]
+        alone = (weight for layer, (weight, _) in self._aligned.items() if layer not in self._parts)
+        return [*self._parts.values(), *alone]
 
     def parts(self, layer: nn.Linear, x: Tensor) -> Tensor | None:
         """Return the parts of a layer's weight for inputs x (..., K); None where torch's product is as fast."""
         parts = self._parts.get(layer)
-        if parts is None or x.numel() < MIN_SPLIT_ROWS * x.shape[-1] or split_linear.takes_tf32():
+        if parts is None or not is_plain(layer) or x.numel() < MIN_SPLIT_ROWS * x.shape[-1]:
             return None
-        return None if torch.is_autocast_enabled("cuda") else parts
+        return None if split_linear.takes_tf32() or torch.is_autocast_enabled("cuda") else parts
 
 
 def convolution(
@@ -171,19 +182,23 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def _can_be_aligned(layer: nn.Linear) -> bool:
-    return layer.weight.is_cuda and is_plain(layer) and layer.out_features % ALIGNMENT != 0
+    return layer.weight.is_cuda and layer.out_features % ALIGNMENT != 0
 
 
 def _aligned(layer: nn.Linear, out: tuple[Tensor, Tensor | None] | None) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias with zeros below, to a multiple of ALIGNMENT rows; in `out` if its type is the layer's."""
+    """Return weight and bias with zeros below, to a multiple of ALIGNMENT rows; in `out` if it is like them."""
     rows, weight, bias = -layer.out_features % ALIGNMENT, layer.weight.detach(), layer.bias
     new = F.pad(weight, (0, 0, 0, rows)), None if bias is None else F.pad(bias.detach(), (0, rows))
-    if out is None or out[0].dtype != weight.dtype:
+    if out is None or not _alike(out[0], new[0]):
         return new
     for own, each in zip(out, new, strict=True):
         if own is not None and each is not None:
             own.copy_(each)
     return out
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def has_hooks(layer: nn.Module) -> bool:

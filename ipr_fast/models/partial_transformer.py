@@ -46,7 +46,7 @@ class LevelTable(NamedTuple):
     levels (R,), ascending; layers (depth, R, 6 width) and out (R, 2 width): modulation of active tokens at these.
     context_layers (depth, 1, 1, 6 width), context_out (1, 1, 2 width): modulation of context tokens.
     active_embedding (N, width): position and role of an active token. position (N, width): the position alone.
-    packed: weights in a CPU's layout.
+    packed: weights in the layout that the device's products take.
     """
 
     levels: Tensor
@@ -127,7 +127,8 @@ class PartialTransformer(nn.Module):
             for own, new in zip(out.tensors, table.tensors, strict=True):
                 own.copy_(new)
             table = out
-        table.packed.pack(self, aligned=self._aligned_layers())
+        inner = (each for layer in self.layers for each in layer.products)
+        table.packed.pack(self, split=(*inner, *self._outer_layers()), aligned=self._aligned_layers())
         return table
 
     def prepare(
@@ -211,6 +212,10 @@ class PartialTransformer(nn.Module):
 
     def _read_in(self, values: Tensor, packed: PackedWeights | None = None) -> Tensor:
         """Return what the network's tokens know of their values (B, n, ...) alone: (B, n, width)."""
+        raise NotImplementedError
+
+    def _outer_layers(self) -> Sequence[nn.Linear]:
+        """Return the linear layers that read in and out."""
         raise NotImplementedError
 
     def _aligned_layers(self) -> Sequence[nn.Linear]:

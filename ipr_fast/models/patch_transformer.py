@@ -127,6 +127,11 @@ class PatchTransformer(PartialTransformer):
         h = linear(self.patch_in, values.to(self.patch_in.weight.dtype), packed)
         return h if self.config.pixel_width is None else h + self.pixel_in(values, packed)
 
+    def _outer_layers(self) -> Sequence[nn.Linear]:
+        if self.config.pixel_width is None:
+            return self.patch_in, self.patch_out
+        return self.patch_in, self.pixel_in.out, self.pixel_head.weights
+
     def _aligned_layers(self) -> Sequence[nn.Linear]:
         return (self.patch_out,) if self._reads_velocity else ()
 

@@ -6,6 +6,8 @@ its token: the context is what was visible when the iteration began.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +79,9 @@ class TokenTransformer(PartialTransformer):
 
     def _level_embedding(self) -> nn.Module:
         return MaskEmbedding(self.width)
+
+    def _outer_layers(self) -> Sequence[nn.Linear]:
+        return (self.token_out,)
 
     def _read_in(self, values: Tensor, packed: PackedWeights | None = None) -> Tensor:
         return self.token_in(values)

@@ -81,6 +81,11 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(mlp_ratio * width, width)
         self.table = nn.Parameter(torch.randn(6 * width) * width**-0.5)
 
+    @property
+    def products(self) -> tuple[nn.Linear, ...]:
+        """The linear layers."""
+        return self.qkv, self.attention_out, self.mlp_in, self.mlp_out
+
     def project(self, normed: Tensor, packed: PackedWeights | None = None) -> tuple[Tensor, Tensor]:
         """Return queries (B, n, width), and keys concatenated with values (B, n, 2 width), of tokens after the norm."""
         width = normed.shape[-1]

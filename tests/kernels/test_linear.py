@@ -27,6 +27,19 @@ def test_parts_are_overwritten_in_place(generator):
     assert torch.equal(parts, file.split(second))
 
 
+def test_parts_of_another_shape_are_not_written_to(generator):
+    parts = torch.zeros(2, 8, 20)
+    found = file.split(torch.randn(1, 20, generator=generator), parts)
+    assert found.shape == (2, 1, 20)
+    assert not parts.any()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(20, None), (10, 7)])
+def test_sizes_that_do_not_fit_are_refused(columns, width):
+    with pytest.raises(ValueError, match=r"x must have 10 columns and the result at least 8, got \(3, \d+\) and \d"):
+        file.linear(torch.zeros(3, columns), torch.zeros(2, 8, 10), columns=width)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_twin_is_the_formula(gelu, bias, generator):

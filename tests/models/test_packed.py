@@ -155,6 +155,20 @@ def test_an_aligned_layer_has_rows_of_whole_vectors(features, bias, generator, m
     assert weights.aligned(layer) is there  # graphs read it
 
 
+def test_an_aligned_layer_outlives_a_hook_for_all_modules(monkeypatch):
+    monkeypatch.setattr(packed, "_can_be_aligned", lambda layer: True)
+    layer, weights = nn.Linear(24, 7), PackedWeights()
+    weights.pack(nn.Sequential(layer), aligned=[layer])
+    there = weights.aligned(layer)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        weights.pack(nn.Sequential(layer), aligned=[layer])
+        assert weights.aligned(layer) is None
+    finally:
+        handle.remove()
+    assert weights.aligned(layer) is there
+
+
 def test_no_layer_of_a_cpu_is_aligned():
     layer = nn.Linear(24, 7)
     weights = PackedWeights()

@@ -47,6 +47,17 @@ def test_rows_of_a_wider_matrix(device, generator):
         assert_near(file.linear(each, file.split(weight)), each, weight, torch.zeros(9, device=device), False)
 
 
+def test_a_bias_that_is_not_contiguous(device, generator):
+    x, weight = torch.randn(5, 7, generator=generator).to(device), torch.randn(6, 7, generator=generator).to(device)
+    for bias in (torch.randn(12, generator=generator).to(device)[::2], torch.ones(1, device=device).expand(6)):
+        assert_near(file.linear(x, file.split(weight), bias), x, weight, bias, False)
+
+
+def test_parts_that_are_not_contiguous_are_refused(device):
+    with pytest.raises(ValueError, match="parts must be contiguous"):
+        file.linear(torch.zeros(5, 7, device=device), torch.zeros(2, 7, 6, device=device).transpose(1, 2))
+
+
 def test_no_rows(device):
     parts = torch.zeros(2, 4, 3, device=device)
     assert file.linear(torch.zeros(0, 5, 3, device=device), parts).shape == (0, 5, 4)
@@ -72,3 +83,5 @@ def test_where_it_runs(device):
     assert not file.runs_on(weight.half())
     assert not runs_kernel(file.linear_kernel, weight)
     assert not file.takes_tf32()
+    assert not file.runs_on(torch.empty(0, 5, device=device))
+    assert not file.runs_on(torch.empty(1, device=device).expand(file.MAX_WEIGHTS + 1))

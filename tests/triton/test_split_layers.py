@@ -33,7 +33,7 @@ def calls(monkeypatch):
 
 def packed_of(layer):
     weights = PackedWeights()
-    weights.pack(nn.Sequential(layer), aligned=(layer,))
+    weights.pack(nn.Sequential(layer), split=(layer,), aligned=(layer,))
     return weights
 
 
@@ -57,10 +57,31 @@ def test_packing_again_overwrites_what_graphs_read(layer, calls, device, generat
     weights, x = packed_of(layer), torch.randn(MIN_SPLIT_ROWS, 20, generator=generator).to(device)
     parts = weights.parts(layer, x)
     layer.weight.mul_(2)
-    weights.pack(nn.Sequential(layer), aligned=(layer,))
+    weights.pack(nn.Sequential(layer), split=(layer,), aligned=(layer,))
     assert weights.parts(layer, x) is parts
     assert torch.equal(parts.sum(0), layer.weight)
     assert any(each is parts for each in weights.on_gpu)
+
+
+def test_what_graphs_read_outlives_a_hook_for_all_modules(layer, device):
+    weights, x = packed_of(layer), torch.zeros(MIN_SPLIT_ROWS, 20, device=device)
+    parts = weights.parts(layer, x)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        layer.weight.mul_(2)
+        weights.pack(nn.Sequential(layer), split=(layer,), aligned=(layer,))
+        assert weights.parts(layer, x) is None
+    finally:
+        handle.remove()
+    assert weights.parts(layer, x) is parts
+    assert torch.equal(parts.sum(0), layer.weight)
+
+
+def test_a_weight_of_another_shape_gets_parts_of_its_own(layer, device):
+    weights, x = packed_of(layer), torch.zeros(MIN_SPLIT_ROWS, 20, device=device)
+    layer.weight.data = layer.weight[:1].clone()
+    weights.pack(nn.Sequential(layer), split=(layer,), aligned=(layer,))
+    assert weights.parts(layer, x).shape == (2, 1, 20)
 
 
 def test_products_in_tf32_are_torchs(layer, device, monkeypatch):
