@@ -11,7 +11,7 @@ from pathlib import Path
 import profile_refine
 import pytest
 import torch
-from where_time_goes import ATTENTION, MOVING, NORMS, OWN, kind_of
+from where_time_goes import ATTENTION, MOVING, NORMS, OWN, PRODUCTS, kind_of
 
 PROFILING = Path(__file__).resolve().parents[2] / "profiling"
 GUIDE = (PROFILING / "README.md").read_text()
@@ -91,7 +91,7 @@ def test_what_ncu_would_run():
     ]
     assert len(kernels) >= 8
     assert all(re.search(pattern, name) for name in kernels)
-    assert all(kind_of(name) in (OWN, ATTENTION, NORMS, MOVING) for name in kernels)
+    assert all(kind_of(name) in (OWN, PRODUCTS, ATTENTION, NORMS, MOVING) for name in kernels)
 
 
 def commands():
