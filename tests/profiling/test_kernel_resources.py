@@ -38,7 +38,8 @@ def test_every_kernel_is_compiled(launches):
 
 
 # Bytes. In float32, with three products of TF32: tiles without stack took 1.1 to 1.2 times as long on an H100.
-STACK = {"partial_attention_kernel": 16}
+STACK = {"partial_attention_kernel": 16, "linear_kernel": 8}
+NOT_OF_AMD = "linear_kernel"  # which is not launched there
 OF_3_3 = pytest.mark.skipif(_triton_version() < (3, 3), reason="Triton 3.2 has no assembler for it")
 
 
@@ -56,6 +57,8 @@ def test_no_stack_no_spills_and_shared_memory_within_the_limit(launches, target,
     import kernel_resources
 
     for launch in launches:
+        if target.startswith("gfx") and launch.kernel.__name__ == NOT_OF_AMD:
+            continue
         used = kernel_resources.compile_for(launch, target)
         assert used.spills == 0, launch
         assert used.stack <= STACK.get(launch.kernel.__name__, 0), launch
