@@ -126,12 +126,8 @@ def launches() -> Iterator[Launch]:
         yield from renoise_launches(f"{patches}", patches, patches, 4)
     for positions in (81, 1024, 4096):
         yield from token_launches(f"{positions}", positions)
-    heads = {
-        "4x4": (16, 4, 6, 16),
-        "9x9": (81, 20, 6, 64),
-        "narrow 9x9": (81, 20, 8, 16),
-        "wide": (256, 64, 2, 128),
-    }
+    heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
+    attentions = heads | {"bundled 9x9": (81, 20, 8, 16)}
     maps = {  # channels of both maps, pixels and cells a side
         "Even Pixels": (64, 0, 32, 8),
         "Even Pixels, skip": (128, 64, 32, 0),
@@ -143,20 +139,20 @@ def launches() -> Iterator[Launch]:
         (64, 384, 96, True),
         (4096, 96, 384, False),
         (81_920, 768, 256, False),
-        (81_920, 1024, 256, True),
         (81_920, 256, 785, False),
     ):
         case = f"{rows:,} x {inputs} x {columns}" + (", GELU" if gelu else "")
         yield from record(case, linear, partial(multiply, rows, columns, inputs, gelu))
     for dtype in DTYPES:
         kind = str(dtype).removeprefix("torch.")
-        for name, sizes in heads.items():
-            tokens, slots, *of_head = sizes
+        for name, (tokens, slots, *of_head) in attentions.items():
             for case, queries in ((f"{name}, {kind}", slots), (f"{name}, {kind}, all", tokens)):
                 call = partial(attend, dtype, tokens, queries, *of_head)
                 yield from record(case, partial_attention, call)
             call = partial(attend_in_context, dtype, tokens, *of_head)
             yield from record(f"{name}, {kind}, context", partial_attention, call)
+        for name, sizes in heads.items():
+            tokens, slots = sizes[:2]
             yield from record(f"{name}, {kind}", context_mask, partial(mask_context, dtype, tokens, slots))
             for case, tables in ((f"{name}, {kind}", False), (f"{name}, {kind}, tables", True)):
                 yield from record(case, modulated_norm, partial(layer_norm, dtype, tables, *sizes))
