@@ -5,8 +5,8 @@ import torch
 
 import ipr_fast
 from ipr_fast import Schedule, random_patches
-from ipr_fast.kernels import context_mask, group_norm, modulated_norm, partial_attention, residual_norm
-from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig
+from ipr_fast.kernels import context_mask, group_norm, linear, modulated_norm, partial_attention, residual_norm
+from ipr_fast.models import PatchTransformer, PatchTransformerConfig, SRMUNet, SRMUNetConfig, packed
 
 MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
@@ -35,6 +35,8 @@ RUNS = [
 @pytest.mark.parametrize(("name", "schedule"), RUNS, ids=str)
 def test_the_engine_equals_the_reference(name, schedule, device, generator, monkeypatch):
     torch.manual_seed(0)
+    if device.type == "cpu" and (name, schedule) != RUNS[1]:  # the interpreter takes twice the time for linear layers
+        monkeypatch.setattr(packed, "MIN_SPLIT_ROWS", 10**6)
     model = MODELS[name]().eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -51,7 +53,7 @@ def test_the_engine_equals_the_reference(name, schedule, device, generator, monk
     runs = []
     for backend in ("torch", "reference"):
         if backend == "reference":  # not the model's kernels either
-            for file in (context_mask, group_norm, modulated_norm, partial_attention, residual_norm):
+            for file in (context_mask, group_norm, linear, modulated_norm, partial_attention, residual_norm):
                 monkeypatch.setattr(file, "runs_kernel", lambda *_: False)
         options = {"model": model, "known": known, "backend": backend, "seed": 2**40 + 5, "schedule": schedule}
         x = ipr_fast.generate_batch(batch, known_values=values, **options)
