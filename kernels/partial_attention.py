@@ -278,12 +278,10 @@ def _partial_attention(q: Tensor, own: Tensor, cache: Tensor, slot: Tensor, plac
     """The torch twin, which completes the cache."""
     batch, num_tokens = slot.shape[0], slot.shape[1] - 1
     cache.index_copy_(0, place.flatten(), own.flatten(0, 1).to(cache.dtype))  # autocast may have lowered them
-    keys_values = cache[: batch * num_tokens].view(batch, num_tokens, -1).to(q.dtype)
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, *keys_values.chunk(2, dim=-1)))
-    return scaled_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _context_attention(q, cache[: batch * num_tokens].view(batch, num_tokens, -1).to(q.dtype), None, heads)
 
 
-def _context_attention(q: Tensor, keys_values: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """The torch twin."""
+def _context_attention(q: Tensor, keys_values: Tensor, bias: Tensor | None, heads: int) -> Tensor:
+    """The torch twin; without a bias, of all keys."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, *keys_values.chunk(2, dim=-1)))
     return scaled_attention(q, k, v, bias).transpose(1, 2).flatten(2)

@@ -143,7 +143,7 @@ def linear(layer: nn.Linear, x: Tensor, packed: PackedWeights | None = None, *, 
 
     In half precision the product does not end in GELU, as that of torch._addmm_activation does: cuBLASLt takes the
     hardware's tanh, off by 2**-11, and in float32 a kernel of its own after the product (read in the code of CUDA 13
-    for sm_90). A product of ours that ends in it takes as long as cuBLAS's and GELU's, on an H100.
+    for sm_90).
     """
     if packed is not None and (parts := packed.parts(layer, x)) is not None:
         wider = packed.aligned(layer)
