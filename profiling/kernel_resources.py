@@ -127,7 +127,7 @@ def launches() -> Iterator[Launch]:
     for positions in (81, 1024, 4096):
         yield from token_launches(f"{positions}", positions)
     heads = {"4x4": (16, 4, 6, 16), "9x9": (81, 20, 6, 64), "wide": (256, 64, 2, 128)}
-    attentions = heads | {"bundled 9x9": (81, 20, 8, 16)}
+    attentions = {"bundled 9x9": (81, 20, 8, 16)} | heads
     maps = {  # channels of both maps, pixels and cells a side
         "Even Pixels": (64, 0, 32, 8),
         "Even Pixels, skip": (128, 64, 32, 0),

@@ -98,8 +98,10 @@ def moments(x):
     }
 
 
-@pytest.mark.parametrize("shape", GRIDS)
-@pytest.mark.parametrize("form", ["eps", "x0", "v", "VP"])
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [("eps", "sequence"), ("x0", "sequence"), ("v", "sequence"), ("VP", "sequence"), ("x0", "image"), ("v", "video")],
+)
 def test_refinement_has_the_law_of_the_mixture(shape, form, exact):
     """From zeros: everything once, then half of the patches. Within five standard errors and the steps' loss."""
     grid = GRIDS[shape]
