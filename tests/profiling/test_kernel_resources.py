@@ -26,9 +26,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def launches():
-    import kernel_resources
+    import kernel_launches
 
-    return list(kernel_resources.launches())
+    return list(kernel_launches.launches())
 
 
 def test_every_kernel_is_compiled(launches):
@@ -87,10 +87,11 @@ def test_every_launch_fits_an_h100(launches):
 @pytest.mark.parametrize("patches", [256, 1024, 2048, 4096])
 def test_renoise_compiles_within_seconds_for_any_number_of_patches(patches, monkeypatch, tmp_path):
     """Without stack, too: a choice by comparing all pairs took 113 s and 24 KB of stack for 2048 (Triton 3.2)."""
+    import kernel_launches
     import kernel_resources
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for launch in kernel_resources.renoise_launches("", patches, patches, 4):
+    for launch in kernel_launches.renoise_launches("", patches, patches, 4):
         before = sum(os.times()[:4])  # of the processor, here and in the compilers that Triton starts
         used = kernel_resources.compile_for(launch, "sm_90")
         assert sum(os.times()[:4]) - before < 3
