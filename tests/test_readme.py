@@ -193,7 +193,8 @@ def test_tables_of_results_quote_those_of_the_folders():
 
 
 @pytest.mark.parametrize(
-    ("model", "fewest"), [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 128), ("even-pixels", 256)]
+    ("model", "fewest"),
+    [("digit-sudoku-4x4", 2048), ("digit-sudoku-9x9", 128), ("even-pixels", 256), ("counting-polygons-small", 128)],
 )
 def test_results_are_the_committed_ones(model, fewest):
     results = measured(f"quality-{model}.json")

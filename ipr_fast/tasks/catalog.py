@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipr_fast.sampling.patches import Grid
 from ipr_fast.sampling.tokens import Vocabulary
-from ipr_fast.tasks.counting_polygons import CountingPolygons
+from ipr_fast.tasks.counting_polygons import CountingPolygons, CountingPolygonsSmall
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import SIDES
 from ipr_fast.tasks.sudoku import DigitSudoku
@@ -12,7 +12,7 @@ from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 DIGIT_SUDOKU = {f"digit-sudoku-{side}x{side}": side for side in SIDES}
 TOKEN_SUDOKU = {f"token-sudoku-{side}x{side}": side for side in SIDES}
-TASKS = (*DIGIT_SUDOKU, EvenPixels.name, CountingPolygons.name, *TOKEN_SUDOKU)
+TASKS = (*DIGIT_SUDOKU, EvenPixels.name, CountingPolygons.name, CountingPolygonsSmall.name, *TOKEN_SUDOKU)
 BoardTask = DigitSudoku | TokenSudoku  # of cells: there may be clues, and cells that are swapped
 ImageTask = DigitSudoku | EvenPixels | CountingPolygons
 KnownTask = ImageTask | TokenSudoku
@@ -38,6 +38,8 @@ def make_task(
         raise ValueError(f"mnist: {name} has no digit images")
     if name == CountingPolygons.name:
         return CountingPolygons(backgrounds, classifier)
+    if name == CountingPolygonsSmall.name:
+        return CountingPolygonsSmall()
     return TokenSudoku(TOKEN_SUDOKU[name]) if name in TOKEN_SUDOKU else EvenPixels()
 
 
@@ -48,7 +50,8 @@ def task_of(grid: Grid, mnist: str | None = None) -> ImageTask:
     if channels == 1 and grid.grid_shape == (side, side) and side in SIDES:
         task = DigitSudoku(side, mnist)
     elif channels == 3 and len(grid.sample_shape) == 3:
-        task = CountingPolygons() if grid.sample_shape[1] == CountingPolygons.side else EvenPixels()
+        tasks = (EvenPixels(), CountingPolygons(), CountingPolygonsSmall())
+        task = next((task for task in tasks if task.grid.sample_shape == grid.sample_shape), tasks[0])
         if mnist is not None:
             raise ValueError(f"mnist: {task.name} has no digit images")
     else:

@@ -7,6 +7,7 @@ The digits' order is random, so their order says nothing. See polygons/ for how 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ipr_fast import checks
 from ipr_fast.sampling.patches import PatchGrid
-from ipr_fast.tasks.polygons.backgrounds import PLAIN, backgrounds_from
+from ipr_fast.tasks.polygons.backgrounds import PLAIN, backgrounds_from, grey
 from ipr_fast.tasks.polygons.classifier import load_classifier
 from ipr_fast.tasks.polygons.drawing import (
     FEWEST_VERTICES,
@@ -27,11 +28,13 @@ from ipr_fast.tasks.polygons.drawing import (
     compose,
     coverage,
     draw_scenes,
+    draw_scenes_in_cells,
+    object_circles,
 )
+from ipr_fast.tasks.polygons.glyphs import STROKE
 from ipr_fast.tasks.polygons.objects import find_objects, side_of
 from ipr_fast.tasks.polygons.reader import DIGITS, OTHER, POLYGONS, ObjectReader, bundled_reader, held_out_accuracy
 
-PATCH = 8
 AT_A_TIME = 64  # images that are judged at once
 LARGEST_SIDE = side_of(2 * LARGEST * SIDE + 2)  # of what the crop of an object shows; blurred edges add a pixel each
 
@@ -77,17 +80,21 @@ class CountingPolygons:
 
     backgrounds: a folder of pictures, such as FFHQ's; "plain" for one colour each; None for paintings.
     classifier: the folder of the benchmark's own classifier, which then judges; None for a reader of the package.
+
+    As a `SymbolTask` it knows what each patch shows: a polygon of so many vertices, a digit, or background.
     """
 
     name, noun, adjective = "counting-polygons", "image", "consistent"
-    side = SIDE
+    num_symbols = OTHER + 1
+    side, patch, most_polygons = SIDE, 8, MOST_POLYGONS
+    stroke = STROKE  # half the thickness of the digits' strokes, in em
 
     def __init__(self, backgrounds: str | None = None, classifier: str | None = None) -> None:
         if backgrounds != PLAIN:
             checks.folder("backgrounds", backgrounds)
         checks.folder("classifier", classifier)
         self.name = CountingPolygons.name + {None: "", PLAIN: "-plain"}.get(backgrounds, "-pictures")
-        self.grid = PatchGrid(3, SIDE, SIDE, PATCH)
+        self.grid = PatchGrid(3, self.side, self.side, self.patch)
         self._backgrounds = backgrounds_from(backgrounds, SIDE)
         self._classifier = classifier
 
@@ -99,20 +106,64 @@ class CountingPolygons:
         """Draw the images of `sample`, and what they show."""
         checks.integer("batch_size", batch_size, 0)
         device = generator.device
-        polygons = torch.randint(1, MOST_POLYGONS + 1, (batch_size,), generator=generator, device=device)
+        polygons = torch.randint(1, self.most_polygons + 1, (batch_size,), generator=generator, device=device)
         vertices = torch.randint(
             FEWEST_VERTICES, MOST_VERTICES + 1, (batch_size, 1), generator=generator, device=device
         )
-        scene = draw_scenes(polygons, vertices.expand(-1, MOST_POLYGONS), generator)
+        scene = self._scenes(polygons, vertices.expand(-1, self.most_polygons), generator)
         return self.draw(scene, generator), scene
+
+    def _scenes(self, polygons: Tensor, vertices: Tensor, generator: torch.Generator) -> Scene:
+        return draw_scenes(polygons, vertices, generator)
+
+    def sample_with_symbols(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the images of `sample`, and what each patch shows (B, N) int64: a class of polygons/reader.py."""
+        images, scene = self.sample_with_scenes(batch_size, generator)
+        return images, self.symbols_of(scene)
+
+    def symbols_of(self, scene: Scene) -> Tensor:
+        """Return the class of the object whose circle reaches farthest into each patch: (B, N) int64.
+
+        OTHER, which is background here, where none comes within a quarter patch of the middle.
+        """
+        middles, radii = object_circles(scene)
+        step = self.patch * (torch.arange(self.grid.grid_w, device=radii.device) + 0.5)
+        places = torch.cartesian_prod(step, step).flip(1).expand(len(radii), -1, -1)  # (B, N, 2) as (x, y)
+        beyond = torch.cdist(places, middles) - radii[:, None]
+        beyond = torch.where(radii[:, None] > 0, beyond, torch.inf)
+        nearest = beyond.min(2)
+        classes = torch.cat([POLYGONS + scene.numbers - 1, scene.vertices - FEWEST_VERTICES], dim=1)
+        return torch.where(nearest.values < self.patch / 4, classes.gather(1, nearest.indices), OTHER)
 
     def draw(self, scene: Scene, generator: torch.Generator) -> Tensor:
         """Draw scenes over random backgrounds: (B, 3, 128, 128) in [-1, 1]."""
-        return compose(coverage(scene), self._backgrounds(len(scene.numbers), generator))
+        covered = coverage(scene, self.stroke)[:, : self.side, : self.side]
+        return compose(covered, self._backgrounds(len(scene.numbers), generator))
 
     def judge(self) -> PolygonsJudge | ClassifierJudge:
         """Return a judge of images."""
         return PolygonsJudge() if self._classifier is None else ClassifierJudge(self._classifier)
+
+
+class CountingPolygonsSmall(CountingPolygons):
+    """Counting Polygons for small models: 96x96 images of 1 to 4 polygons of one size, cyan over grey.
+
+    Polygons and digits lie in the middles of 4x4 cells, each of four patches, and all images have the same colours
+    (beside grey the rarest hue is cyan). So a processor trains a model for it in minutes. What the digits say and the
+    judge are the same.
+    """
+
+    name = f"{CountingPolygons.name}-small"
+    side, patch, most_polygons = 96, 12, 4
+    cells, radius, em, stroke = 4, 10.0, 24.0, 0.055
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = CountingPolygonsSmall.name
+        self._backgrounds = partial(grey, self.side)
+
+    def _scenes(self, polygons: Tensor, vertices: Tensor, generator: torch.Generator) -> Scene:
+        return draw_scenes_in_cells(polygons, vertices, generator, self.cells, self.radius, self.em)
 
 
 class PolygonsJudge:

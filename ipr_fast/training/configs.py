@@ -17,7 +17,7 @@ from ipr_fast.models.patch_transformer_config import PatchTransformerConfig
 from ipr_fast.models.token_transformer import TokenTransformer
 from ipr_fast.models.token_transformer_config import TokenTransformerConfig
 from ipr_fast.tasks.base import Task
-from ipr_fast.tasks.counting_polygons import CountingPolygons
+from ipr_fast.tasks.counting_polygons import CountingPolygons, CountingPolygonsSmall
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.grids import box_side
 from ipr_fast.tasks.sudoku import DigitSudoku
@@ -28,7 +28,7 @@ TrainedModel = PatchTransformer | TokenTransformer
 TrainedConfig = PatchTransformerConfig | TokenTransformerConfig
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
-SOLVER: dict[str, Any] = {"width": 128, "depth": 6, "num_heads": 8}  # 1.4 million weights, for 9x9 boards of tokens
+SMALL: dict[str, Any] = {"width": 128, "depth": 6, "num_heads": 8}  # 1.4 million weights, for tokens and few polygons
 EVEN_PIXELS_SCHEDULE, POLYGONS_SCHEDULE = (30, 0.9), (10, 0.9)  # Kang et al. 2026
 EVEN_PIXELS_HEAD = 16  # hidden units of the pixels' network; one would do for a known pair of colours
 
@@ -91,7 +91,7 @@ def _of_boards(task: DigitSudoku) -> PatchTransformerConfig:
 
 
 def _of_token_boards(task: TokenSudoku) -> TokenTransformerConfig:
-    side, size = task.side, {} if task.side == 4 else SOLVER
+    side, size = task.side, {} if task.side == 4 else SMALL
     return TokenTransformerConfig(
         vocabulary_size=task.vocabulary.size,
         mask_id=task.vocabulary.mask_id,
@@ -124,5 +124,5 @@ def _of_polygons(task: CountingPolygons) -> PatchTransformerConfig:
         output="clean",  # a patch has 192 numbers
         generate_schedule=schedule,
         refine_schedule=schedule,
-        **LARGE,
+        **(SMALL if isinstance(task, CountingPolygonsSmall) else LARGE),
     )

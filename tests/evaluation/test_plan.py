@@ -10,7 +10,7 @@ from ipr_fast.evaluation.scale.plan import Comparison, Plan, plan_names, read_pl
 
 NAMES = [
     *("ablation-noise", "ablation-ratio", "ablation-region", "compute-matched", "counting-polygons"),
-    *("even-pixels", "sudoku-corrupted", "sudoku-hard"),
+    *("counting-polygons-small", "even-pixels", "sudoku-corrupted", "sudoku-hard"),
 ]
 OWN = """
 title = "Mine"
@@ -102,7 +102,7 @@ def test_an_unknown_experiment_is_told(tmp_path):
         read_plan(str(tmp_path / "absent.toml"))
 
 
-@pytest.mark.parametrize("task", ["even-pixels", "counting-polygons"])
+@pytest.mark.parametrize("task", ["even-pixels", "counting-polygons", "counting-polygons-small"])
 def test_an_arm_of_violating_cells_needs_a_task_that_names_them(own, task):
     text = OWN + 'policy = "violating"\n'
     assert read_plan(own(text)).arm("refined").policy == "violating"

@@ -10,7 +10,13 @@ from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.sudoku import DigitSudoku
 
-IMAGE_TASKS = ("digit-sudoku-4x4", "digit-sudoku-9x9", "even-pixels", "counting-polygons")
+IMAGE_TASKS = (
+    "digit-sudoku-4x4",
+    "digit-sudoku-9x9",
+    "even-pixels",
+    "counting-polygons",
+    "counting-polygons-small",
+)
 
 
 @pytest.fixture
@@ -47,6 +53,7 @@ def test_tasks_are_what_their_names_say():
         ("board", "valid"),
         ("image", "balanced"),
         ("image", "consistent"),
+        ("image", "consistent"),
         ("board", "valid"),
         ("board", "valid"),
     ]
@@ -79,6 +86,8 @@ def test_even_pixels_take_no_digits(mnist):
 def test_backgrounds_are_of_polygons_alone(tmp_path):
     with pytest.raises(ValueError, match="backgrounds: even-pixels has none"):
         make_task("even-pixels", backgrounds=str(tmp_path))
+    with pytest.raises(ValueError, match="backgrounds: counting-polygons-small has none"):
+        make_task("counting-polygons-small", backgrounds=str(tmp_path))
     with pytest.raises(ValueError, match="backgrounds: no picture"):
         make_task("counting-polygons", backgrounds=str(tmp_path))
 
@@ -108,7 +117,13 @@ def test_boards_of_other_cells_are_refused_with_a_hint():
         task_of(PatchGrid(1, 252, 252, 28))
 
 
-@pytest.mark.parametrize("grid", [PatchGrid(3, 64, 64, 4), PatchGrid(3, 32, 32, 8), PatchGrid(3, 32, 64, 4)])
+def test_images_of_polygons_in_other_patches_are_refused():
+    said = "model: it makes samples (3, 128, 128) of 1024 patches, but counting-polygons has (3, 128, 128) of 256"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        task_of(PatchGrid(3, 128, 128, 4))
+
+
+@pytest.mark.parametrize("grid", [PatchGrid(3, 48, 48, 4), PatchGrid(3, 32, 32, 8), PatchGrid(3, 32, 64, 4)])
 def test_other_coloured_images_are_refused_without_one(grid):
     said = (
         f"model: it makes samples {grid.sample_shape} of {grid.num_patches} patches, but even-pixels has "

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ipr_fast.evaluation.intervals import share_of
-from ipr_fast.tasks.counting_polygons import CountingPolygons, PolygonsJudge, _report
-from ipr_fast.tasks.polygons.drawing import VALUE
+from ipr_fast.tasks.counting_polygons import CountingPolygons, CountingPolygonsSmall, PolygonsJudge, _report
+from ipr_fast.tasks.polygons.drawing import VALUE, coverage
 from ipr_fast.tasks.polygons.objects import find_objects
 from ipr_fast.tasks.polygons.reader import OTHER, POLYGONS, ObjectReader, held_out_accuracy
 from ipr_fast.tasks.polygons.train_reader import measure, spoiled, true_counts
@@ -62,6 +62,38 @@ def test_plain_backgrounds_are_one_colour_each_and_read_as_well():
     assert (task.name, TASK.name) == ("counting-polygons-plain", "counting-polygons")
 
 
+def test_small_ones_lie_in_cells_and_are_read_without_error():
+    task = CountingPolygonsSmall()
+    images, scene = task.sample_with_scenes(400, seeded(1))
+    assert images.shape[1:] == task.grid.sample_shape == (3, 96, 96)
+    assert task.grid.num_patches == 64
+    assert scene.polygons.unique().tolist() == [1, 2, 3, 4]
+    assert scene.vertices.unique().tolist() == [0, 3, 4, 5, 6, 7]
+    assert torch.equal(JUDGE.count(images), true_counts(scene))
+    assert (images == 0).all(1).float().mean() > 0.7  # grey
+    cells = images.unflatten(2, (4, 24)).unflatten(4, (4, 24))
+    border = torch.cat([cells[:, :, :, edge] for edge in (0, 1, -2, -1)], dim=-1)
+    assert (border == 0).all()
+    shown = (cells != 0).any((3, 5)).any(1).sum((1, 2))
+    assert torch.equal(shown, 2 + scene.polygons)
+
+
+@pytest.mark.parametrize("task", [TASK, CountingPolygonsSmall()])
+def test_symbols_say_what_patches_show(task):
+    """Where a patch is mostly of the objects' colour its symbol is an object's; where it has none, it is background."""
+    images, symbols = task.sample_with_symbols(30, seeded(16))
+    again, scene = task.sample_with_scenes(30, seeded(16))
+    assert torch.equal(images, again)
+    assert (symbols.dtype, symbols.shape) == (torch.int64, (30, task.grid.num_patches))
+    covered = coverage(scene)[:, : task.side, : task.side]
+    covered = covered.unflatten(1, (-1, task.patch)).unflatten(3, (-1, task.patch)).mean((2, 4)).flatten(1)
+    assert (symbols[covered > 0.6] != OTHER).all()
+    assert (symbols[covered == 0] == OTHER).float().mean() > 0.95
+    shown = true_counts(scene)[:, :OTHER] > 0
+    for row, classes in zip(symbols, shown, strict=True):
+        assert classes[row[row != OTHER]].all()
+
+
 def test_every_polygon_has_the_objects_colour_in_its_middle():
     images, scene = TASK.sample_with_scenes(40, seeded(5))
     for image, vertices, centres in zip((images + 1) / 2, scene.vertices, scene.centres[:, 2:], strict=True):
@@ -89,10 +121,12 @@ def test_images_are_judged_consistent_and_their_numbers_read():
     assert torch.equal(report.measures()["mixed_vertices"] == 0, report.uniform)
 
 
-@pytest.mark.parametrize(("noise", "least"), [(0.0, 0.98), (0.1, 0.9)])
-def test_verdicts_on_images_of_which_half_are_spoiled(noise, least):
+@pytest.mark.parametrize(
+    ("task", "noise", "least"), [(TASK, 0.0, 0.98), (TASK, 0.1, 0.9), (CountingPolygonsSmall(), 0.1, 0.98)]
+)
+def test_verdicts_on_images_of_which_half_are_spoiled(task, noise, least):
     """The lower end of the 95 % interval, over images that neither training nor its own measurement has seen."""
-    found = measure(None, 256, seeded(7), noise)
+    found = measure(None, 256, seeded(7), noise, task)
     assert share_of(round(256 * found["verdicts"]), 256).low > least
     assert found["verdicts"] + found["false_good"] + found["false_bad"] == pytest.approx(1)
 

@@ -27,7 +27,7 @@ def test_a_tasks_network_has_its_samples(name):
 
 
 def test_the_networks_of_the_tasks():
-    small, large, even, polygons, small_tokens, tokens = (config_of(make_task(name)) for name in TASKS)
+    small, large, even, polygons, few, small_tokens, tokens = (config_of(make_task(name)) for name in TASKS)
     assert small == PatchTransformerConfig(channels=1, image_size=32, patch_size=8, box_size=2)
     size = {"width": 256, "depth": 9, "num_heads": 8}
     assert large == PatchTransformerConfig(channels=1, image_size=72, patch_size=8, box_size=3, **size)
@@ -39,6 +39,8 @@ def test_the_networks_of_the_tasks():
     plan = {"generate_schedule": (10, 0.9), "refine_schedule": (10, 0.9)}
     plan |= {"output": "clean"}
     assert polygons == PatchTransformerConfig(channels=3, image_size=128, patch_size=8, **size, **plan)
+    plan |= {"width": 128, "depth": 6, "num_heads": 8}
+    assert few == PatchTransformerConfig(channels=3, image_size=96, patch_size=12, **plan)
 
 
 def test_a_task_may_bring_its_own_network():

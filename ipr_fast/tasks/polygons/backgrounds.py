@@ -1,4 +1,4 @@
-"""Backgrounds of images: pictures from a folder of the user's; soft random paintings or plain colours without files."""
+"""Backgrounds of images: pictures from a folder of the user's; soft paintings, colours or grey without files."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def plain_colours(side: int, batch_size: int, generator: torch.Generator) -> Ten
     hue, saturation, value = torch.rand(3, batch_size, generator=generator, device=generator.device)
     colour = of_hue(hue, 0.05 + 0.8 * saturation, 0.15 + 0.8 * value)  # (B, 3)
     return colour[:, :, None, None].expand(-1, -1, side, side)
+
+
+def grey(side: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return images of one grey, 0.5: (B, 3, side, side). Its hue is 0, so that the rarest one is cyan."""
+    return torch.full((batch_size, 3, side, side), 0.5, device=generator.device)
 
 
 def _fields(batch_size: int, count: int, generator: torch.Generator) -> Tensor:

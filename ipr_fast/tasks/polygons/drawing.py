@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ipr_fast.tasks.hues import of_hue, to_hsv
-from ipr_fast.tasks.polygons.glyphs import STROKE, draw_digits
+from ipr_fast.tasks.polygons.glyphs import HEIGHT, STROKE, WIDTH, draw_digits
 from ipr_fast.tasks.polygons.layout import place_circles
 
 SIDE = 128  # pixels
@@ -29,12 +29,12 @@ CORNER = (0.045, 0.21)  # upper left corner of a digit beyond its circle's middl
 
 
 class Scene(NamedTuple):
-    """What B images show; lengths are in pixels.
+    """What B images with at most K polygons show; lengths are in pixels.
 
     numbers   (B, 2) int64: the digits that are drawn
-    vertices  (B, 9) int64: of each polygon, 0 where there is none
-    centres   (B, 11, 2), radii (B, 11): circles of the two digits and of the polygons
-    angles    (B, 9): of the polygons, in radians
+    vertices  (B, K) int64: of each polygon, 0 where there is none
+    centres   (B, 2 + K, 2), radii (B, 2 + K): circles of the two digits and of the polygons
+    angles    (B, K): of the polygons, in radians
     """
 
     numbers: Tensor
@@ -52,20 +52,49 @@ class Scene(NamedTuple):
 def draw_scenes(polygons: Tensor, vertices: Tensor, generator: torch.Generator) -> Scene:
     """Draw where B images have their objects.
 
-    polygons (B,) int64 in 1..9; vertices (B, 9) int64 in 3..7, of which the first `polygons` count. The digits say the
+    polygons (B,) int64 in 1..K; vertices (B, K) int64 in 3..7, of which the first `polygons` count. The digits say the
     number of polygons and the first one's vertices.
     """
-    device, batch = generator.device, len(polygons)
-    there = torch.arange(MOST_POLYGONS, device=device) < polygons[:, None]
+    device, (batch, count) = generator.device, vertices.shape
+    there = torch.arange(count, device=device) < polygons[:, None]
     most = (CROWDED / (polygons + 2).sqrt()).clamp(max=LARGEST)[:, None]
-    least = torch.full((2 + MOST_POLYGONS,), SMALLEST, device=device)
+    least = torch.full((2 + count,), SMALLEST, device=device)
     least[:2].fill_(SMALLEST_OF_DIGITS)
     radii = least + (most - least) * torch.rand(batch, len(least), generator=generator, device=device)
     radii[:, 2:] *= there
     centres, radii = place_circles(radii, generator)
-    angles = 2 * math.pi * torch.rand(batch, MOST_POLYGONS, generator=generator, device=device)
+    angles = 2 * math.pi * torch.rand(batch, count, generator=generator, device=device)
     numbers = torch.stack([polygons, vertices[:, 0]], dim=1)
     return Scene(numbers, vertices * there, SIDE * centres, SIDE * radii, angles)
+
+
+def draw_scenes_in_cells(
+    polygons: Tensor, vertices: Tensor, generator: torch.Generator, cells: int, radius: float, em: float
+) -> Scene:
+    """Draw scenes of `draw_scenes` whose objects have one size and lie in the middles of different cells.
+
+    cells: a side, of 2 * radius + 4 pixels each. radius: of polygons. em: of digits.
+    """
+    device, (batch, count) = generator.device, vertices.shape
+    there = torch.arange(count, device=device) < polygons[:, None]
+    cell = torch.rand(batch, cells**2, generator=generator, device=device).argsort(1)[:, : 2 + count]
+    centres = (2 * radius + 4) * (torch.stack([cell % cells, cell // cells], dim=-1) + 0.5)
+    for axis, size in enumerate((WIDTH, HEIGHT)):
+        centres[:, :2, axis] -= em * (CORNER[axis] + size / 2)
+    radii = torch.full((batch, 2 + count), radius, device=device)
+    radii[:, :2].fill_(em)
+    radii[:, 2:] *= there
+    angles = 2 * math.pi * torch.rand(batch, count, generator=generator, device=device)
+    return Scene(torch.stack([polygons, vertices[:, 0]], dim=1), vertices * there, centres, radii, angles)
+
+
+def object_circles(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Return the middles (B, 2 + K, 2) and radii (B, 2 + K) of circles about the digits and polygons of scenes."""
+    middles, radii = scene.centres.clone(), scene.radii.clone()
+    for axis, size in enumerate((WIDTH, HEIGHT)):
+        middles[:, :2, axis] += scene.radii[:, :2] * (CORNER[axis] + size / 2)
+    radii[:, :2] *= HEIGHT / 2 * 1.2
+    return middles, radii
 
 
 def coverage(scene: Scene, stroke: float | Tensor = STROKE) -> Tensor:

@@ -23,7 +23,6 @@ from ipr_fast.outputs import replacing
 from ipr_fast.tasks.counting_polygons import CountingPolygons, PolygonsJudge
 from ipr_fast.tasks.polygons.backgrounds import paintings
 from ipr_fast.tasks.polygons.drawing import (
-    CORNER,
     FEWEST_VERTICES,
     MOST_POLYGONS,
     MOST_VERTICES,
@@ -32,8 +31,8 @@ from ipr_fast.tasks.polygons.drawing import (
     compose,
     coverage,
     draw_scenes,
+    object_circles,
 )
-from ipr_fast.tasks.polygons.glyphs import HEIGHT, WIDTH
 from ipr_fast.tasks.polygons.objects import CROP, Objects, find_objects
 from ipr_fast.tasks.polygons.reader import OTHER, POLYGONS, ObjectReader
 
@@ -115,16 +114,6 @@ def _with_cuts(
     gone = own * inside(cut, (0.2 + 0.7 * size[:, 1]) * radius) * (chance < CUT)[:, None, None]
     share = (covered * gone).sum((1, 2)) / (covered * own).sum((1, 2)).clamp(min=1)
     return covered * (1 - gone), torch.zeros_like(radii).scatter_(1, chosen, share[:, None])
-
-
-def object_circles(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Return the middles (B, 11, 2) and radii (B, 11) of circles about the digits and polygons of scenes."""
-    middles, radii = scene.centres.clone(), scene.radii.clone()
-    em = radii[:, :2, None]
-    offset = torch.tensor(CORNER, device=em.device) + torch.tensor((WIDTH / 2, HEIGHT / 2), device=em.device)
-    middles[:, :2] += em * offset
-    radii[:, :2] *= HEIGHT / 2 * 1.2
-    return middles, radii
 
 
 def classes_of(found: Objects, scene: Scene, lost: Tensor) -> Tensor:
@@ -217,14 +206,18 @@ def spoiled(scene: Scene, generator: torch.Generator) -> tuple[Scene, Tensor]:
 
 
 def measure(
-    reader: ObjectReader | None, images: int, generator: torch.Generator, noise: float = 0.0
+    reader: ObjectReader | None,
+    images: int,
+    generator: torch.Generator,
+    noise: float = 0.0,
+    task: CountingPolygons | None = None,
 ) -> dict[str, float]:
-    """Measure a reader (None: the package's) on images of which half are spoiled.
+    """Measure a reader (None: the package's) on images of a task (None: over paintings) of which half are spoiled.
 
     Returns the number of images, and the shares of them with the right verdict, with every object read right, and of
     those called good though they are not and not though they are.
     """
-    task, judge = CountingPolygons(), PolygonsJudge(reader)
+    task, judge = task or CountingPolygons(), PolygonsJudge(reader)
     right = exact = false_good = false_bad = 0
     for first in range(0, images, BATCH):
         count = min(BATCH, images - first)

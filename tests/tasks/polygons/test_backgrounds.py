@@ -8,7 +8,8 @@ import torch
 
 from ipr_fast.tasks.counting_polygons import CountingPolygons
 from ipr_fast.tasks.hues import to_hsv
-from ipr_fast.tasks.polygons.backgrounds import backgrounds_from, load_pictures, paintings
+from ipr_fast.tasks.polygons.backgrounds import backgrounds_from, grey, load_pictures, paintings
+from ipr_fast.tasks.polygons.drawing import rarest_hue
 
 
 @pytest.fixture
@@ -41,6 +42,12 @@ def test_paintings_leave_hues_free():
         quarter = sum(counts.roll(-k) for k in range(4))
         empty += int(quarter.min() <= 0.01 * counts.sum())
     assert empty >= 90
+
+
+def test_the_rarest_hue_beside_grey_is_cyan():
+    images = grey(8, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(images, torch.full((2, 3, 8, 8), 0.5))
+    assert rarest_hue(images).tolist() == pytest.approx([0.5, 0.5], abs=1 / 255)
 
 
 def test_pictures_are_cut_to_the_size_in_order_of_their_paths(folder):
