@@ -118,8 +118,11 @@ def plan_new(
 ) -> Plan:
     """Plan a new run. options: those that were given. folders: what --mnist and --backgrounds were given.
 
-    start: the model whose weights and sizes it starts from.
+    start: the model whose weights and sizes it starts from. Raises ValueError for a recipe of another task, as its file
+    would have the recipe's name.
     """
+    if recipe is not None and task_name not in (None, recipe.task):
+        raise ValueError(f"--task must be that of the recipe, {recipe.task}, got {task_name}")
     task = make_task(task_name or (recipe.task if recipe else DEFAULT_TASK), *folders)
     chosen: dict[str, Any] = {"steps": DEFAULTS.steps}
     if recipe is not None:

@@ -99,7 +99,7 @@ class CountingPolygons:
         self._classifier = classifier
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Draw consistent images (B, 3, 128, 128) in [-1, 1], on the generator's device."""
+        """Draw consistent images (B, 3, side, side) in [-1, 1], on the generator's device."""
         return self.sample_with_scenes(batch_size, generator)[0]
 
     def sample_with_scenes(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Scene]:
@@ -122,9 +122,9 @@ class CountingPolygons:
         return images, self.symbols_of(scene)
 
     def symbols_of(self, scene: Scene) -> Tensor:
-        """Return the class of the object whose circle reaches farthest into each patch: (B, N) int64.
+        """Return the class of the object whose circle comes nearest to the middle of each patch: (B, N) int64.
 
-        OTHER, which is background here, where none comes within a quarter patch of the middle.
+        OTHER, which is background here, where every circle ends more than a quarter patch before the middle.
         """
         middles, radii = object_circles(scene)
         step = self.patch * (torch.arange(self.grid.grid_w, device=radii.device) + 0.5)
@@ -136,7 +136,7 @@ class CountingPolygons:
         return torch.where(nearest.values < self.patch / 4, classes.gather(1, nearest.indices), OTHER)
 
     def draw(self, scene: Scene, generator: torch.Generator) -> Tensor:
-        """Draw scenes over random backgrounds: (B, 3, 128, 128) in [-1, 1]."""
+        """Draw scenes over backgrounds: (B, 3, side, side) in [-1, 1]."""
         covered = coverage(scene, self.stroke)[:, : self.side, : self.side]
         return compose(covered, self._backgrounds(len(scene.numbers), generator))
 
@@ -150,7 +150,7 @@ class CountingPolygonsSmall(CountingPolygons):
 
     Polygons and digits lie in the middles of 4x4 cells, each of four patches, and all images have the same colours
     (beside grey the rarest hue is cyan). So a processor trains a model for it in minutes. What the digits say and the
-    judge are the same.
+    judge are the same: neither cells, size nor colours are judged.
     """
 
     name = f"{CountingPolygons.name}-small"

@@ -28,7 +28,11 @@ TrainedModel = PatchTransformer | TokenTransformer
 TrainedConfig = PatchTransformerConfig | TokenTransformerConfig
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
-SMALL: dict[str, Any] = {"width": 128, "depth": 6, "num_heads": 8}  # 1.4 million weights, for tokens and few polygons
+SMALL: dict[str, Any] = {
+    "width": 128,
+    "depth": 6,
+    "num_heads": 8,
+}  # 1.3 to 1.5 million
 EVEN_PIXELS_SCHEDULE, POLYGONS_SCHEDULE = (30, 0.9), (10, 0.9)  # Kang et al. 2026
 EVEN_PIXELS_HEAD = 16  # hidden units of the pixels' network; one would do for a known pair of colours
 
@@ -121,7 +125,7 @@ def _of_polygons(task: CountingPolygons) -> PatchTransformerConfig:
         grid.channels,
         grid.height,
         grid.patch_size,
-        output="clean",  # a patch has 192 numbers
+        output="clean",  # a patch has 192 numbers, of the small kind 432
         generate_schedule=schedule,
         refine_schedule=schedule,
         **(SMALL if isinstance(task, CountingPolygonsSmall) else LARGE),

@@ -213,6 +213,11 @@ def test_a_folder_in_the_place_of_a_recipes_file_is_found_before_the_run(tmp_pat
     assert f"{name}: is a folder, in the place of a file" in capsys.readouterr().err
 
 
+def test_a_recipe_is_not_for_another_task(begin, capsys):
+    begin("--recipe", "even-pixels", "--task", "digit-sudoku-4x4", fails=True)
+    assert "--task must be that of the recipe, even-pixels, got digit-sudoku-4x4" in capsys.readouterr().err
+
+
 def test_init_gives_a_run_its_weights_and_sizes(tmp_path):
     options = ["--steps", 1, "--batch-size", 2, "--evaluate", 0, "--learning-rate", 1e-30, "--quiet"]
     assert main(["train", "--init", "digit-sudoku-4x4", "--out", str(tmp_path), *map(str, options)]) == 0

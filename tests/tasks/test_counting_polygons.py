@@ -72,7 +72,7 @@ def test_small_ones_lie_in_cells_and_are_read_without_error():
     assert torch.equal(JUDGE.count(images), true_counts(scene))
     assert (images == 0).all(1).float().mean() > 0.7  # grey
     cells = images.unflatten(2, (4, 24)).unflatten(4, (4, 24))
-    border = torch.cat([cells[:, :, :, edge] for edge in (0, 1, -2, -1)], dim=-1)
+    border = torch.cat([cells[:, :, :, edge] for edge in (0, -1)], dim=-1)
     assert (border == 0).all()
     shown = (cells != 0).any((3, 5)).any(1).sum((1, 2))
     assert torch.equal(shown, 2 + scene.polygons)

@@ -73,7 +73,7 @@ def draw_scenes_in_cells(
 ) -> Scene:
     """Draw scenes of `draw_scenes` whose objects have one size and lie in the middles of different cells.
 
-    cells: a side, of 2 * radius + 4 pixels each. radius: of polygons. em: of digits.
+    cells: cells a side, each of 2 * radius + 4 pixels; cells**2 >= 2 + K. radius: of polygons. em: of digits.
     """
     device, (batch, count) = generator.device, vertices.shape
     there = torch.arange(count, device=device) < polygons[:, None]
