@@ -24,7 +24,7 @@ FAILURES = [
     (["refine", "gray.npy", "--out", "b.npy", "--known", "gray.npy"], "known must have shape"),
     (
         ["generate", "--out", "b.npy", "--model", "nothing"],
-        "error: --model must be a bundled model (digit-sudoku-4x4, ",
+        "error: --model must be a bundled model (counting-polygons-small, ",
     ),
     (["refine", "gray.npy", "--out", "b.npy", "--model", "x" * 5000], "error: --model 'xxx"),
     (["refine", "gray.npy", "--out", "b.npy", "--model", ""], "error: --model must be a bundled model ("),
