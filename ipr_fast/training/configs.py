@@ -28,11 +28,7 @@ TrainedModel = PatchTransformer | TokenTransformer
 TrainedConfig = PatchTransformerConfig | TokenTransformerConfig
 
 LARGE: dict[str, Any] = {"width": 256, "depth": 9, "num_heads": 8}  # 7.7 million weights
-SMALL: dict[str, Any] = {
-    "width": 128,
-    "depth": 6,
-    "num_heads": 8,
-}  # 1.3 to 1.5 million
+SMALL: dict[str, Any] = {"width": 128, "depth": 6, "num_heads": 8}  # 1.3 to 1.5 million weights
 EVEN_PIXELS_SCHEDULE, POLYGONS_SCHEDULE = (30, 0.9), (10, 0.9)  # Kang et al. 2026
 EVEN_PIXELS_HEAD = 16  # hidden units of the pixels' network; one would do for a known pair of colours
 
