@@ -19,7 +19,7 @@ from ipr_fast.evaluation.budget_plot import plot_budgets
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.evaluate import task_for
 from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
-from ipr_fast.evaluation.guidance import GuidanceSettings, run_guidance_experiment
+from ipr_fast.evaluation.guidance import METHODS, GuidanceSettings, run_guidance_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
@@ -34,7 +34,7 @@ OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
     "tokens": ("model", "count", "clues", "keep"),
-    "guidance": ("model", "count", "clues", "budgets", "calls", "keep"),
+    "guidance": ("model", "count", "clues", "budgets", "calls", "methods", "keep"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -55,6 +55,12 @@ def _arms(text: str) -> str:
     unknown = [arm for arm in _listed(text) if arm not in ARMS]
     if unknown:
         raise typer.BadParameter(f"must be none, or some of {','.join(ARMS)}, got {text!r}")
+    return text
+
+
+def _methods(text: str) -> str:
+    if any(method not in METHODS for method in text.split(",")):
+        raise typer.BadParameter(f"must be some of {','.join(METHODS)}, got {text!r}")
     return text
 
 
@@ -164,6 +170,16 @@ def run(
         int | None,
         option(REFINEMENT, "Model calls of a pass of tokens, for guidance.", min=1, show_default="one for each cell"),
     ] = None,
+    methods: Annotated[
+        str | None,
+        option(
+            REFINEMENT,
+            f"Methods beside best of N, for guidance, with commas between: {','.join(METHODS)}.",
+            parser=_methods,
+            metavar="METHODS",
+            show_default="all",
+        ),
+    ] = None,
     every: Annotated[
         int | None,
         option(
@@ -195,6 +211,7 @@ def run(
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "calls": calls,
+        "methods": None if methods is None else tuple(methods.split(",")),
         "every": every,
         "keep": keep,
     }

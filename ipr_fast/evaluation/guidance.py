@@ -41,6 +41,7 @@ from ipr_fast.tasks.token_sudoku import TokenSudoku
 ALPHA = 0.25  # the share of patches that an iteration of IPR, or a move of IterRef, renoises
 LEVELS = (0.5, 0.25, 0.0)  # of IterRef and, but for 0, of FK steering
 RIVAL = "best of N"
+METHODS = ("refinement", "iterref", "steering", "svdd")  # measured beside it; the first is IPR, with its acceptances
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class GuidanceSettings:
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16)
     calls: int | None = None
     temperature: float = 0.5
+    methods: tuple[str, ...] = METHODS
     seed: int = 0
 
 
@@ -172,15 +174,16 @@ class GuidanceExperiment:
         self.cells.add(arm, budget, self.violations(x), calls, asked)
 
     def measure(self, done: Callable[[], object]) -> None:
-        """Run the arms whose cells are missing; call `done` after each."""
-        cells, temperature = self.cells, self.settings.temperature
+        """Run the settings' methods where their cells are missing; call `done` after each arm."""
+        cells, temperature, methods = self.cells, self.settings.temperature, self.settings.methods
         tempered = f"IPR, Metropolis, T = {temperature:g}, best so far"
-        arms: dict[str, Callable[[], None]] = {
-            RIVAL: self.best_of_n,
-            "IPR": partial(self.refined, None, last="IPR", best="IPR, best so far"),
-            "IPR, greedy": partial(self.refined, Metropolis(self.reward), last="IPR, greedy"),
-            tempered: partial(self.refined, Metropolis(self.reward, temperature), best=tempered),
-        }
+        arms: dict[str, Callable[[], None]] = {RIVAL: self.best_of_n}
+        if "refinement" in methods:
+            arms |= {
+                "IPR": partial(self.refined, None, last="IPR", best="IPR, best so far"),
+                "IPR, greedy": partial(self.refined, Metropolis(self.reward), last="IPR, greedy"),
+                tempered: partial(self.refined, Metropolis(self.reward, temperature), best=tempered),
+            }
         for arm, run in arms.items():
             if not cells.holds(arm, self.settings.budgets[-1]):
                 run()
@@ -190,7 +193,7 @@ class GuidanceExperiment:
         every = schedule.steps_per_patch if isinstance(schedule, Schedule) else 1
         for budget in self.settings.budgets:
             for arm, guidance in guidances(self.pass_calls, budget, self.reward, temperature, every).items():
-                if not cells.holds(arm, budget):
+                if type(guidance).__name__.lower() in methods and not cells.holds(arm, budget):
                     self.guided(arm, budget, guidance)
                     cells.save()
                     done()
@@ -246,7 +249,8 @@ def run_guidance_experiment(
     """
     if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"model: guidance is measured on boards of digits, got a model of {task.name}")
-    cells = Cells({"model": name, "weights": model_hash(model, name), **asdict(settings)}, folder)
+    decided = {key: value for key, value in asdict(settings).items() if key != "methods"}  # they add rows
+    cells = Cells({"model": name, "weights": model_hash(model, name), **decided}, folder)
     experiment = GuidanceExperiment(task, model, settings, cells, progress)
 
     def results() -> dict:

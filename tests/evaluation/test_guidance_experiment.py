@@ -135,6 +135,28 @@ def test_calls_of_a_pass_of_tokens_are_a_setting(model):
         guidance.schedules_of(load_model("digit-sudoku-4x4"), 8)
 
 
+def test_chosen_methods_are_measured_as_among_all(tmp_path, model, results):
+    """And a folder goes on with others."""
+
+    def measure(*methods):
+        settings = replace(SETTINGS, methods=methods)
+        rows = run_guidance_experiment(TokenSudoku(4), model, "random", settings, folder=tmp_path)["rows"]
+        return {row["name"]: row for row in rows}
+
+    whole = {row["name"]: row for row in results["rows"]}
+    found = measure("iterref", "svdd")
+    assert list(found) == ["best of N", "IterRef, T = 0.5", "SVDD"]
+    assert found == {name: whole[name] for name in found}
+    assert measure("steering", "refinement") == whole
+
+
+def test_unknown_methods_are_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "guidance", "--methods", "iterref,fk"])
+    assert end.value.code == 2
+    assert "some of refinement,iterref,steering,svdd, got 'iterref,fk'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("budgets", ["2,4", "1,4,2", "1,1", "1,x", ""])
 def test_bad_budgets_are_wrong_usage(budgets, capsys):
     with pytest.raises(SystemExit) as end:
