@@ -14,12 +14,13 @@ import ipr_fast
 from ipr_fast.evaluation.arms import Arm
 from ipr_fast.evaluation.scale.folder import MANIFEST, RunFolder, Share, open_run
 from ipr_fast.evaluation.scale.plan import Comparison, Plan, read_plan
+from ipr_fast.evaluation.scale.run import load_planned
 from ipr_fast.evaluation.scale.shards import Shard, Worker, shards_of
 from ipr_fast.outputs import alone_in
 from ipr_fast.tasks.even_pixels import EvenPixels
 
 pytest.importorskip("pyarrow")
-from small_plans import PLAN, rows, run_file, run_plan, write_plan
+from small_plans import PLAN, QUICK, rows, run_file, run_plan, write_plan
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -235,6 +236,12 @@ def test_a_model_of_another_task_is_refused(file):
     plan = replace(read_plan(str(file)), clues=(0, 3))
     with pytest.raises(ValueError, match="even-pixels has no cells"):
         Worker(plan, ipr_fast.load_model(plan.model))
+
+
+def test_a_model_with_a_configuration_of_its_own_takes_the_place_of_a_published_one(file):
+    """As `evaluate counting-polygons --model` with what `train` wrote."""
+    plan = replace(read_plan(str(file)), config="even_pixels")
+    assert load_planned(plan, torch.device("cpu"), "float32").config.width == QUICK["width"]
 
 
 def test_nothing_is_lost_or_doubled_by_100_kills(tmp_path):

@@ -12,13 +12,17 @@ from ipr_fast.evaluation.scale.folder import RunFolder, Share
 from ipr_fast.evaluation.scale.plan import Plan
 from ipr_fast.evaluation.scale.shards import Shard, Worker
 from ipr_fast.models.denoiser import Denoiser
-from ipr_fast.models.files.checkpoints import load_model
+from ipr_fast.models.files.checkpoints import load_model, model_info
 from ipr_fast.models.token_denoiser import TokenDenoiser
 
 
 def load_planned(plan: Plan, device: torch.device, dtype: str) -> Denoiser | TokenDenoiser:
-    """Load the model of a plan. Raises ValueError if there is none."""
-    return load_model(plan.model, config=plan.config, device=device, dtype=getattr(torch, dtype))
+    """Load the model of a plan. Raises ValueError if there is none.
+
+    The plan's `config` is that of a published checkpoint: a file with a configuration of its own keeps it.
+    """
+    published = plan.config is not None and model_info(plan.model)["sample_shape"] is None
+    return load_model(plan.model, config=plan.config if published else None, device=device, dtype=getattr(torch, dtype))
 
 
 def run_in_process(folder: RunFolder, worker: Worker, share: Share, *, progress: bool = False) -> None:
