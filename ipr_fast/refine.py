@@ -174,6 +174,9 @@ def generate_batch(
         if callback is not None:
             raise ValueError("callback must be None with a guidance, whose generation goes back and forth")
     resolve.check_memory("batch_size", batch_size, space.sample_bytes, device)
+    if guidance is not None:
+        name = f"guidance, {guidance.width} rows a chain"
+        resolve.check_memory(name, batch_size * guidance.width, space.sample_bytes, device)
     free = arguments.free_patches(known, batch_size, space.grid, device)
     given = _known_values(known_values, batch_size, space, device)
     ids = arguments.chain_ids(chain_ids, batch_size, device)

@@ -59,8 +59,8 @@ def _arms(text: str) -> str:
 
 
 def _methods(text: str) -> str:
-    if any(method not in METHODS for method in text.split(",")):
-        raise typer.BadParameter(f"must be some of {','.join(METHODS)}, got {text!r}")
+    if any(method not in METHODS for method in _listed(text)):
+        raise typer.BadParameter(f"must be none, or some of {','.join(METHODS)}, got {text!r}")
     return text
 
 
@@ -113,7 +113,7 @@ def run(
             REFINEMENT,
             "Samples; for initialisation, boards to train on.",
             min=1,
-            show_default=f"{DEFAULTS.count}; {TRAINING_BOARDS}",
+            show_default=f"{DEFAULTS.count}; {GuidanceSettings.count} for tokens and guidance; {TRAINING_BOARDS}",
         ),
     ] = None,
     clues: Annotated[
@@ -174,7 +174,7 @@ def run(
         str | None,
         option(
             REFINEMENT,
-            f"Methods beside best of N, for guidance, with commas between: {','.join(METHODS)}.",
+            f"Methods beside best of N, for guidance, with commas between: {','.join(METHODS)}; or none.",
             parser=_methods,
             metavar="METHODS",
             show_default="all",
@@ -211,7 +211,7 @@ def run(
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "calls": calls,
-        "methods": None if methods is None else tuple(methods.split(",")),
+        "methods": None if methods is None else _listed(methods),
         "every": every,
         "keep": keep,
     }

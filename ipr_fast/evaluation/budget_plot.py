@@ -10,7 +10,11 @@ from ipr_fast.evaluation.plots import GREEN, GREY, INK, load_pyplot, save_figure
 STYLES = {  # of methods by a word in their name, the first that is in it
     "IPR": (GREEN, "--"),
     "ReMDM": ("#bc4c00", "-"),
+    "IterRef": ("#bc4c00", "-"),
     "one pass": ("#0969da", "-"),
+    "best of N": ("#0969da", "-"),
+    "FK steering": ("#8250df", "-."),
+    "SVDD": (GREY, ":"),
 }
 MARKERS = "osD^vP"
 
@@ -18,7 +22,7 @@ MARKERS = "osD^vP"
 def plot_budgets(path: str | Path, results: dict) -> None:
     """Draw the share of good samples of each method against its budget, with 95 % intervals.
 
-    results: of `tokens.run_token_experiment`, or another measurement whose rows have cells with a `budget`.
+    results: of `tokens.run_token_experiment`, or of `guidance.run_guidance_experiment`, whose budgets are passes.
     """
     figure, axis = load_pyplot().subplots(figsize=(8.6, 4.6), layout="constrained")
     budgets = sorted({cell["budget"] for row in results["rows"] for cell in row["cells"]})
@@ -44,10 +48,12 @@ def plot_budgets(path: str | Path, results: dict) -> None:
             label=row["name"],
         )
     axis.set_xscale("log")
+    axis.set_xlim(budgets[0] / 1.3, budgets[-1] * 1.3)
     axis.set_xticks(budgets, [str(budget) for budget in budgets])
     axis.minorticks_off()
+    calls = f"passes of {results['pass_calls']:.4g} model calls" if "multiples" in results else "model calls"
     axis.set(
-        xlabel="model calls of a board at most",
+        xlabel=f"{calls} of a {results['noun']} at most",
         ylabel=f"{results['adjective']} {results['noun']}s (%)",
         ylim=(-2, None),
     )

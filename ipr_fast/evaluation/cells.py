@@ -73,7 +73,7 @@ class Cells:
         return budget in self.found.get(arm, {})
 
     def add(self, arm: str, budget: int, violations: Tensor, calls: float, reward_calls: float) -> None:
-        cell = Cell(Outcome(violations.cpu()), calls, reward_calls, self._commit)
+        cell = Cell(Outcome(violations.cpu()), float(calls), float(reward_calls), self._commit)
         self.found.setdefault(arm, {})[budget] = cell
 
     def save(self) -> None:

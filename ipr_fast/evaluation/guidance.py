@@ -41,7 +41,8 @@ from ipr_fast.tasks.token_sudoku import TokenSudoku
 ALPHA = 0.25  # the share of patches that an iteration of IPR, or a move of IterRef, renoises
 LEVELS = (0.5, 0.25, 0.0)  # of IterRef and, but for 0, of FK steering
 RIVAL = "best of N"
-METHODS = ("refinement", "iterref", "steering", "svdd")  # measured beside it; the first is IPR, with its acceptances
+GUIDED = {IterRef: "iterref", Steering: "steering", SVDD: "svdd"}
+METHODS = ("refinement", *GUIDED.values())  # measured beside the rival; the first is IPR, with its acceptances
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class GuidanceExperiment:
         self.schedules = schedules_of(model, settings.calls)
         self.pass_calls = self._mean_steps("generate_schedule", free.tolist())
         self.iteration_calls = self._mean_steps("refine_schedule", [num_chosen(ALPHA, n) for n in free.tolist()])
+        if not self.pass_calls or not self.iteration_calls:
+            raise ValueError(f"clues: all cells are given on boards of {settings.clues[1]} clues")
 
     def _mean_steps(self, schedule: str, active: list[int]) -> float:
         sampling = space_of(self.model).sampling(self.schedules[schedule], schedule, 0.5, 1.0, 0, "random")
@@ -134,7 +137,9 @@ class GuidanceExperiment:
 
         last, best: arms, of each chain's last board and of its best one so far; None for neither.
         """
-        at = {int((budget - 1) * self.pass_calls / self.iteration_calls): budget for budget in self.settings.budgets}
+        at: dict[int, list[int]] = {}
+        for budget in self.settings.budgets:
+            at.setdefault(int((budget - 1) * self.pass_calls / self.iteration_calls), []).append(budget)
         now = self.violations(self.start)
         fewest, stops = now.clone(), last is None or (accept is not None and accept.temperature == 0)
         rows = fewest.nonzero().flatten() if stops else self.chains
@@ -143,11 +148,12 @@ class GuidanceExperiment:
             if x is not None:
                 now[rows] = self.violations(x)
                 torch.minimum(fewest, now, out=fewest)
-            budget, calls = at.pop(iteration, None), self.pass_calls + iteration * self.iteration_calls
-            if budget is not None and last is not None:
-                self.cells.add(last, budget, now.clone(), calls, 0 if accept is None else 1 + iteration)
-            if budget is not None and best is not None:
-                self.cells.add(best, budget, fewest.clone(), calls, 1 + iteration)
+            calls = self.pass_calls + iteration * self.iteration_calls
+            for budget in at.pop(iteration, []):
+                if last is not None:
+                    self.cells.add(last, budget, now.clone(), calls, 0 if accept is None else 1 + iteration)
+                if best is not None:
+                    self.cells.add(best, budget, fewest.clone(), calls, 1 + iteration)
             return fewest[rows] == 0 if stops else None
 
         note(0)
@@ -193,7 +199,7 @@ class GuidanceExperiment:
         every = schedule.steps_per_patch if isinstance(schedule, Schedule) else 1
         for budget in self.settings.budgets:
             for arm, guidance in guidances(self.pass_calls, budget, self.reward, temperature, every).items():
-                if type(guidance).__name__.lower() in methods and not cells.holds(arm, budget):
+                if GUIDED[type(guidance)] in methods and not cells.holds(arm, budget):
                     self.guided(arm, budget, guidance)
                     cells.save()
                     done()
@@ -210,18 +216,19 @@ def schedules_of(model: Denoiser | TokenDenoiser, calls: int | None) -> dict[str
 
 def guidances(
     calls: float, budget: int, reward: Callable[[Tensor], Tensor], temperature: float, every: int = 1
-) -> dict[str, Guidance]:
-    """Return methods by arm that take at most `budget` times the model calls of one pass, where they can.
+) -> dict[str, IterRef | Steering | SVDD]:
+    """Return methods by arm that take `budget` times the model calls of one pass; none that would take many more.
 
     calls: of one pass. every: steps from one choice of SVDD to the next. A state is completed by one call, but for
     finished ones: a move of IterRef takes the calls of a share ALPHA of the pass and this one; a particle of FK
-    steering one more at each level; a candidate of SVDD one more at each choice but the last.
+    steering one more at each level; a candidate of SVDD one more at each choice but the last. IterRef goes back to the
+    start of a patch, by up to `every` - 1 steps more than are counted, and so may pass the budget by some 2 %.
     """
     extra, noise_steps = len(LEVELS) - 1, max(1, int(ALPHA * calls))
     moves = int(((budget - 1) * calls - extra) / ((extra + 1) * noise_steps + extra))
     particles = int(budget * calls / (calls + extra))
     candidates = int(budget * calls / (calls + math.ceil(calls / every) - 1))
-    found: dict[str, Guidance] = {}
+    found: dict[str, IterRef | Steering | SVDD] = {}
     if moves >= 1:
         found[f"IterRef, T = {temperature:g}"] = IterRef(reward, temperature, LEVELS, moves, noise_steps)
     if particles >= 2:
@@ -245,8 +252,10 @@ def run_guidance_experiment(
     """Measure valid boards by method and budget; return rows ready for JSON, each cell compared with best of N.
 
     name: of the model, for the record. folder: keeps what was measured, so that a stopped measurement goes on from it.
-    found: called with the results so far. Raises ValueError for a task without boards.
+    found: called with the results so far. Raises ValueError for a task without boards, and for an unknown method.
     """
+    if not set(settings.methods) <= set(METHODS):
+        raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {settings.methods}")
     if not isinstance(task, (DigitSudoku, TokenSudoku)):
         raise ValueError(f"model: guidance is measured on boards of digits, got a model of {task.name}")
     decided = {key: value for key, value in asdict(settings).items() if key != "methods"}  # they add rows

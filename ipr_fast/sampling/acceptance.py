@@ -48,8 +48,8 @@ class Metropolis:
 
     If regenerating leaves the model's law p(x) as it is (one token at a time with consistent conditionals, or enough
     small steps; and patches chosen whatever the sample) the law of the chains tends to p(x) exp(reward / temperature).
-    Source: Metropolis et al. 1953; Lee et al. 2025, "Iterative refinement of discrete diffusion" (IterRef), whose
-    weights make it the same rule.
+    Source: Metropolis et al. 1953; Lee et al. 2025, "Effective Test-Time Scaling of Discrete Diffusion through
+    Iterative Refinement" (IterRef), whose weights make it the same rule.
     """
 
     def __init__(

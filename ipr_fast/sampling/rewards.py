@@ -22,21 +22,28 @@ def callable_reward(reward: Reward) -> Reward:
 
 
 def rewards_of(reward: Reward, x: Tensor, iteration: int, unit: str = "iteration") -> Tensor:
-    """Return the rewards (B,) float64 of samples, on their device; on a CPU, NaN is a ValueError.
+    """Return the rewards (B,) float64 of samples, on their device, as a new tensor; on a CPU, NaN is a ValueError.
 
     unit: what the number `iteration` counts, for messages.
     """
     name = f"reward {checks.name_of(reward)}"
     with span("reward"), torch.no_grad(), user_code.read_only(name, x=x):
         found = user_code.call(name, iteration, reward, x, unit=unit)
-    if not isinstance(found, Tensor) or tuple(found.shape) != (len(x),) or found.is_complex():
+    if not isinstance(found, Tensor) or tuple(found.shape) != (len(x),) or found.is_complex() or not _is_dense(found):
+        kind = "" if not isinstance(found, Tensor) or _is_dense(found) else f", {found.device} {found.layout}"
         raise ValueError(
-            f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)} in {unit} {iteration}"
+            f"{name} must return real numbers of shape ({len(x)},), got {checks.described(found)}{kind} in {unit} "
+            f"{iteration}"
         )
-    rewards = found.detach().to(x.device, torch.float64)
+    rewards = found.detach().to(x.device, torch.float64, copy=True)  # the caller may keep its own
     if rewards.device.type == "cpu":
         check_nan(reward, rewards.isnan(), f" in {unit} {iteration}")
     return rewards
+
+
+def _is_dense(found: Tensor) -> bool:
+    """Return whether a tensor can be copied to another device and type."""
+    return found.layout == torch.strided and not found.is_meta and not found.is_quantized
 
 
 def check_nan(reward: Reward, nan: Tensor, where: str = "") -> None:

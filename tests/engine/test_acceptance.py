@@ -227,6 +227,33 @@ def test_the_moments_of_a_gaussian_mixture_are_those_of_the_tilted_law(policy):
     assert abs(squares.mean().item() - variance) < error + 0.02 * variance
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_what_a_reward_returns_stays_the_users(problem, keep_best):
+    """One that keeps it, one that returns its buffer, and one that returns a part of the samples."""
+    seen, buffer = [], torch.empty(BATCH, dtype=torch.float64)
+
+    def keeps(x):
+        seen.append((x, x.double().flatten(1).mean(1)))
+        return seen[-1][1]
+
+    def reuses(x):
+        return buffer.copy_(x.double().flatten(1).mean(1))
+
+    expected = refine(problem, Metropolis(lambda x: x.double().flatten(1).mean(1), keep_best=keep_best))
+    rule = Metropolis(keeps, keep_best=keep_best)
+    assert torch.equal(refine(problem, rule), expected)
+    assert all(torch.equal(reward, x.double().flatten(1).mean(1)) for x, reward in seen)
+    assert rule.last.reward.data_ptr() not in [reward.data_ptr() for _, reward in seen]
+    assert torch.equal(refine(problem, Metropolis(reuses, keep_best=keep_best)), expected)
+    x, arguments = problem
+    start = x.double() if x.is_floating_point() else x
+    before = start.clone()
+    refine((start, arguments), Metropolis(lambda x: x.flatten(1)[:, 3], keep_best=keep_best))
+    assert torch.equal(start, before)
+    one = Metropolis(lambda x: torch.zeros((), dtype=torch.float64).expand(len(x)))
+    assert torch.equal(refine(problem, one), refine(problem, None))
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -251,6 +278,12 @@ def writing(x):
         ),
         (lambda x: brightness(x)[:, None], ValueError, r"shape \(12,\), got \(12, 1\)"),
         (lambda x: 1.0, ValueError, r"shape \(12,\), got float in iteration 1"),
+        (
+            lambda x: brightness(x).to("meta"),
+            ValueError,
+            r"shape \(12,\), got \(12,\) of torch.float32, meta torch.strided in",
+        ),
+        (lambda x: brightness(x).to_sparse(), ValueError, r"got \(12,\) of torch.float32, cpu torch.sparse_coo in"),
         (lambda x: brightness(x) + 1j, ValueError, r"real numbers of shape \(12,\), got \(12,\) of torch.complex64"),
         (
             lambda x: brightness(x) * math.nan,

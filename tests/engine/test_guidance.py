@@ -300,6 +300,23 @@ def test_steering_resamples_particles_by_their_gain(partial):
     assert oracle.excess(x) > 30
 
 
+def test_particles_that_all_lose_at_a_level_are_kept_without_a_weight(partial):
+    """So each chain ends in one of two independent samples, drawn by their last weights."""
+    oracle, temperature, calls = partial.oracle, 0.3, []
+
+    def reward(x):
+        calls.append(len(x))
+        return torch.full((len(x),), -math.inf) if len(calls) <= 2 else reward_of(x)
+
+    weight = (reward_of(oracle.states) / temperature).exp()
+    law = 2 * oracle.law * (oracle.law * weight[:, None] / (weight[:, None] + weight)).sum(1)
+    guidance = Steering(reward, temperature, particles=2, levels=(0.75, 0.25), returns="draw")
+    x = generate_batch(CHAINS, model=oracle, schedule=ONE_BY_ONE, guidance=guidance, seed=4)
+    assert len(calls) == 3
+    assert abs(oracle.excess(x, law)) < ALMOST_NEVER
+    assert oracle.excess(x) > 30
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -312,6 +329,7 @@ def test_steering_resamples_particles_by_their_gain(partial):
         (lambda: IterRef(mean, levels=(1,)), r"^levels must be numbers in \[0, 1\), got \(1,\); at level 1 nothing"),
         (lambda: IterRef(mean, levels=(0.5, 1.5)), r"^levels must be numbers in \[0, 1\), got \(0.5, 1.5\)$"),
         (lambda: IterRef(mean, levels=(0.5, 0.5)), r"^levels must be distinct and at least one"),
+        (lambda: IterRef(mean, levels="10"), r"^levels must be numbers in \[0, 1\), got \('1', '0'\)$"),
         (lambda: IterRef(mean, moves=0), r"^moves must be an int >= 1, got 0"),
         (lambda: IterRef(mean, noise_steps=0), r"^noise_steps must be an int >= 1, got 0"),
         (lambda: IterRef(mean, moves=2, candidates=3), r"^candidates must be an int in 1..2, got 3"),
@@ -354,6 +372,8 @@ def test_an_error_of_a_reward_names_the_step():
         ({"guidance": IterRef}, r"^guidance must be such as ipr_fast.IterRef\(reward, ...\), got IterRef"),
         ({"schedule": TokenSchedule(remask="cap")}, r'^guidance: BestOfN needs a schedule that reveals by "count"'),
         ({"schedule": TokenSchedule(reveal="independent")}, r"^guidance: BestOfN needs a schedule"),
+        ({"guidance": BestOfN(mean, 2**40)}, r"^guidance.width must be an int in 1..4294967296, got 1099511627776"),
+        ({"guidance": BestOfN(mean, 2**32)}, r"^guidance, 4294967296 rows a chain: 4294967296 samples take at least"),
         ({"chain_ids": torch.tensor([1 << 30])}, r"^chain_ids must be below 1073741824 for 4 rows a chain"),
     ],
 )
@@ -375,6 +395,21 @@ def test_a_reward_that_breaks_its_contract_is_named(method, reward, message):
     guidance = method(reward, 2) if method is BestOfN else method(reward, 1.0)
     with pytest.raises(ValueError, match=message):
         generate_batch(3, model=Lookup(), guidance=guidance)
+
+
+def test_a_reward_is_not_asked_about_no_samples():
+    """At this level no chain has a step to take back; of known tokens there is nothing to reward."""
+
+    def reward(x):
+        return mean(x) + x.max()
+
+    guidance = IterRef(reward, 0.1, levels=(0.75, 0.0), moves=2)
+    generate_batch(3, model=Lookup(), schedule=TokenSchedule(1), guidance=guidance)
+    assert guidance.last.cost.reward_calls.tolist() == [3] * 3
+    known, values = torch.ones(2, Lookup.length, dtype=torch.bool), torch.ones(2, Lookup.length, dtype=torch.int64)
+    for method in (guidance, SVDD(reward)):
+        x = generate_batch(2, model=Lookup(), known=known, known_values=values, guidance=method)
+        assert torch.equal(x, values)
 
 
 def test_rewards_may_be_infinite():

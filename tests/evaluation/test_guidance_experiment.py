@@ -15,6 +15,8 @@ from ipr_fast.evaluation.report import report
 from ipr_fast.models import TokenTransformer, TokenTransformerConfig
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
+from ipr_fast.sampling.schedule import Schedule
+from ipr_fast.tasks.catalog import task_of
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
@@ -150,11 +152,26 @@ def test_chosen_methods_are_measured_as_among_all(tmp_path, model, results):
     assert measure("steering", "refinement") == whole
 
 
+def test_budgets_of_equally_many_iterations_have_a_cell_each(model):
+    """Where an iteration takes nine calls and a pass one."""
+    settings = GuidanceSettings(count=4, clues=(15, 15), budgets=(1, 2, 3), methods=("refinement",))
+    boards = load_model("digit-sudoku-4x4")
+    boards.generate_schedule, boards.refine_schedule = Schedule(1), Schedule(9)
+    for row in run_guidance_experiment(task_of(boards.grid), boards, "few", settings)["rows"]:
+        assert [cell["budget"] for cell in row["cells"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("changed", [{"clues": (16, 16)}, {"methods": ("iterref", "other")}])
+def test_settings_that_measure_nothing_are_refused(changed, model):
+    with pytest.raises(ValueError, match=r"^clues: all cells are given|^methods must be some of refinement, iterref"):
+        run_guidance_experiment(TokenSudoku(4), model, "random", replace(SETTINGS, **changed))
+
+
 def test_unknown_methods_are_wrong_usage(capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "guidance", "--methods", "iterref,fk"])
     assert end.value.code == 2
-    assert "some of refinement,iterref,steering,svdd, got 'iterref,fk'" in capsys.readouterr().err
+    assert "none, or some of refinement,iterref,steering,svdd, got 'iterref,fk'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("budgets", ["2,4", "1,4,2", "1,1", "1,x", ""])

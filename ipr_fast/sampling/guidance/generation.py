@@ -1,9 +1,9 @@
 """A generation that stops between two steps, steps back, branches and goes on: what guidance is made of.
 
 Each of B chains has `width` rows, which run together in the engine's lanes. Row w of chain i draws its random numbers
-as chain i + w floor(2^32 / width), so row 0 is the chain of a generation without guidance. Steps of that generation
-draw in iteration 0; every other use draws in an iteration of its own from `FIRST_ITERATION` on, far beyond those of
-refinement. So candidates are fresh, and no chain depends on its batch.
+as chain i + w floor(2^32 / width), so row 0 is the chain of a generation without guidance. Its steps before the first
+branch draw in iteration 0; every later stretch of steps, move, completion or choice draws in an iteration of its own
+from `FIRST_ITERATION` on, far beyond those of refinement. So candidates are fresh, and no chain depends on its batch.
 
 `TokenGeneration` and `PatchGeneration` know what a state is.
 """
@@ -120,6 +120,7 @@ def check_guidance(guidance: object, schedule: object) -> None:
     missing = [f"`{name}`" for name in ("width", "reward") if not hasattr(guidance, name)]
     if missing:
         raise ValueError(f"guidance: {checks.name_of(guidance)} must have {' and '.join(missing)}, see Guidance")
+    checks.integer("guidance.width", guidance.width, 1, MAX_CHAIN_ID + 1)  # type: ignore[attr-defined]
     counts = not isinstance(schedule, TokenSchedule) or (schedule.reveal == "count" and schedule.remask is None)
     if not counts:
         name = type(guidance).__name__
@@ -228,12 +229,14 @@ class Generation(ABC):
         x = self.samples(states)
         asked = torch.ones(x.shape[:2], dtype=torch.bool, device="cpu") if asked is None else asked
         rows = asked.flatten().nonzero().flatten().to(x.device)
-        found = rewards_of(self.reward, x.flatten(0, 1)[rows], self._standing, "step")
-        if found.device.type != "cpu":
-            check_nan(self.reward, found.isnan())
-        self._reward_calls += asked.sum(0)
         rewards = torch.full((asked.numel(),), torch.nan, dtype=torch.float64, device=x.device)
-        return rewards.index_copy_(0, rows, found).view(x.shape[:2])
+        if len(rows):
+            found = rewards_of(self.reward, x.flatten(0, 1)[rows], self._standing, "step")
+            if found.device.type != "cpu":
+                check_nan(self.reward, found.isnan())
+            rewards.index_copy_(0, rows, found)
+            self._reward_calls += asked.sum(0)
+        return rewards.view(x.shape[:2])
 
     def choose(self, log_weights: Tensor, rows: int, iteration: int) -> Tensor:
         """Draw rows (rows, B) of each chain with probabilities proportional to exp(log_weights) (W, B)."""

@@ -33,15 +33,17 @@ class IterRef:
     had not been done, do these steps again, and accept the new state with probability
     min(1, exp((r' - r) / temperature)), else keep the old one. The reward of a state is that of a completion of it: all
     masked tokens drawn at once, by one call of the model. A completion belongs to its state and is never drawn again.
+    Of images, patches wait as noise in the place of masked tokens, and a move goes back to the start of a patch: by as
+    many steps or, in the middle of a patch, a few more.
 
-    reward: called as reward(x) with samples (M, N), of some rows of some chains; returns (M,) real numbers, higher is
+    reward: called as reward(x) with samples (M, ...), of some rows of some chains; returns (M,) real numbers, higher is
         better.
     temperature: >= 0; 0 takes what is as good or better.
     levels: in [0, 1), the shares of the steps that are still to do; 0 refines finished samples.
     moves, noise_steps: >= 1.
-    candidates: how many proposals are drawn at once, in further lanes. They are tried in order, each as a move; after
-        an acceptance those left are dropped, since they were drawn from the state before. The law is the same for any
-        number; more take fewer rounds and more model calls.
+    candidates: 1..moves, how many proposals are drawn at once, in further lanes. They are tried in order, each as a
+        move; after an acceptance those left are dropped, since they were drawn from the state before. The law is the
+        same for any number; more take fewer rounds and more model calls.
 
     `last` describes the last call in which this object was used: a `Refinement`.
 
@@ -99,6 +101,7 @@ class IterRef:
         moving = (left > 0)[None]
         if not bool(moving.any()):
             generation.step_bar(self.moves)
+            return state
         completed = generation.completions(state, done, iteration, moving)
         kept = Kept(state.values[0].clone(), generation.rewards(completed, moving)[0])
         order = torch.arange(self.candidates, device="cpu")[:, None]
@@ -152,7 +155,7 @@ def level_list(levels: Sequence[float]) -> tuple[float, ...]:
     try:
         found = [checks.number("levels", level, 0, math.nextafter(1, 0)) for level in levels]
     except ValueError as error:
-        why = "; at level 1 nothing is generated yet" if 1 in levels else ""
+        why = "; at level 1 nothing is generated yet" if any(level == 1 for level in levels) else ""
         raise ValueError(f"levels must be numbers in [0, 1), got {tuple(levels)}{why}") from error
     if not found or len(set(found)) < len(found):
         raise ValueError(f"levels must be distinct and at least one, got {tuple(levels)}")

@@ -17,7 +17,8 @@ class Steering:
     """Generate particles of each chain together and resample them at `levels`, by exp((r - r0) / temperature).
 
     r is the reward of a completion of the state, as for `IterRef`, and r0 that of the particle's ancestor at the level
-    before ("difference" potentials), so the weights of a path multiply to exp(r(x) / temperature).
+    before ("difference" potentials), so the weights of a path multiply to exp(r(x) / temperature). Where r is -inf for
+    all particles of a chain they are not resampled, and r0 stays.
 
     reward: called with samples (particles * B, ...). particles: >= 1. temperature: > 0. levels: in [0, 1); the last
         weighting, of finished samples, is always made. returns: "best", the particle of the highest reward; "draw", one
@@ -56,14 +57,17 @@ class Steering:
         rows = generation.start.expand(self.particles)
         done, stretch = torch.zeros_like(generation.totals), 0
         before = torch.zeros(rows.values.shape[:2], dtype=torch.float64, device=rows.values.device)
+        own = torch.arange(self.particles, device=before.device)[:, None]
         for number, level in enumerate((*(level for level in self.levels if level), 0.0)):
             iteration, steps = FIRST_ITERATION + 2 * number, generation.steps_at(level)
             rows = generation.proceed(rows, done, steps, stretch, stages=1)
             rewards = generation.rewards(generation.completions(rows, steps, iteration))
-            weights, done, stretch = (rewards - before) / self.temperature, steps, iteration + 1
+            gain = (rewards - before).nan_to_num(0.0, torch.inf, -torch.inf)  # 0 where a reward stays infinite
+            weights, done, stretch = gain / self.temperature, steps, iteration + 1
             if level:
-                ancestors = generation.choose(weights, self.particles, iteration)
-                rows, before = rows.pick(ancestors), pick(rewards, ancestors)
+                lost = gain.isneginf().all(0)  # a chain without a particle to go on from keeps them all
+                ancestors = torch.where(lost, own, generation.choose(weights, self.particles, iteration))
+                rows, before = rows.pick(ancestors), torch.where(lost, before, pick(rewards, ancestors))
         self.last = generation.cost
         best = self.returns == "best"
         chosen = rewards.argmax(0, keepdim=True) if best else generation.choose(weights, 1, iteration)
