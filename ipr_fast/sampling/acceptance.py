@@ -44,7 +44,7 @@ class Metropolis:
     keep_best: return each chain's sample of the highest reward seen, the first of equals, in place of its last one. The
         callback and mask_fn see the last one.
 
-    `last` describes the last call in which this object was used: an `Acceptance`.
+    `last` describes the last call in which this object judged proposals: an `Acceptance`; None before.
 
     If regenerating leaves the model's law p(x) as it is (one token at a time with consistent conditionals, or enough
     small steps; and patches chosen whatever the sample) the law of the chains tends to p(x) exp(reward / temperature).

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ipr_fast.evaluation import plots
+from ipr_fast.evaluation import budget_plot, plots
 from ipr_fast.evaluation.budget_plot import plot_budgets
 
 image_module = pytest.importorskip("PIL.Image")
@@ -58,3 +58,16 @@ def test_shares_are_drawn_against_the_model_calls_even_where_cells_are_missing(t
     rows = [{"name": name, "cells": cells[: 1 + number]} for number, name in enumerate(names)]
     plot_budgets(tmp_path / "curve.png", {"adjective": "valid", "noun": "board", "rows": rows})
     assert size_of(tmp_path / "curve.png") == (1290, 690)
+
+
+def test_budgets_of_guidance_are_passes_and_its_methods_are_told_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(budget_plot, "save_figure", lambda figure, path: drawn.append(figure))
+    cells = [{"budget": 1, "share": [0.5, 0.4, 0.6]}]
+    names = "best of N", "IPR", "IterRef, T = 0.5", "FK steering, T = 0.5", "SVDD"
+    rows = [{"name": name, "cells": cells} for name in names]
+    results = {"adjective": "valid", "noun": "board", "rows": rows, "multiples": [1], "pass_calls": 48.0}
+    plot_budgets(tmp_path / "curve.png", results)
+    (axis,) = drawn[0].axes
+    assert axis.get_xlabel() == "passes of 48 model calls of a board at most"
+    assert len({line[0].get_color() for line in axis.containers}) == len(names)

@@ -45,7 +45,7 @@ class IterRef:
         move; after an acceptance those left are dropped, since they were drawn from the state before. The law is the
         same for any number; more take fewer rounds and more model calls.
 
-    `last` describes the last call in which this object was used: a `Refinement`.
+    `last` describes the last call that made samples with this object: a `Refinement`; None before.
 
     If the schedule reveals one token a step in an order "random" and the model's conditionals are consistent, a state
     keeps the law p_t(x) E[exp(r(completion) / temperature) | x], where p_t is the model's law of states at that level:
