@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,17 +52,15 @@ def _experiment(text: str) -> str:
     return text
 
 
-def _arms(text: str) -> str:
-    unknown = [arm for arm in _listed(text) if arm not in ARMS]
-    if unknown:
-        raise typer.BadParameter(f"must be none, or some of {','.join(ARMS)}, got {text!r}")
-    return text
+def _some_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    """Make the parser of an option that is none, or some of `names` with commas between."""
 
+    def parse(text: str) -> str:
+        if not set(_listed(text)) <= set(names):
+            raise typer.BadParameter(f"must be none, or some of {','.join(names)}, got {text!r}")
+        return text
 
-def _methods(text: str) -> str:
-    if any(method not in METHODS for method in _listed(text)):
-        raise typer.BadParameter(f"must be none, or some of {','.join(METHODS)}, got {text!r}")
-    return text
+    return parse
 
 
 def _pairs(text: str) -> str:
@@ -137,7 +136,7 @@ def run(
         option(
             REFINEMENT,
             f"Arms beside one pass and alpha 0.25, with commas between: {','.join(ARMS)}; or none.",
-            parser=_arms,
+            parser=_some_of(ARMS),
             metavar="ARMS",
             show_default="all",
         ),
@@ -175,7 +174,7 @@ def run(
         option(
             REFINEMENT,
             f"Methods beside best of N, for guidance, with commas between: {','.join(METHODS)}; or none.",
-            parser=_methods,
+            parser=_some_of(METHODS),
             metavar="METHODS",
             show_default="all",
         ),

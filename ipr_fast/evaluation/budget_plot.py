@@ -14,7 +14,6 @@ STYLES = {  # of methods by a word in their name, the first that is in it
     "one pass": ("#0969da", "-"),
     "best of N": ("#0969da", "-"),
     "FK steering": ("#8250df", "-."),
-    "SVDD": (GREY, ":"),
 }
 MARKERS = "osD^vP"
 

@@ -101,7 +101,6 @@ class IterRef:
         moving = (left > 0)[None]
         if not bool(moving.any()):
             generation.step_bar(self.moves)
-            return state
         completed = generation.completions(state, done, iteration, moving)
         kept = Kept(state.values[0].clone(), generation.rewards(completed, moving)[0])
         order = torch.arange(self.candidates, device="cpu")[:, None]
