@@ -20,6 +20,7 @@ from ipr_fast.evaluation import environment
 from ipr_fast.evaluation.cells import Cells
 from ipr_fast.evaluation.evaluate import draw_clues
 from ipr_fast.evaluation.experiments import described
+from ipr_fast.evaluation.ledger import Ledger
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.models.files.content_hash import model_hash
@@ -30,7 +31,7 @@ from ipr_fast.sampling.guidance.generation import Guidance
 from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.guidance.steering import Steering
 from ipr_fast.sampling.guidance.svdd import SVDD
-from ipr_fast.sampling.policies import num_chosen, random_patches
+from ipr_fast.sampling.policies import num_chosen, random_patches, violating_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.spaces import space_of
@@ -42,7 +43,8 @@ ALPHA = 0.25  # the share of patches that an iteration of IPR, or a move of Iter
 LEVELS = (0.5, 0.25, 0.0)  # of IterRef and, but for 0, of FK steering
 RIVAL = "best of N"
 GUIDED = {IterRef: "iterref", Steering: "steering", SVDD: "svdd"}
-METHODS = ("refinement", *GUIDED.values())  # measured beside the rival; the first is IPR, with its acceptances
+METHODS = ("refinement", "violations", *GUIDED.values())  # measured beside the rival; the first two are IPR
+PATIENCE = 3  # iterations at the violations before a new board
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class GuidanceSettings:
 class GuidanceExperiment:
     """Runs arms on B chains of a model of boards, and adds their cells to `cells`.
 
-    Best of N, greedy chains and the best boards so far need no more calls once they have a valid board. They are not
-    run on, but their cells count the calls of their budget.
+    Best of N, greedy chains, the best boards so far and those refined at their violations need no more calls once they
+    have a valid board. They are not run on, but their cells count the calls of their budget.
     """
 
     def __init__(
@@ -82,20 +84,25 @@ class GuidanceExperiment:
         self.options: dict[str, Any] = {"model": model, "seed": settings.seed, "progress": progress}
         self.chains = torch.arange(settings.count, device=contract.device_of(model) or torch.device("cpu"))
         clues = draw_clues(task, settings.count, settings.clues, settings.seed)
-        free = torch.full((settings.count,), task.side**2, device="cpu")
+        self.free = torch.ones(settings.count, task.side**2, dtype=torch.bool, device=self.chains.device)
         self.given: dict[str, Tensor] = {}
         if clues is not None:
             self.given = {"known": clues[0].to(self.chains.device), "known_values": clues[1].to(self.chains.device)}
-            free = (~clues[0]).sum(1)
+            self.free = ~self.given["known"]
         self.schedules = schedules_of(model, settings.calls)
-        self.pass_calls = self._mean_steps("generate_schedule", free.tolist())
-        self.iteration_calls = self._mean_steps("refine_schedule", [num_chosen(ALPHA, n) for n in free.tolist()])
+        chosen = [num_chosen(ALPHA, n) for n in self.free.sum(1).tolist()]
+        self.most_chosen = torch.tensor(chosen, device=self.chains.device)  # patches that an iteration of IPR renoises
+        self.passes = self._steps("generate_schedule", self.free.sum(1))
+        self.pass_calls = float(self.passes.double().mean())
+        self.iteration_calls = float(self._steps("refine_schedule", self.most_chosen).double().mean())
         if not self.pass_calls or not self.iteration_calls:
             raise ValueError(f"clues: all cells are given on boards of {settings.clues[1]} clues")
 
-    def _mean_steps(self, schedule: str, active: list[int]) -> float:
+    def _steps(self, schedule: str, active: Tensor) -> Tensor:
+        """Return the calls (R,) int64 that chains with so many active patches (R,) take."""
         sampling = space_of(self.model).sampling(self.schedules[schedule], schedule, 0.5, 1.0, 0, "random")
-        return sum(map(sampling.num_steps, active)) / len(active)
+        steps = [0, *(sampling.num_steps(n) for n in range(1, self.free.shape[1] + 1))]
+        return torch.tensor(steps, device=active.device)[active]
 
     @cached_property
     def start(self) -> Tensor:
@@ -172,6 +179,56 @@ class GuidanceExperiment:
         for iteration in list(at):  # all boards were valid
             note(iteration)
 
+    def at_violations(self, arm: str, patience: int | None = None) -> None:
+        """Add boards whose violating cells are regenerated, at most as many as an iteration of IPR renoises.
+
+        patience: iterations before a new board takes the place of one that is not valid; None for no new boards. A
+        chain's budget is a multiple of its own pass. The rewards are those of a chain that comes to the budget's end.
+        """
+        ledger = Ledger(self.passes, self.settings.budgets)
+        policy, rows, sample = violating_patches(self.judge, ALPHA), self.chains, 0
+        shortest = int(self._steps("refine_schedule", torch.ones_like(self.passes)).min())
+        while len(rows):
+            x = self.generate(rows, sample) if sample else self.start
+            calls = self._look(ledger, rows, self.passes[rows], x)
+            x, rows, calls = x[calls > 0], rows[calls > 0], calls[calls > 0]
+            if len(rows):
+                refine_batch(
+                    x,
+                    policy,
+                    patience or int(ledger.limits.max()) // shortest,
+                    chain_ids=rows + sample * self.settings.count,
+                    callback=partial(self._note_iteration, ledger, rows, calls),
+                    schedule=self.schedules["refine_schedule"],
+                    **self._clues(rows, "known"),
+                    **self.options,
+                )
+            goes_on = (ledger.fewest[-1] > 0) & ledger.affords(self.chains, self.passes)[-1]
+            rows, sample = self.chains[goes_on] if patience else self.chains[:0], sample + 1
+        for number, budget in enumerate(self.settings.budgets):
+            judged = int(ledger.judged[number].max())
+            self.cells.add(arm, budget, ledger.fewest[number].clone(), budget * self.pass_calls, judged)
+
+    def _note_iteration(self, ledger: Ledger, rows: Tensor, calls: Tensor, iteration: int, x: Tensor) -> Tensor:
+        """Note an iteration of so many calls (R,), 0 for boards that are done, and return which are done now (R,).
+
+        Writes the calls of the next iteration into `calls`.
+        """
+        running = calls > 0
+        calls[running] = self._look(ledger, rows[running], calls[running], x[running])
+        return calls == 0
+
+    def _look(self, ledger: Ledger, rows: Tensor, calls: Tensor, x: Tensor) -> Tensor:
+        """Note boards x of `rows`, on which calls (R,) were spent; return the calls (R,) of the next iteration.
+
+        Those are 0 for valid boards and beyond the last budget.
+        """
+        report = self.judge(x)
+        ledger.note(rows, calls, report.violations)
+        violating = report.violating_cells.flatten(1) & self.free[rows]
+        following = self._steps("refine_schedule", violating.sum(1).minimum(self.most_chosen[rows]))
+        return following * ledger.affords(rows, following)[-1]
+
     def guided(self, arm: str, budget: int, guidance: Guidance) -> None:
         """Add a generation toward the reward."""
         x = self.generate(self.chains, 0, guidance)
@@ -190,6 +247,9 @@ class GuidanceExperiment:
                 "IPR, greedy": partial(self.refined, Metropolis(self.reward), last="IPR, greedy"),
                 tempered: partial(self.refined, Metropolis(self.reward, temperature), best=tempered),
             }
+        if "violations" in methods:
+            for arm, patience in (("IPR, at violations", None), ("IPR, at violations, new boards", PATIENCE)):
+                arms[arm] = partial(self.at_violations, arm, patience)
         for arm, run in arms.items():
             if not cells.holds(arm, self.settings.budgets[-1]):
                 run()
