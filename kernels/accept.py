@@ -67,13 +67,14 @@ def accept_kernel(
     """One program a chain; values are words of four bytes."""
     i_chain = tl.program_id(0).to(tl.int64)
     proposed, kept = tl.load(p_reward + i_chain), tl.load(p_kept_reward + i_chain)
+    best = tl.load(p_best_reward + i_chain) if BEST else kept
     log_u = log_uniform(tl.load(p_chain_ids + i_chain), tl.load(p_iteration), tl.load(p_seed))
     accepted = (proposed >= kept) | (tl.load(p_temperature) * log_u < proposed - kept)
+    tl.debug_barrier()  # all threads of this program have read the rewards
     tl.store(p_accepted + i_chain, accepted.to(tl.int8))
     tl.store(p_kept_reward + i_chain, tl.where(accepted, proposed, kept))
     improved = accepted
     if BEST:
-        best = tl.load(p_best_reward + i_chain)
         improved = accepted & (proposed > best)
         tl.store(p_improved + i_chain, improved.to(tl.int8))
         tl.store(p_best_reward + i_chain, tl.where(improved, proposed, best))
@@ -118,12 +119,13 @@ def accept(
     if not len(values):
         return
     contiguous(values=values, reward=reward, kept=kept.values, kept_reward=kept.reward, chain_ids=chain_ids)
+    contiguous(accepted=accepted)
     if best is not None:
         contiguous(best=best.values, best_reward=best.reward, improved=improved)
-    numel = words[0].numel()
+    numel = words.numel() // len(values)
     launch(
         accept_kernel,
-        (len(words),),
+        (len(values),),
         words,
         kept.values.view(torch.int32),
         None if best is None else best.values.view(torch.int32),

@@ -7,7 +7,8 @@ At step s of a chain with n active patches, T steps, block length L and starts S
     t     = clamp((L - (s + 1 - start)) / L, 0, 1)
     level = shift t / (1 + (shift - 1) t)                   for started slots; 1 for waiting ones; 0 once s + 1 >= T
     row   = #{r : levels(r) < level}                        where a network looks levels up in a table
-    mean  = (mean (k - 1) + log-variance) / k               after k steps that denoised the slot, if it is asked for
+    mean  = (mean (k - 1) + log-variance) / k               after k steps that denoised the slot, if it is asked for; an
+                                                            infinite one counts as float32's largest
 
 Shapes: level, previous_level, log_variance, mean (B, A) float32; start (B, A) int32, -1 while waiting; row (B, A)
 int64; count (B,) int32; step (B,) int64; levels (R,) float32, ascending. The tables are those of `ScheduleTables`:
@@ -99,6 +100,8 @@ def advance_kernel(
     tl.store(p_level + o_level, b_level, mask=o_slot < A)
     if HAS_MEAN:
         moves = m_slot & (b_start >= 0) & (b_previous > 0)
+        b_log_variance = tl.where(b_log_variance == float("inf"), 3.4028234663852886e38, b_log_variance)
+        b_log_variance = tl.where(b_log_variance == float("-inf"), -3.4028234663852886e38, b_log_variance)
         number, b_mean = step + 1 - b_start, tl.load(p_mean + o_level, mask=moves, other=0.0)
         b_mean = tl.where(number > 1, b_mean, b_log_variance)
         b_mean += tl.div_rn(b_log_variance - b_mean, tl.maximum(number, 1).to(tl.float32))
@@ -138,6 +141,7 @@ def advance(
         return
     batch, slots = start.shape
     if start.numel() == 0:
+        step.add_(1)
         return
     contiguous(start=start, level=level, previous_level=previous_level, count=count, step=step, starts=starts)
     contiguous(row=row, levels=levels, mean=mean)
@@ -217,7 +221,8 @@ def _advance(
     running = (step + 1 < steps[count][:, None]) & occupied
     level.copy_(torch.where(running, left, 0.0))
     if mean is not None and log_variance is not None:
-        moves, number, log_variance = (start >= 0) & (previous_level > 0), step + 1 - start, log_variance.float()
+        moves, number = (start >= 0) & (previous_level > 0), step + 1 - start
+        log_variance = log_variance.float().nan_to_num(nan=torch.nan)
         before = torch.where(number > 1, mean, log_variance)
         torch.where(moves, before + (log_variance - before) / number.clamp(min=1), mean, out=mean)
     if row is not None and levels is not None:

@@ -31,7 +31,7 @@ from ipr_fast.kernels.group_norm_tiles import (
     store_normalised,
     turn_of,
 )
-from ipr_fast.kernels.launch import MIN_BLOCK, jit, launch, power_of_2, runs_kernel
+from ipr_fast.kernels.launch import MIN_BLOCK, contiguous, jit, launch, power_of_2, runs_kernel
 
 try:
     import triton.language as tl
@@ -207,6 +207,7 @@ def group_norm(
     """
     if not runs_kernel(group_norm_kernel, h, weight, bias, other, shift, rows):
         return _group_norm(h, weight, bias, groups, eps, rows, index, silu, other, shift)
+    contiguous(weight=weight, bias=bias, shift=shift)
     h = h.contiguous(memory_format=torch.channels_last)
     other = None if other is None else other.contiguous(memory_format=torch.channels_last)
     shape = (len(h), len(weight), *h.shape[2:])

@@ -5,7 +5,7 @@
 of STREAM_TOKENS at place step << 16 | position; the first word is the higher one. Large numbers are those of small u,
 where float32 is fine: they reach 45. Uniforms of 24 bits end at 17 and lose what is less likely than 2^-24: of a tail
 of 0.2 % over 126,464 ids they draw a fifteenth. u is kept below 1, to which float32 would round it: numbers start at
--2.9.
+-2.81.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ LOWEST is finite, so that a difference of two logits is never infinite or NaN un
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ except ImportError:  # macOS and Windows
 
 MAX_VOCABULARY = 1 << 18
 LOWEST = -1e30
-MIN_TEMPERATURE = 1e-6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # LOWEST over any of them leaves no probability
 CACHED = 1 << 16  # logits that a twin takes at once
 
 
@@ -97,9 +98,11 @@ def check_logits(logits: Tensor) -> None:
         raise ValueError(f"logits must have contiguous rows, got strides {logits.stride()}")
 
 
-def check_temperature(temperature: float, above_zero: bool = False) -> float:
-    """Return a temperature; ValueError for one that is neither 0 nor at least MIN_TEMPERATURE."""
-    if not (MIN_TEMPERATURE <= temperature < float("inf") or (temperature == 0 and not above_zero)):
-        zero = "" if above_zero else "0 or "
-        raise ValueError(f"temperature must be {zero}at least {MIN_TEMPERATURE} and finite, got {temperature}")
-    return temperature
+def check_temperature(temperature: object, above_zero: bool = False) -> float:
+    """Return a temperature; ValueError for one that is neither 0 nor in MIN_TEMPERATURE..MAX_TEMPERATURE."""
+    if isinstance(temperature, Real) and not isinstance(temperature, bool):
+        found = float(temperature)
+        if MIN_TEMPERATURE <= found <= MAX_TEMPERATURE or (found == 0 and not above_zero):
+            return found
+    zero = "" if above_zero else "0 or "
+    raise ValueError(f"temperature must be {zero}in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got {temperature!r}")

@@ -109,8 +109,8 @@ def reveal_kernel(
         number += tl.sum(remasked.to(tl.int32), axis=0)
         if SCORES:
             score = tl.load(p_score + o_in, mask=masked, other=0.0)
-            score = tl.where(score != score, float("inf"), tl.maximum(score, 0.0))
-            key = score.to(tl.int32, bitcast=True).to(tl.int64)
+            key = tl.where(score > 0, score, 0.0).to(tl.int32, bitcast=True).to(tl.int64)
+            key = tl.where(score != score, 0x7FFFFFFF, key)
         else:
             key = key_of(6, step, patch, iteration, chain_id, seed)
         revealed = smallest(candidates, key, o_slot, number)
@@ -163,6 +163,7 @@ def reveal(
         return
     batch, slots = index.shape
     if index.numel() == 0:
+        step.add_(1)
         return
     contiguous(tokens=tokens, index=index, count=count, step=step, chain_ids=chain_ids, psi=psi, hidden=hidden)
     contiguous(drawn=drawn, score=score, confidence=confidence)
@@ -253,7 +254,9 @@ def _reveal(
         remasked = visible & (keys(STREAM_REMASK) < _key_bound(probability))
     if target is not None:
         number = at_step(target) - visible.sum(1, keepdim=True) + remasked.sum(1, keepdim=True)
-        order = keys(STREAM_ORDER) if score is None else score.nan_to_num(nan=torch.inf)
+        order = (
+            keys(STREAM_ORDER) if score is None else score.nan_to_num(nan=torch.inf)
+        )  # beyond infinity, which becomes the largest number
         rank = order.argsort(dim=1, stable=True).argsort(1).masked_fill(~candidates, order.shape[1])
         revealed = candidates & (rank.argsort(dim=1, stable=True).argsort(1) < number)
     else:

@@ -267,7 +267,7 @@ def _by_sort(key: Tensor, number: Tensor, bound: Tensor) -> Tensor:
     ordered, ids = key.sort(1, descending=True)
     number = number.gather(1, ids)
     before = number.cumsum(1) - number
-    return ordered.gather(1, (before < bound).sum(1, keepdim=True) - 1)
+    return ordered.gather(1, (before < bound).sum(1, keepdim=True).clamp_(min=1) - 1)
 
 
 def _by_histograms(key: Tensor, number: Tensor, bound: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def draw(events: list[dict], path: Path, title: str) -> None:
         axes.text(
             left + width / 2,
             row,
-            words if width > 0.02 * whole / 1e3 else words.replace("\n", " "),
+            words if width > 0.02 * whole / 1e3 or len(words) > 8 else words.replace("\n", " "),
             ha="center",
             va="center",
             fontsize=7,

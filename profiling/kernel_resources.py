@@ -53,6 +53,11 @@ class Resources:
 
 
 def compile_for(launch: Launch, target: str) -> Resources:
+    """Compile a launch, and return what it needs."""
+    return _of_amd(compiled(launch, target)) if target.startswith("gfx") else _of_nvidia(compiled(launch, target))
+
+
+def compiled(launch: Launch, target: str) -> Any:
     """Compile a launch as Triton would, with its divisibility by 16 of pointers and integers."""
     signature, constants, attributes = {}, {}, {}
     names = [parameter.name for parameter in launch.kernel.params]
@@ -77,8 +82,7 @@ def compile_for(launch: Launch, target: str) -> Resources:
     source = ast_source(launch.kernel, signature, constants, attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        compiled = triton.compile(source, target=TARGETS[target], options=options)
-    return _of_amd(compiled) if target.startswith("gfx") else _of_nvidia(compiled)
+        return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def ast_source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], attributes: dict) -> ASTSource:

@@ -82,6 +82,17 @@ def test_means_are_those_of_the_steps_that_denoised_a_slot():
     assert (mean[~occupied] == 9).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_the_mean_of_infinite_log_variances_is_the_largest_number(value):
+    schedule = Schedule(3)
+    start, done, mean = torch.full((1, 1), -1, dtype=torch.int32), torch.tensor([-1]), torch.zeros(1, 1)
+    level, previous, told = torch.ones(1, 1), torch.ones(1, 1), torch.full((1, 1), value)
+    for _ in range(3):
+        tables = schedule.tables(1)._asdict()
+        advance(start, level, previous, count=torch.ones(1).int(), step=done, log_variance=told, mean=mean, **tables)
+    assert torch.equal(mean.nan_to_num(nan=7.0), told.nan_to_num(nan=7.0))
+
+
 def test_equal_log_variances_start_in_the_order_of_slots():
     schedule = Schedule(2, 0.0)
     start, _ = run_schedule(schedule, [4], torch.zeros(8, 1, 4), 4)

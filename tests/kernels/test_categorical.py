@@ -189,9 +189,9 @@ def test_no_slots(shape):
     [
         (0, 1.0, "logits must have 1 to 262,144 ids, got 0"),
         (2**18 + 1, 1.0, "logits must have 1 to 262,144 ids, got 262,145"),
-        (5, -1.0, "temperature must be 0 or at least 1e-06 and finite, got -1.0"),
-        (5, 1e-9, "temperature must be 0 or at least 1e-06 and finite, got 1e-09"),
-        (5, float("nan"), "temperature must be 0 or at least 1e-06 and finite, got nan"),
+        (5, -1.0, "temperature must be 0 or in \\[1e-06, 1e\\+06\\], got -1.0"),
+        (5, 1e-9, "temperature must be 0 or in \\[1e-06, 1e\\+06\\], got 1e-09"),
+        (5, float("nan"), "temperature must be 0 or in \\[1e-06, 1e\\+06\\], got nan"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_refused(vocabulary, temperature, message):

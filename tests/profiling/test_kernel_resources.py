@@ -84,6 +84,18 @@ def test_every_launch_fits_an_h100(launches):
         fits(launch, "sm_90", 227)
 
 
+@pytest.mark.parametrize("kernel", ["accept_kernel", "advance_kernel", "reveal_kernel"])
+def test_all_threads_read_a_chains_numbers_before_one_of_them_writes_there(kernel, launches):
+    """Of several warps each reads for itself: one that came late would decide by what the first has written."""
+    import kernel_resources
+
+    found = [launch for launch in launches if launch.kernel.__name__ == kernel and launch.options["num_warps"] > 1]
+    for launch in (found[0], found[-1]):
+        code = kernel_resources.compiled(launch, "sm_90").asm["ptx"]
+        stores = [code.index(line) for line in code.splitlines() if "st.global" in line and ".b64" in line]
+        assert code.index("bar.sync") < stores[0], launch
+
+
 @pytest.mark.parametrize("patches", [256, 1024, 2048, 4096])
 def test_renoise_compiles_within_seconds_for_any_number_of_patches(patches, monkeypatch, tmp_path):
     """Without stack, too: a choice by comparing all pairs took 113 s and 24 KB of stack for 2048 (Triton 3.2)."""

@@ -10,7 +10,7 @@ from ipr_fast.kernels.accept import Kept, accept
 from ipr_fast.kernels.philox import seed_tensor
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3, 7), (3, 1500), (0, 4)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3, 7), (3, 1500), (0, 4), (6,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 @pytest.mark.parametrize("keeps_best", [False, True])
 def test_kernel_and_twin_decide_alike(shape, dtype, keeps_best, device, generator, monkeypatch):

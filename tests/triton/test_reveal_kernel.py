@@ -49,7 +49,8 @@ def test_kernel_and_twin_reveal_and_mask_the_same_positions(
     by_confidence = strategy is not None and strategy.by_confidence
     keeps = by_confidence and not strategy.by_quality
     score = torch.randint(0, 4, active.index.shape, generator=generator).float()
-    score[score == 3] = torch.tensor([torch.inf, torch.nan, 1e-40])[torch.randint(0, 3, (1,), generator=generator)]
+    special = torch.tensor([torch.inf, torch.nan, 1e-40, -0.0])[torch.randint(0, 4, score.shape, generator=generator)]
+    score = torch.where(score == 3, special, score)
     psi, confidence = torch.rand(2, *active.index.shape, generator=generator)
     drawn = torch.randint(-1, MASK, active.index.shape, generator=generator)
     for step in (0, 2, int(tables.steps.max()) - 1, int(tables.steps.max()) + 1):
