@@ -82,7 +82,9 @@ def read_array(path: str | os.PathLike, key: str) -> Tensor:
         raise ValueError(f"{path}: no such file")
     try:
         loaded = torch.load(path, weights_only=True) if path.suffix == ".pt" else _load_array(path, key)
-        return loaded if isinstance(loaded, Tensor) else torch.from_numpy(np.ascontiguousarray(loaded))
+        if isinstance(loaded, Tensor):
+            return loaded
+        return torch.from_numpy(np.ascontiguousarray(loaded, dtype=loaded.dtype.newbyteorder("=")))
     except Exception as error:  # a foreign file makes these loaders raise almost anything
         raise ValueError(f"{path}: not a readable {path.suffix} file of numbers ({load_reason(error)})") from error
 

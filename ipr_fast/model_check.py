@@ -102,12 +102,14 @@ class _Inputs(NamedTuple):
         """Make the patches of a mask (B, N) active, at random levels."""
         active, low_high = ActivePatches.from_mask(mask, slots), contract.bounds(model, "value_range") or (-1.0, 1.0)
         shape, device = (*mask.shape, model.grid.patch_numel), mask.device
-        x = low_high[0] + (low_high[1] - low_high[0]) * torch.rand(shape, generator=generator, device="cpu").to(device)
-        levels = torch.rand(active.index.shape, generator=generator, device="cpu")
+        x = low_high[0] + (low_high[1] - low_high[0]) * torch.rand(
+            shape, generator=generator, dtype=torch.float32, device="cpu"
+        ).to(device)
+        levels = torch.rand(active.index.shape, generator=generator, dtype=torch.float32, device="cpu")
         levels[:1, :1] = 1.0  # as in the first step of a run
         levels = levels.to(device) * active.occupied
         level = active.scatter(levels, mask.shape[1])[..., None]
-        noise = torch.randn(shape, generator=generator, device="cpu").to(device)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
         return cls((1 - level) * x + level * noise, levels, active, condition)
 
     @classmethod
@@ -151,7 +153,9 @@ class _Checks:
         self.table: dict[str, Any] = {}
         self.expected = self.call(some)
         weights = [w for w in model.parameters() if w.is_floating_point()] if isinstance(model, nn.Module) else []
-        eps = max(torch.finfo(tensor.dtype).eps for tensor in (self.expected[0], *weights))
+        eps = max(
+            torch.finfo(dtype).eps for dtype in (torch.float32, self.expected[0].dtype, *(w.dtype for w in weights))
+        )
         self.tolerance = min(MAX_TOLERANCE, ROUNDINGS * eps)
 
     @property

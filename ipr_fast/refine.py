@@ -107,6 +107,7 @@ def refine_batch(
     rows = checked_condition(condition, len(x), x.device)
     contract.condition(model, rows is not None)
     call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
+    checks.boolean("progress", progress)
     select = make_selector(mask_fn, space.grid, free, ids, sampling.seed)
     check_callback(callback)
     check_rule(accept)
@@ -186,6 +187,7 @@ def generate_batch(
     rows = checked_condition(condition, batch_size, device)
     contract.condition(model, rows is not None)
     call = resolve.Call(space, ids, sampling, backend, max_chains, checks.boolean("tf32", tf32), rows)
+    checks.boolean("progress", progress)
     if not batch_size:
         return given
     values = space.to_values(given)

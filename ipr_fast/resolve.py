@@ -79,6 +79,7 @@ class Call:
             settings,
             self.max_chains,
             capture,
+            self.condition,
         )
         with runner_for(request) as runner:
             yield Engine(runner, values, self.chain_ids, sampling, self.condition)

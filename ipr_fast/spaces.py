@@ -53,10 +53,11 @@ class PatchSpace:
         self, schedule: object, default: str, stochasticity: float, temperature: float, seed: int, noise: object
     ) -> Sampling:
         """Return the settings of a call. default: the model's attribute that has its schedule."""
+        name = "schedule"
         if schedule is None:
-            schedule = getattr(self.model, default, DEFAULTS[default])
+            name, schedule = f"model: {default}", getattr(self.model, default, None) or DEFAULTS[default]
         if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule must be an ipr_fast.Schedule, got {type(schedule).__name__}")
+            raise ValueError(f"{name} must be an ipr_fast.Schedule, got {type(schedule).__name__}")
         if not isinstance(noise, str) or noise not in ("random", "fixed"):
             raise ValueError(f'noise must be "random" or "fixed", got {noise!r}')
         return Sampling(
@@ -125,11 +126,12 @@ class TokenSpace:
             if value != usual:
                 hint = "; TokenSchedule has a temperature" if name == "temperature" else ""
                 raise ValueError(f"{name} must be left at {usual!r} for a model of tokens, got {value!r}{hint}")
+        name = "schedule"
         if schedule is None:
-            schedule = getattr(self.model, default, TokenSchedule())
+            name, schedule = f"model: {default}", getattr(self.model, default, None) or TokenSchedule()
         if not isinstance(schedule, TokenSchedule):
             raise ValueError(
-                f"schedule must be an ipr_fast.TokenSchedule for a model of tokens, got {type(schedule).__name__}"
+                f"{name} must be an ipr_fast.TokenSchedule for a model of tokens, got {type(schedule).__name__}"
             )
         return TokenSampling(schedule, checks.integer("seed", seed, 0, 2**64 - 1))
 

@@ -103,3 +103,17 @@ def test_files(tmp_path, model):
 def test_the_check_of_a_model(model):
     ((found, expected),) = with_and_without_a_default_device(lambda: [ipr_fast.check_model(model)])
     assert found == expected
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_the_default_type_of_numbers_changes_nothing(backend, model):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            ipr_fast.check_model(model)
+            options = {"schedule": ipr_fast.Schedule(1), "callback": lambda step, x: None, "backend": backend}
+            found.append(ipr_fast.generate_batch(2, model=model, **options))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(*found)

@@ -58,6 +58,13 @@ def test_bytes_and_missing_channel(tmp_path):
     torch.testing.assert_close(images.flatten(), torch.tensor([-1.0, 1.0, -0.6, 0.6]))
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_numbers_of_either_byte_order(tmp_path, order):
+    array = np.random.default_rng(0).uniform(-1, 1, (2, 1, 4, 4)).astype(f"{order}f4")
+    np.save(tmp_path / "x.npy", array)
+    assert read_array(tmp_path / "x.npy", "x").tolist() == array.tolist()
+
+
 def test_npz_by_key_or_alone(tmp_path):
     np.savez(tmp_path / "two.npz", known=np.ones(3, bool), other=np.zeros(2))
     assert read_array(tmp_path / "two.npz", "known").tolist() == [True] * 3

@@ -39,9 +39,10 @@ class Plain:
         Plain(),
         randomise(PatchTransformer(TINY), seed=0),
         randomise(PatchTransformer(TINY), seed=0).to(torch.bfloat16),
+        randomise(PatchTransformer(TINY), seed=0).double(),
         SRMUNet(UNET).eval(),
     ],
-    ids=["plain", "transformer", "bfloat16", "unet"],
+    ids=["plain", "transformer", "bfloat16", "float64", "unet"],
 )
 def test_a_good_model_passes_every_check(model):
     assert check_model(model).splitlines() == [f"ok: {name}" for name in CHECKS]

@@ -252,3 +252,17 @@ def test_no_counter_is_used_twice_in_a_run(model, monkeypatch):
     ipr_fast.refine_batch(x, random_patches(0.5), 2, first_iteration=4, **options)
     counters = torch.cat(drawn)
     assert len(counters.unique(dim=0)) == len(counters) > 5 * 16 * 4 * 20
+
+
+def test_a_models_own_schedule_may_be_none_and_is_named_if_it_is_no_schedule(model, finished, monkeypatch):
+    refined = ipr_fast.refine_batch(finished, random_patches(), 1, model=model, schedule=Schedule(10, 0.8))
+    monkeypatch.setattr(model, "refine_schedule", None)
+    assert torch.equal(ipr_fast.refine_batch(finished, random_patches(), 1, model=model), refined)
+    monkeypatch.setattr(model, "refine_schedule", (3, 0.0))
+    with pytest.raises(ValueError, match=r"^model: refine_schedule must be an ipr_fast\.Schedule, got tuple"):
+        ipr_fast.refine_batch(finished, random_patches(), 1, model=model)
+
+
+def test_progress_is_a_bool(model, finished):
+    with pytest.raises(ValueError, match=r"^progress must be a bool, got 'no'"):
+        ipr_fast.refine_batch(finished, random_patches(), 1, model=model, progress="no")

@@ -137,6 +137,9 @@ def run_folder(path: Path, settings: dict, plan: ChunkPlan, *, resume: bool) -> 
     folder, existed = RunFolder(path, settings, plan), path.is_dir()
     prepare_folder(path)
     with alone_in(path):
+        if [file.name for file in path.iterdir()] == [SETTINGS + WRITING]:  # killed before it had begun
+            (path / (SETTINGS + WRITING)).unlink()
+            existed = False
         if existed and not resume:
             raise ValueError(f"{path}: holds an unfinished run; pass --resume to go on with it, or remove the folder")
         if existed:

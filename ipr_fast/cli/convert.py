@@ -70,6 +70,11 @@ def run(
     outputs.check_no_folders([out])
     if preset is not None and given:
         raise ValueError(f"--preset already sets {', '.join(given)}")
+    if (preset or given) and "architecture" in model_info(source)["metadata"]:
+        named = "--preset" if preset else " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{named}: for checkpoints of an SRM UNet; {source} has its configuration")
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ValueError(f"{out}: is the source; give another output file")
     model = load_model(source, config=preset or given or None, dtype=None if dtype is None else getattr(torch, dtype))
     generate = schedule_of("--generate-schedule", generate_schedule)
     refine = schedule_of("--refine-schedule", refine_schedule)

@@ -43,9 +43,11 @@ def run(
     if not torch.cuda.is_available():
         print("cuda         no device: everything runs on the CPU")
     print("bundled models")
+    width = max(map(len, bundled_models()))
     for name in bundled_models():
         info = model_info(name)
-        print(f"  {name}  {info['architecture']}, samples {info['sample_shape']}, {info['parameters']:,} parameters")
+        shape, parameters = info["sample_shape"], info["parameters"]
+        print(f"  {name:{width}}  {info['architecture']}, samples {shape}, {parameters:,} parameters")
 
 
 def _model_lines(source: str) -> list[tuple[str, object]]:

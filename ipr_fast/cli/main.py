@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{program}: error: out of memory ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        hint = "--resume goes on from the last checkpoint" if command == "train" else str(error)
+        hint = "--resume goes on from the last checkpoint, if there is one" if command == "train" else str(error)
         print(f"{program}: interrupted{hint and f' ({hint})'}", file=sys.stderr)
         return 130
     return 0

@@ -106,6 +106,10 @@ class PatchSlots(SlotState):
         mean = torch.zeros(num_lanes, num_slots, dtype=torch.float32, device=device) if signals else None
         return cls(index, count, level, previous_level, start, inputs, mean)
 
+    def written(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return what a step writes, of the tensors that a model's call gets; values (W, N, P): the lanes'."""
+        return (values, self.level, *(() if self.inputs is None else self.inputs))
+
 
 @dataclass(frozen=True)
 class TokenSlots(SlotState):

@@ -23,10 +23,11 @@ from ipr_fast.engine import memory
 from ipr_fast.engine.capture_stream import capture_lock
 from ipr_fast.engine.fingerprint import fingerprint
 from ipr_fast.engine.graphs import Capture
-from ipr_fast.engine.lanes import LaneSettings
+from ipr_fast.engine.lanes import Lanes, LaneSettings
 from ipr_fast.engine.precision import float32_products
 from ipr_fast.engine.runner import Runner
 from ipr_fast.engine.scheduler import Phase, Wave, lane_bucket
+from ipr_fast.sampling.condition import Condition
 
 MOST_KEPT = 4
 KEPT_SHARE = 0.1  # of a GPU's memory, for all lanes that are kept
@@ -59,7 +60,8 @@ class Request:
     """A call's need of lanes: `batch` chains with at most `most_active` active patches each.
 
     max_chains: chains that run at a time; "auto" is what fits into free memory, on a CPU at most CPU_PATCHES patches.
-    capture: makes the Capture of a device; None runs without graphs.
+    capture: makes the Capture of a device; None runs without graphs. condition: the chains', whose first row lanes hold
+    that no chain has entered: the model is called on those too, to count bytes and to capture.
     """
 
     model: Any
@@ -69,6 +71,7 @@ class Request:
     settings: LaneSettings
     max_chains: int | str = "auto"
     capture: Callable[[torch.device], Capture] | None = None
+    condition: Condition | None = None
 
     @property
     def wanted(self) -> int:
@@ -90,13 +93,19 @@ class Request:
         if self.device.type != "cpu" or (self.max_chains == "auto" and self.batch > FEW_CHAINS):
             with float32_products(self.device, self.settings.tf32):  # lock order: before without_compile
                 need = need_of(
-                    self.model, self.most_active, self.device, self.settings, self.capture is not None, num_lanes
+                    self.model,
+                    self.most_active,
+                    self.device,
+                    self.settings,
+                    self.capture is not None,
+                    num_lanes,
+                    self.condition,
                 )
             num_lanes = self._fitting(need)
             num_bytes = need.of(num_lanes)
         capture = None if self.capture is None else self.capture(self.device)
-        runner = Runner(self.settings.make_lanes(self.model, num_lanes, self.device), capture)
-        return Kept(runner, self.most_active, num_bytes)
+        lanes = _lanes(self.model, num_lanes, self.device, self.settings, self.condition)
+        return Kept(Runner(lanes, capture), self.most_active, num_bytes)
 
     def _fitting(self, need: memory.Need) -> int:
         """Return the number of lanes that fit beside the samples and copies of them; drop kept lanes if necessary."""
@@ -183,15 +192,29 @@ def need_of(
     settings: LaneSettings,
     graphs: bool = False,
     most: int = memory.MANY,
+    condition: Condition | None = None,
 ) -> memory.Need:
     """Count the bytes of lanes for chains with `most_active` active patches. most: lanes that are wanted."""
-    return memory.count(partial(_make, model, device, settings), partial(_run, most_active), device, graphs, most)
+    make = partial(_make, model, device, settings, condition=condition)
+    return memory.count(make, partial(_run, most_active), device, graphs, most)
 
 
-def _make(model: Any, device: torch.device, settings: LaneSettings, num_lanes: int) -> Runner:
-    runner = Runner(settings.make_lanes(model, num_lanes, device))
+def _make(
+    model: Any, device: torch.device, settings: LaneSettings, num_lanes: int, condition: Condition | None = None
+) -> Runner:
+    runner = Runner(_lanes(model, num_lanes, device, settings, condition))
     runner.start_call(0, settings.schedule)
     return runner
+
+
+def _lanes(
+    model: Any, num_lanes: int, device: torch.device, settings: LaneSettings, condition: Condition | None
+) -> Lanes:
+    """Allocate lanes that hold the condition's first row, for calls of the model before chains enter."""
+    lanes = settings.make_lanes(model, num_lanes, device)
+    if condition is not None and lanes.state.condition is not None:
+        condition.first(1).spread(lanes.state.condition)
+    return lanes
 
 
 @torch.inference_mode()

@@ -19,7 +19,14 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.sampling.condition import Layout
 from ipr_fast.sampling.patches import waiting_slots
-from ipr_fast.sampling.prediction import LogitPrediction, Prediction, as_taken, mix_range, preserves_variance
+from ipr_fast.sampling.prediction import (
+    LogitPrediction,
+    Prediction,
+    apart_from,
+    as_taken,
+    mix_range,
+    preserves_variance,
+)
 from ipr_fast.sampling.schedule import Sampling, Schedule, ScheduleTables
 from ipr_fast.sampling.selection import Selection
 from ipr_fast.sampling.signals import check_log_variance
@@ -122,6 +129,7 @@ class PatchLanes(Lanes):
         state, slots = self.state.first(num_lanes), self.slots(num_slots).first(num_lanes)
         num_patches, numel = state.values.shape[1:]
         contract.prediction(prediction, (num_lanes, num_slots, numel), num_patches)
+        prediction = apart_from(prediction, slots.written(state.values))
         (velocity, mix, log_variance), inputs = prediction, slots.inputs
         if slots.mean is not None:
             check_log_variance(self.model, log_variance)

@@ -41,7 +41,11 @@ def share_of(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    low, high = (
+        (0.0 if not successes else centre - half),
+        (1.0 if successes == n else centre + half),
+    )  # without rounding
+    return Estimate(p, max(0.0, low), min(1.0, high))
 
 
 def paired_gain(before: Tensor, after: Tensor) -> Estimate:

@@ -103,6 +103,11 @@ class Condition:
         """Return views of the first rows."""
         return self.map(lambda tensor: tensor[:rows])
 
+    def spread(self, out: Condition) -> None:
+        """Copy the only row to all rows of another condition."""
+        for tensor, into in zip(self.tensors, out.tensors, strict=True):
+            into.copy_(tensor.expand_as(into))
+
     def take(self, rows: Tensor, out: Condition) -> None:
         """Copy these rows (n,) to the first n rows of another condition."""
         for tensor, into in zip(self.tensors, out.tensors, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,16 @@ class Prediction(NamedTuple):
     def at(self, active: ActivePatches) -> Prediction:
         """Gather the prediction of all patches to the active slots."""
         return self.map(active.gather)
+
+
+def apart_from(prediction: Any, written: Iterable[Tensor]) -> Any:
+    """Return a prediction with copies of the fields that share memory with tensors that are to be written."""
+    memory = {tensor.untyped_storage()._cdata for tensor in written}
+    fields = (
+        field.clone() if field is not None and field.untyped_storage()._cdata in memory else field
+        for field in prediction
+    )
+    return type(prediction)(*fields)
 
 
 class LogitPrediction(NamedTuple):

@@ -160,7 +160,7 @@ class ReferenceEngine:
     ) -> None:
         self.signals = Signals.unknown(self.num_signals, values.shape[:2], values.device) if signals else None
         self.model, self.chain_ids, self.sampling, self.condition = model, chain_ids, sampling, condition
-        self.values = values.to(self.dtype)
+        self.values = values.to(self.dtype, copy=True)
         self.mix_range: Tensor | None = None  # see `Engine.mix_range`
         self._is_first_call = True
         self.iteration = torch.zeros((), dtype=torch.int64, device=values.device)
@@ -215,7 +215,9 @@ class ReferenceEngine:
         level, start = slots
         ids = unknown.nonzero().flatten()
         started = {n: s for n, s in zip(ids.tolist(), start[: len(ids)].tolist(), strict=True) if s >= 0}
-        levels = torch.zeros(len(unknown), device=level.device).index_copy_(0, ids, level[: len(ids)])
+        levels = torch.zeros(len(unknown), dtype=level.dtype, device=level.device).index_copy_(
+            0, ids, level[: len(ids)]
+        )
         waits = unknown.index_copy(0, ids, start[: len(ids)] < 0)
         self.values[chain], _, standing = self._steps_of(
             chain, unknown, waits, initial, Standing(begin, levels, started), number
@@ -236,7 +238,9 @@ class ReferenceEngine:
         if self.signals is not None:
             for patch, told in end.told.items():
                 if told:
-                    self.signals.uncertainty[chain, patch] = torch.stack(told).mean()
+                    largest = torch.finfo(torch.float32).max  # in place of an infinite one
+                    each = torch.stack(told).double().clamp(-largest, largest)
+                    self.signals.uncertainty[chain, patch] = each.mean()
         return patches
 
     def _steps_of(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
+from ipr_fast.kernels.logits import check_temperature
 from ipr_fast.sampling.remask import Remasking, remasking
 
 REVEALS = ("count", "independent")
@@ -41,6 +42,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         checks.integer("size", self.size, 1, MAX_VOCABULARY)
         checks.integer("mask_id", self.mask_id, 0, self.size)
+        if not isinstance(self.never, tuple | list):
+            raise ValueError(f"never must be a tuple of ids, got {self.never!r}")
         for token in self.never:
             checks.integer("never", token, 0, self.size)
         if len(self.forbidden) == self.size:
@@ -159,7 +162,8 @@ class TokenSchedule:
         lowest position.
     remask: None, a strategy of `ipr_fast.sampling.remask`, or its name: "cap", "rescale", "conf", "loop",
         "forward_backward", or "quality", for models that rate tokens.
-    temperature: tau >= 0, which divides the logits; 0 takes the most probable token.
+    temperature: tau, which divides the logits: 0, which takes the most probable token, or from 1e-6 to 1e6, which takes
+        all tokens alike.
     top_k: only the k most probable tokens; None for all. top_p: only the most probable tokens that cover a probability
         p in (0, 1] of the tempered law. Tokens as probable as the last one stay in.
     nucleus: whether the token that crosses p is in ("covering"), or not ("inner", as in ReMDM's code; the first is).
@@ -185,7 +189,7 @@ class TokenSchedule:
         for name in ("steps", "top_k"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), 1)
-        checks.number("temperature", self.temperature, 0)
+        check_temperature(self.temperature)
         if not checks.number("top_p", self.top_p, 0, 1) > 0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         object.__setattr__(self, "remask", remasking(self.remask))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from numbers import Real
@@ -120,7 +121,8 @@ class EvalMode:
 
 
 MAX_DEPTH = 4  # of objects within objects that are searched for modules
-MAX_ITEMS = 1000  # of a container that is searched
+MAX_ITEMS, MAX_ALL_ITEMS = 1000, 20_000  # of a container that is searched, and of all
+CONTAINERS = (dict, list, tuple, set)
 LEAVES = (int, float, str, bytes, type(None), Tensor, torch.dtype, torch.device, type, types.ModuleType)
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # its parameters, its modules, which are searched anyway, and its hooks
 
@@ -131,6 +133,7 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
     Searched are attributes, containers, closures, partials, and the global modules that a function or a call reads.
     """
     visited: set[int] = set()
+    items = 0
 
     def search(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(value, LEAVES) or id(value) in visited or depth > MAX_DEPTH:
@@ -145,6 +148,11 @@ def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
             yield from search_parts(value, path, depth)
 
     def search_parts(value: object, path: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+        nonlocal items
+        if isinstance(value, CONTAINERS):
+            items += min(len(value), MAX_ITEMS)
+            if items > MAX_ALL_ITEMS:
+                return
         for name, part in _parts_of(value):
             yield from search(part, ".".join(filter(None, (path, name))), depth + 1)
 
@@ -210,9 +218,18 @@ def _depends_on_training(module: nn.Module) -> bool:
     return any(map(_reads_training, classes))
 
 
-@functools.cache
 def _reads_training(cls: type) -> bool:
     """Whether a method or property of a class names `training`; the base classes of torch itself do not count."""
+    found = _reading.get(cls)
+    if found is None:
+        found = _reading[cls] = _names_training_somewhere(cls)
+    return found
+
+
+_reading: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()  # a class may hold a model's weights
+
+
+def _names_training_somewhere(cls: type) -> bool:
     bases = [base for base in cls.__mro__ if base not in (nn.Module, object, types.FunctionType)]
     bases = [base for base in bases if not base.__module__.startswith("torch._dynamo")]
     return any(_names_training(value, set()) for base in bases for value in vars(base).values())

@@ -357,3 +357,14 @@ def test_samples_of_another_range_get_one_warning(tmp_path, weights, capsys, low
     assert told.count("warning") == 1
     few = ", 0 of 12 samples have a number below -0.5" if lowest else ""
     assert re.search(rf"^ipr-fast refine: warning: the input lies in \[[\d.e-]+, \d\.?\d*\]{few}, but Patch", told)
+
+
+def test_a_run_that_was_killed_before_it_had_begun_begins(tmp_path, samples, weights, expected):
+    out = tmp_path / "y.npy"
+    folder = tmp_path / "y.npy.partial"
+    for options in ([], ["--resume"]):
+        folder.mkdir()
+        (folder / ("run.json" + chunks.WRITING)).write_text("{")
+        assert refine(samples, weights, out, *options) == 0
+        assert torch.equal(read_array(out, "x"), expected)
+        assert not folder.exists()

@@ -107,3 +107,16 @@ def test_convert_writes_the_same_bytes_each_time(tmp_path):
         assert main(["convert", str(tmp_path / "x.ckpt"), str(out), *SIZES]) == 0
         written.add(out.read_bytes())
     assert len(written) == 1
+
+
+@pytest.mark.parametrize("options", [["--preset", "even_pixels"], ["--image-size", "64"]])
+def test_what_a_file_says_of_its_sizes_cannot_be_changed(options, tmp_path, capsys):
+    assert main(["convert", "digit-sudoku-4x4", str(tmp_path / "x.safetensors"), *options]) == 1
+    assert f"error: {options[0]}: for checkpoints of an SRM UNet; digit-sudoku-4x4 has" in capsys.readouterr().err
+
+
+def test_a_file_is_not_converted_onto_itself(tmp_path, capsys, model):
+    path = tmp_path / "x.safetensors"
+    ipr_fast.save_model(model, path)
+    assert main(["convert", str(path), str(path)]) == 1
+    assert "is the source; give another output file" in capsys.readouterr().err

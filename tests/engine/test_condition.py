@@ -203,3 +203,22 @@ def test_an_ordered_dict_reaches_the_model_as_one(backend):
 
     ipr_fast.generate_batch(4, model=Seeing(), condition=condition, schedule=Schedule(2, 1.0), backend=backend)
     assert set(map(str, seen)) == {str((OrderedDict, ["weight", "label"]))}
+
+
+class OneTo(Labelled):
+    """Whose labels begin with 1: 0, which nobody gives, is an error."""
+
+    def of_rows(self, condition):
+        return self.shift.index_select(0, condition - 1)[:, None, None]
+
+
+@pytest.mark.parametrize("batch", [4, 65])
+@pytest.mark.parametrize("max_chains", ["auto", 3])
+def test_no_model_is_called_with_a_condition_that_nobody_gave(batch, max_chains, tape):
+    """Neither to count bytes, nor to capture, nor on lanes without a chain."""
+    labels = 1 + torch.arange(batch) % 16
+    options = {"model": OneTo().eval(), "condition": labels, "schedule": Schedule(1), "max_chains": max_chains}
+    x = ipr_fast.generate_batch(batch, **options)
+    for backend in ("auto", "graphs"):
+        ipr_fast.refine_batch(x, random_patches(0.2), 1, backend=backend, **options)
+    assert tape.replayed

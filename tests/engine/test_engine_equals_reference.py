@@ -222,3 +222,39 @@ def test_generation(case):
         for backend in ("torch", "reference")
     )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+class ViewsOfItsInputs(torch.nn.Module):
+    """A denoiser whose output shares the memory of what it was given."""
+
+    grid = PatchGrid(1, 8, 8, 2)
+
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, patches, levels, active=None):
+        slots = patches if active is None else active.gather(patches)
+        view = levels[..., None].expand_as(slots)
+        fields = {"velocity": 0.8 * slots, "variance_mix": 0.3 * view, "log_variance": slots.mean(2)}
+        views = {"velocity": patches, "variance_mix": view, "log_variance": levels}
+        return Prediction(**fields | {self.field: views[self.field]})
+
+
+@pytest.mark.parametrize("field", Prediction._fields)
+def test_a_prediction_may_be_a_view_of_the_inputs(field):
+    """Of levels and patches, which the engine's step writes."""
+    model, told = ViewsOfItsInputs(field), []
+
+    def mask_fn(x, iteration, signals):
+        told[-1].append(signals.uncertainty.clone())
+        return torch.ones(len(x), 16, dtype=torch.bool)
+
+    found = []
+    for backend in ("torch", "reference"):
+        told.append([])
+        options = {"model": model, "schedule": Schedule(4, 0.5), "backend": backend}
+        x = ipr_fast.generate_batch(3, **options)
+        found.append(ipr_fast.refine_batch(x, mask_fn, 2, **options))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*(each[-1] for each in told), atol=1e-5, rtol=0)

@@ -1,5 +1,7 @@
 """Refinement of tokens: the engine against the definition, and both against laws that are known exactly."""
 
+import math
+
 import pytest
 import torch
 from small_token_models import Lookup, Oracle
@@ -362,3 +364,16 @@ def test_a_mask_id_within_the_vocabulary_is_never_sampled():
     x = generate_batch(50, model=Inside())
     assert not (x == 3).any()
     assert sorted(x.unique().tolist()) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-7, 1e7, math.nan, True, "1"])
+def test_a_temperature_out_of_range_is_named_where_it_is_given(temperature):
+    """Beyond 1e6 ids that must not be drawn would have a chance: they are masked by a large finite logit."""
+    with pytest.raises(ValueError, match=r"^temperature must be 0 or in \[1e-06, 1e\+06\], got "):
+        TokenSchedule(temperature=temperature)
+
+
+def test_at_the_largest_temperature_all_ids_that_may_be_drawn_are():
+    model = Lookup()
+    x = generate_batch(200, model=model, schedule=TokenSchedule(temperature=1e6))
+    assert set(x.flatten().tolist()) == set(range(model.vocabulary.size)) - set(model.vocabulary.forbidden)

@@ -56,3 +56,8 @@ def test_a_mean_has_its_interval():
     assert intervals.mean(torch.tensor([7])) == (7.0, -float("inf"), float("inf"))
     assert intervals.Estimate(0.12345, 0.1, 0.15).plain() == "0.123 [0.100, 0.150]"
     assert intervals.Estimate(512.0, 8.0, 0.0).plain() == "512 [8.00, 0.00]"
+
+
+def test_no_rounding_moves_the_end_of_an_interval_beyond_its_value():
+    for n in range(1, 300):
+        assert (intervals.share_of(0, n).low, intervals.share_of(n, n).high) == (0, 1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ipr_fast
 from ipr_fast import PatchGrid, Prediction, Schedule, reference
 
 GRID = PatchGrid(1, 4, 4, 2)  # four patches of four numbers
@@ -50,3 +51,19 @@ def test_nothing_unknown_takes_no_step():
 def test_an_unknown_of_another_shape_or_dtype_is_refused(unknown):
     with pytest.raises(ValueError, match=r"patches must be \(N, P\) and unknown a bool \(N,\), got \(4, 4\) and"):
         regenerate(unknown, Schedule(3, 0.5))
+
+
+def test_given_values_are_not_written_to():
+    """Where a grid's patches are views of the samples, too."""
+
+    class Halved:
+        grid = PatchGrid.of((1, 12), (3,))
+
+        def __call__(self, patches, levels, active=None):
+            return Prediction(0.5 * (patches if active is None else active.gather(patches)))
+
+    values = torch.randn(2, 1, 12, generator=torch.Generator().manual_seed(0))
+    known, before = torch.tensor([[True, False, False, True]] * 2), values.clone()
+    options = {"known": known, "known_values": values, "callback": lambda step, x: None, "backend": "reference"}
+    ipr_fast.generate_batch(2, model=Halved(), **options)
+    assert torch.equal(values, before)

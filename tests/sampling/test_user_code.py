@@ -1,5 +1,8 @@
 """Guards around user code: training mode, written inputs and gradients are named."""
 
+import gc
+import time
+import weakref
 from functools import partial
 
 import pytest
@@ -8,7 +11,7 @@ from small_models import TINY, Network, randomise
 from torch import nn
 
 import ipr_fast
-from ipr_fast import PatchGrid, Schedule, random_patches, reference
+from ipr_fast import PatchGrid, Prediction, Schedule, generate_batch, random_patches, reference
 from ipr_fast.models import PatchTransformer, contract
 from ipr_fast.sampling import user_code
 
@@ -289,3 +292,33 @@ def test_gradients_as_the_advice_has_them_work(run):
             return super().forward(patches - 0.01 * gradient, levels, active)
 
     assert run(Guided()).isfinite().all()
+
+
+def test_a_class_that_was_looked_at_can_be_collected():
+    """With what its functions hold: a class made in a function keeps that function's variables."""
+
+    def look():
+        class Own(nn.Module):
+            grid = GRID
+
+            def forward(self, patches, levels, active=None):
+                return Prediction(patches if active is None else active.gather(patches))
+
+        generate_batch(1, model=Own(), schedule=SCHEDULE)
+        return weakref.ref(Own)
+
+    kept = look()
+    gc.collect()
+    assert kept() is None
+
+
+def test_long_lists_are_not_searched_to_their_end():
+    model = nn.Module()
+    model.numbers = [[0.0] * 1000 for _ in range(1000)]
+    model.last = nn.Dropout()
+    model.train()
+    assert sum(1 for _ in user_code._modules_of(model)) == 2
+    model.eval()
+    began = time.process_time()
+    user_code.check_eval_mode(model)
+    assert time.process_time() - began < 0.2

@@ -78,6 +78,10 @@ class Likelihood:
         if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.shape[:-1] != tokens.shape[:1]:
             name = "tokens" if self.translate is None else "translate"
             raise ValueError(f"{name} must be int64 ({len(tokens)}, M), got {checks.described(found)}")
+        if len(found) and found.shape[1] <= self.prompt_length:
+            raise ValueError(
+                f"prompt_length must be less than the {found.shape[1]} tokens of a sequence, got {self.prompt_length}"
+            )
         if found.numel() and not (int(found.min()) >= 0 and int(found.max()) < self.size):
             raise ValueError(
                 f"tokens must be in 0..{self.size - 1} for {type(self.model).__name__}, got "

@@ -409,3 +409,11 @@ def test_models_that_break_the_protocol_are_named(network, problem):
         network.dropout = torch.nn.Dropout()
     with pytest.raises(ValueError, match=problem):
         generate_batch(2, model=HuggingFaceDenoiser(network, LENGTH))
+
+
+def test_a_mask_without_an_embedding_is_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    network = transformers.BertForMaskedLM(config).eval()
+    with pytest.raises(ValueError, match=r"^mask_id must be an int in 0\.\.19, got 20"):
+        HuggingFaceDenoiser(network, 4, mask_id=20)

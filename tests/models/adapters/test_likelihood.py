@@ -151,3 +151,8 @@ def test_a_likelihood_of_zero_is_minus_infinity(network, tokens):
 
     found = Likelihood(Certain())(torch.tensor([[1, 0, 0], [0, 1, 0]]))
     assert found.tolist() == [0.0, -math.inf]
+
+
+def test_a_sequence_that_is_all_prompt_is_refused(network, tokens):
+    with pytest.raises(ValueError, match=r"^prompt_length must be less than the 9 tokens of a sequence, got 9"):
+        Likelihood(network, prompt_length=9)(tokens)
