@@ -34,6 +34,9 @@ def denoiser(model: object) -> Grid:
     _check_call(model)
     for name in ("value_range", "mix_bounds"):
         bounds(model, name)
+    own = getattr(model, "patch_dtype", None)
+    if own is not None and not isinstance(own, torch.dtype):
+        raise ValueError(f"model: patch_dtype must be a torch.dtype, got {own!r:.80}")
     user_code.check_eval_mode(model)
     return grid
 

@@ -68,3 +68,10 @@ def test_wrappers_pass_patches_on_in_the_type_of_their_network():
     generate_batch(3, model=Guided(model, 2.0, torch.tensor(0.0)), **options)
     generate_batch(3, model=Parameterised(model), **options)
     assert model.seen == {(torch.bfloat16, torch.float32)}
+
+
+def test_a_type_that_is_none_is_refused():
+    model = Linear()
+    model.patch_dtype = "float16"
+    with pytest.raises(ValueError, match=r"^model: patch_dtype must be a torch\.dtype, got 'float16'"):
+        generate_batch(1, model=model)
