@@ -100,7 +100,7 @@ def check_logits(logits: Tensor) -> None:
 
 def check_temperature(temperature: object, above_zero: bool = False) -> float:
     """Return a temperature; ValueError for one that is neither 0 nor in MIN_TEMPERATURE..MAX_TEMPERATURE."""
-    if isinstance(temperature, Real) and not isinstance(temperature, bool):
+    if not isinstance(temperature, bool) and isinstance(temperature, Real):
         found = float(temperature)
         if MIN_TEMPERATURE <= found <= MAX_TEMPERATURE or (found == 0 and not above_zero):
             return found

@@ -1,5 +1,7 @@
 """generate, refine and info, run in this process: what they write and say."""
 
+import re
+
 import numpy as np
 import torch
 from command_line import run

@@ -269,7 +269,8 @@ def _vocabulary(
         mask_id = size - 1
     if mask_id is None:
         raise ValueError("mask_id must be given: neither the tokenizer nor the model's configuration has one")
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    read_in: Any = getattr(model, "get_input_embeddings", None)
+    embedding = read_in() if callable(read_in) else None
     if isinstance(embedding, nn.Embedding):
         checks.integer("mask_id", mask_id, 0, embedding.num_embeddings - 1)
     if pad_id is not None:
