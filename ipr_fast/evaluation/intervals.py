@@ -41,11 +41,9 @@ def share_of(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    low, high = (
-        (0.0 if not successes else centre - half),
-        (1.0 if successes == n else centre + half),
-    )  # without rounding
-    return Estimate(p, max(0.0, low), min(1.0, high))
+    low = max(0.0, centre - half) if successes else 0.0  # without a rounding
+    high = min(1.0, centre + half) if successes < n else 1.0
+    return Estimate(p, low, high)
 
 
 def paired_gain(before: Tensor, after: Tensor) -> Estimate:
