@@ -254,9 +254,8 @@ def _reveal(
         remasked = visible & (keys(STREAM_REMASK) < _key_bound(probability))
     if target is not None:
         number = at_step(target) - visible.sum(1, keepdim=True) + remasked.sum(1, keepdim=True)
-        order = (
-            keys(STREAM_ORDER) if score is None else score.nan_to_num(nan=torch.inf)
-        )  # beyond infinity, which becomes the largest number
+        # NaN comes after infinity, which becomes the largest number.
+        order = keys(STREAM_ORDER) if score is None else score.nan_to_num(nan=torch.inf)
         rank = order.argsort(dim=1, stable=True).argsort(1).masked_fill(~candidates, order.shape[1])
         revealed = candidates & (rank.argsort(dim=1, stable=True).argsort(1) < number)
     else:

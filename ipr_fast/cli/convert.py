@@ -70,7 +70,8 @@ def run(
     outputs.check_no_folders([out])
     if preset is not None and given:
         raise ValueError(f"--preset already sets {', '.join(given)}")
-    if (preset or given) and "architecture" in model_info(source)["metadata"]:
+    metadata = model_info(source)["metadata"]
+    if (preset or given) and "architecture" in metadata:
         named = "--preset" if preset else " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{named}: for checkpoints of an SRM UNet; {source} has its configuration")
     if out.exists() and Path(source).exists() and out.samefile(source):
@@ -84,7 +85,7 @@ def run(
         raise ValueError(f"{source}: a model of tokens has no schedule of patches, got {', '.join(chosen)}")
     model.config = dataclasses.replace(model.config, **chosen)
     outputs.prepare_folder(out.parent)
-    save_model(model, out, **_kept_metadata(source), source=printable(Path(source).name))
+    save_model(model, out, **_kept(metadata), source=printable(Path(source).name))
     print(f"wrote {out}")
 
 
@@ -96,9 +97,8 @@ def _sides(name: str, text: str) -> int | tuple[int, int]:
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
-def _kept_metadata(source: str) -> dict[str, str]:
+def _kept(metadata: dict[str, str]) -> dict[str, str]:
     """The metadata of the source to carry over; for a checkpoint, which of its weights were taken."""
-    metadata = model_info(source)["metadata"]
     if "architecture" not in metadata:
         return {"weights": metadata["weights"]}
     return {key: value for key, value in metadata.items() if key not in ("format", "architecture", "config", "source")}

@@ -218,21 +218,16 @@ def _depends_on_training(module: nn.Module) -> bool:
     return any(map(_reads_training, classes))
 
 
-def _reads_training(cls: type) -> bool:
-    """Whether a method or property of a class names `training`; the base classes of torch itself do not count."""
-    found = _reading.get(cls)
-    if found is None:
-        found = _reading[cls] = _names_training_somewhere(cls)
-    return found
-
-
 _reading: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()  # a class may hold a model's weights
 
 
-def _names_training_somewhere(cls: type) -> bool:
-    bases = [base for base in cls.__mro__ if base not in (nn.Module, object, types.FunctionType)]
-    bases = [base for base in bases if not base.__module__.startswith("torch._dynamo")]
-    return any(_names_training(value, set()) for base in bases for value in vars(base).values())
+def _reads_training(cls: type) -> bool:
+    """Whether a method or property of a class names `training`; the base classes of torch itself do not count."""
+    if cls not in _reading:
+        bases = [base for base in cls.__mro__ if base not in (nn.Module, object, types.FunctionType)]
+        bases = [base for base in bases if not base.__module__.startswith("torch._dynamo")]
+        _reading[cls] = any(_names_training(value, set()) for base in bases for value in vars(base).values())
+    return _reading[cls]
 
 
 def _names_training(value: object, visited: set[object]) -> bool:
