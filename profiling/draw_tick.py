@@ -66,13 +66,15 @@ def draw(events: list[dict], path: Path, title: str) -> None:
         axes.barh(row, width, left=left, height=0.7, color="#edf2f7", edgecolor="#4a5568", linewidth=0.8)
         words = each["name"].removeprefix(PREFIX).replace("_", "\n")
         turned = width < 0.008 * whole / 1e3 * max(map(len, words.split("\n")))
+        if width <= 0.02 * whole / 1e3:
+            words = words.replace("\n", " ")
         axes.text(
             left + width / 2,
             row,
-            words if width > 0.02 * whole / 1e3 or len(words) > 8 else words.replace("\n", " "),
+            words,
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=min(7, 65 / max(map(len, words.split("\n")))) if turned else 7,  # points, as long as a box is high
             rotation=90 if turned else 0,
         )
     for kind, colour in COLOURS.items():
