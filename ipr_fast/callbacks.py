@@ -30,9 +30,10 @@ def call_back(callback: Callback, number: int, x: Tensor, unit: str = "iteration
         frozen = user_code.call(name, number, callback, number, x, unit=unit)
     if frozen is None:
         return None
-    is_bool = isinstance(frozen, Tensor) and frozen.dtype == torch.bool and not frozen.is_meta
-    if not isinstance(frozen, Tensor) or not is_bool or tuple(frozen.shape) != (len(x),):
-        came = checks.described(frozen) + (" on meta" if isinstance(frozen, Tensor) and frozen.is_meta else "")
+    holds = isinstance(frozen, Tensor) and frozen.layout == torch.strided and not frozen.is_meta
+    if not isinstance(frozen, Tensor) or not holds or frozen.dtype != torch.bool or frozen.shape != (len(x),):
+        where = f" ({frozen.layout}, on {frozen.device})" if isinstance(frozen, Tensor) and not holds else ""
+        came = checks.described(frozen) + where
         raise ValueError(f"{name} must return None or a bool tensor of shape ({len(x)},), got {came}")
     return frozen
 

@@ -27,13 +27,21 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
     raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
+def as_float(value: object) -> float:
+    """Return a real number as a float: inf for one that is too large, NaN for anything else and for bool."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def number(name: str, value: object, low: float, high: float | None = None) -> float:
     """Return a finite number in [low, high] as a float; bool is refused."""
-    is_bool = isinstance(value, bool)
-    if isinstance(value, Real) and not is_bool:
-        number = float(value)
-        if math.isfinite(number) and low <= number and (high is None or number <= high):
-            return number
+    number = as_float(value)
+    if math.isfinite(number) and low <= number and (high is None or number <= high):
+        return number
     expected = f">= {low:g}" if high is None else f"in [{low:g}, {high:g}]"
     raise ValueError(f"{name} must be a finite number {expected}, got {value!r}")
 

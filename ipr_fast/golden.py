@@ -47,10 +47,10 @@ class GoldenStep(NamedTuple):
         t, s = (each.to(device, torch.float32).reshape(z.shape[:2]) for each in (self.levels, self.next_levels))
         if not bool(((s <= t) & (s >= 0) & (t <= 1)).all()):
             raise ValueError("golden: levels must be in [0, 1], and next_levels no larger than they are")
-        active = ActivePatches.from_mask(torch.ones_like(t, dtype=torch.bool))
-        made = model(as_taken(model, z), t, active, **call_arguments(condition))
-        noise = torch.zeros_like(z)
-        found = posterior_step(z, made.velocity.float(), None, t[..., None], s[..., None], noise, eta=0.0)
+        active = ActivePatches.from_mask(t > 0)
+        made = model(as_taken(model, z), active.gather(t), active, **call_arguments(condition))
+        velocity, noise = active.scatter(made.velocity.float(), grid.num_patches), torch.zeros_like(z)
+        found = posterior_step(z, velocity, None, t[..., None], s[..., None], noise, eta=0.0)
         error, moved = (found - expected).abs().max(), (z - expected).abs().max()
         allowed = TOLERANCE * expected.abs().max().clamp_min(1)
         if moved <= allowed:  # a step that a model of the wrong sign would pass

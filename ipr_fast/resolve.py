@@ -36,7 +36,7 @@ from ipr_fast.spaces import Space, TokenSpace
 BACKENDS = ("auto", "graphs", "torch", "reference")
 DEFAULT_MODEL = "digit-sudoku-4x4"
 SMALL_BYTES = 2**28  # samples that are not compared with free memory
-TABLE_BYTES = 9  # of a number in a schedule's table, while it is made: two of four bytes, and a bool
+TABLE_BYTES = 9  # of a number in a schedule's table, while it is made: two of four bytes, and a bool (of tokens fewer)
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,18 @@ def chains_at_a_time(max_chains: object) -> int | str:
 
 
 def check_tables(sampling: Sampling | TokenSampling, num_patches: int) -> None:
-    """Raise ValueError if the schedule's table of starts, for every number of active patches, does not fit into memory.
+    """Raise ValueError if the schedule's table, for every number of active patches, does not fit into memory.
 
-    It has N + 1 rows of N numbers. Tokens have none.
+    It has N + 1 rows: of N numbers for patches, of a number for each step for tokens.
     """
-    needed, cpu = TABLE_BYTES * num_patches * (num_patches + 1), torch.device("cpu")
-    if isinstance(sampling, Sampling) and needed > SMALL_BYTES and needed > memory.available_bytes(cpu):
+    of_patches, cpu = isinstance(sampling, Sampling), torch.device("cpu")
+    row = num_patches if of_patches else sampling.num_steps(num_patches)
+    needed = TABLE_BYTES * row * (num_patches + 1)
+    if needed > SMALL_BYTES and needed > memory.available_bytes(cpu):
+        what, advice = ("patches", "use larger patches") if of_patches else ("tokens", "use fewer steps")
         raise ValueError(
-            f"model: the schedule of {num_patches} patches takes {memory.binary(needed)} on {cpu}, which has "
-            f"{memory.binary(memory.available_bytes(cpu))} left; use larger patches"
+            f"model: the schedule of {num_patches} {what} takes {memory.binary(needed)} on {cpu}, which has "
+            f"{memory.binary(memory.available_bytes(cpu))} left; {advice}"
         )
 
 

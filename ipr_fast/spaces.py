@@ -41,13 +41,10 @@ class PatchSpace:
     def complaint(self, name: str, x: Tensor, ignored: Tensor | None = None) -> str | None:
         """Check that samples are finite; return a warning if their range is not the model's.
 
-        ignored: (B, N) bool, patches whose range does not matter.
+        ignored: (B, N) bool, patches whose values do not matter.
         """
-        extremes = checks.extremes(name, x)
-        if ignored is not None:
-            patches = self.grid.to_patches(x)
-            extremes = checks.extremes(name, patches.masked_fill(ignored[..., None], patches.new_zeros(())))
-        return contract.range_complaint(name, extremes, self.model, whole=ignored is None)
+        known = x if ignored is None else self.own_values(x, ignored)
+        return contract.range_complaint(name, checks.extremes(name, known), self.model, whole=ignored is None)
 
     def sampling(
         self, schedule: object, default: str, stochasticity: float, temperature: float, seed: int, noise: object
@@ -68,9 +65,10 @@ class PatchSpace:
             noise == "fixed",
         )
 
-    def to_values(self, x: Tensor) -> Tensor:
-        """Return samples as values of the engine, (B, N, P)."""
-        return self.grid.to_patches(x)
+    def own_values(self, x: Tensor, ignored: Tensor) -> Tensor:
+        """Return samples as values of the engine (B, N, P), which user code cannot reach; 0 where ignored (B, N)."""
+        patches = self.grid.to_patches(x)
+        return patches.masked_fill(ignored[..., None], patches.new_zeros(()))
 
     def to_samples(self, values: Tensor, original: Tensor, changed: Tensor) -> Tensor:
         """Return samples with these values where `changed` (B, N), in the type of the original values."""
@@ -123,7 +121,7 @@ class TokenSpace:
             ("temperature", temperature, 1.0),
             ("noise", noise, "random"),
         ):
-            if value != usual:
+            if not isinstance(value, (int, float, str)) or value != usual:
                 hint = "; TokenSchedule has a temperature" if name == "temperature" else ""
                 raise ValueError(f"{name} must be left at {usual!r} for a model of tokens, got {value!r}{hint}")
         name = "schedule"
@@ -135,9 +133,9 @@ class TokenSpace:
             )
         return TokenSampling(schedule, checks.integer("seed", seed, 0, 2**64 - 1))
 
-    def to_values(self, x: Tensor) -> Tensor:
-        """Return samples as values of the engine, (B, N)."""
-        return x
+    def own_values(self, x: Tensor, ignored: Tensor) -> Tensor:
+        """Return samples as values of the engine (B, N), which user code cannot reach; 0 where ignored (B, N)."""
+        return x.masked_fill(ignored, 0)
 
     def to_samples(self, values: Tensor, original: Tensor, changed: Tensor) -> Tensor:
         """Return samples with these values where `changed` (B, N)."""

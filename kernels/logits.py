@@ -5,6 +5,7 @@ LOWEST is finite, so that a difference of two logits is never infinite or NaN un
 
 from __future__ import annotations
 
+from contextlib import suppress
 from numbers import Real
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class Rows(NamedTuple):
         """
         number, vocabulary = self.logits.shape
         at_once, width = max(1, CACHED // vocabulary), -(-vocabulary // classes) * classes
-        buffers = torch.empty(3, min(at_once, number), width, device=self.logits.device)
+        buffers = torch.empty(3, min(at_once, number), width, dtype=torch.float32, device=self.logits.device)
         found = []
         for i in range(0, number, at_once):
             few = self._replace(logits=self.logits[i : i + at_once])
@@ -101,8 +102,9 @@ def check_logits(logits: Tensor) -> None:
 def check_temperature(temperature: object, above_zero: bool = False) -> float:
     """Return a temperature; ValueError for one that is neither 0 nor in MIN_TEMPERATURE..MAX_TEMPERATURE."""
     if not isinstance(temperature, bool) and isinstance(temperature, Real):
-        found = float(temperature)
-        if MIN_TEMPERATURE <= found <= MAX_TEMPERATURE or (found == 0 and not above_zero):
-            return found
+        with suppress(OverflowError):  # of an int
+            found = float(temperature)
+            if MIN_TEMPERATURE <= found <= MAX_TEMPERATURE or (found == 0 and not above_zero):
+                return found
     zero = "" if above_zero else "0 or "
     raise ValueError(f"temperature must be {zero}in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got {temperature!r}")

@@ -238,7 +238,7 @@ def _threshold(
     """The torch twin; part: top_p in 2^-30."""
     rows, position = logits.flatten(0, 1), index.flatten()
     at_once = max(1, CACHED // logits.shape[2])
-    buffer = torch.empty(min(at_once, len(rows)), logits.shape[2], device=logits.device)
+    buffer = torch.empty(min(at_once, len(rows)), logits.shape[2], dtype=torch.float32, device=logits.device)
     for i in range(0, len(rows), at_once):
         own = slice(i, i + at_once)
         logit = buffer[: len(rows[own])]

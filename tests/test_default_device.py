@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_token_models import Lookup
 
 import ipr_fast
 from ipr_fast.files import Samples, read_samples, write_samples
@@ -117,3 +118,24 @@ def test_the_default_type_of_numbers_changes_nothing(backend, model):
         finally:
             torch.set_default_dtype(torch.float32)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 3}, {"top_p": 0.8}, {"reveal": "independent", "remask": "conf"}], ids=str
+)
+def test_the_default_type_of_numbers_changes_no_token(backend, options):
+    class Float32(Lookup):
+        def __call__(self, tokens, active):
+            logits = self.table[torch.arange(self.length), tokens].sum(1)
+            return ipr_fast.TokenPrediction(active.gather(logits))
+
+    found, model = [], Float32()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        torch.set_default_dtype(dtype)
+        try:
+            schedule = ipr_fast.TokenSchedule(5, **options)
+            found.append(ipr_fast.generate_batch(40, model=model, schedule=schedule, backend=backend))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[0], each) for each in found[1:])

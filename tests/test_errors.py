@@ -46,7 +46,7 @@ REFINE = [
     ("known", {"known": [[True]]}, "list"),
     ("known", {"known": MASK.to(META)}, "must be on cpu, got meta"),
     ("schedule", {"schedule": (3, 0.0)}, "tuple"),
-    ("schedule", {"schedule": Schedule(70_000, 0.0)}, "65536"),
+    ("schedule", {"schedule": Schedule(40_000, 0.0)}, "65536"),
     ("stochasticity", {"stochasticity": 1.1}, "1.1"),
     ("stochasticity", {"stochasticity": -0.1}, "-0.1"),
     ("stochasticity", {"stochasticity": float("nan")}, "nan"),
@@ -79,12 +79,13 @@ GENERATE = [
     ("known and known_values", {"known": MASK}, "together"),
     ("known and known_values", {"known_values": X}, "together"),
     ("known_values", {"known": MASK, "known_values": X[:2]}, "got 2"),
-    ("known_values", {"known": MASK, "known_values": NAN}, "NaN"),
+    ("known_values", {"known": ~MASK, "known_values": NAN}, "NaN"),
     ("known_values", {"known": MASK, "known_values": X.int()}, "int32"),
     ("known_values", {"known": MASK, "known_values": X[..., :8]}, r"\(3, 1, 16, 8\)"),
     ("known", {"known": MASK[:, :15], "known_values": X}, r"\(3, 15\)"),
     ("schedule", {"schedule": 3}, "int"),
     ("stochasticity", {"stochasticity": 2}, "2"),
+    ("stochasticity", {"stochasticity": 10**400}, "10000"),
     ("seed", {"seed": -5}, "-5"),
     ("chain_ids", {"chain_ids": torch.arange(4)}, r"got \(4,\)"),
     ("backend", {"backend": None}, "None"),
@@ -155,6 +156,33 @@ def test_a_schedules_table_that_does_not_fit_into_memory_is_refused(monkeypatch)
         ipr_fast.refine_batch(torch.zeros(1, 1, 2**15), random_patches(), 1, model=Long(), schedule=Schedule(3, 1.0))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Schedule(10**30),
+        lambda: Schedule(3, 10**400),
+        lambda: random_patches(10**400),
+        lambda: ipr_fast.TokenSchedule(temperature=10**400),
+        lambda: ipr_fast.Metropolis(lambda x: x, 10**400),
+    ],
+)
+def test_numbers_too_large_for_a_float_are_refused(call):
+    with pytest.raises(ValueError, match=r"must be .*, got 10000"):
+        call()
+
+
+def test_a_table_of_tokens_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    class Long:
+        vocabulary, length = ipr_fast.Vocabulary(5, 5), 2**15
+
+        def __call__(self, tokens, active):
+            raise AssertionError("work was begun")
+
+    monkeypatch.setattr(resolve.memory, "available_bytes", lambda device: 8 * 2**30)
+    with pytest.raises(ValueError, match=r"^model: the schedule of 32768 tokens takes 9 GiB .* use fewer steps"):
+        ipr_fast.generate_batch(1, model=Long())
+
+
 def faulty_mask(x, iteration):
     raise KeyError("no such region")
 
@@ -166,6 +194,7 @@ def faulty_mask(x, iteration):
         (lambda x, i: None, ValueError, r"mask_fn .*<lambda> must be a torch.Tensor, got NoneType"),
         (lambda x, i: torch.zeros(12, 15, dtype=torch.bool), ValueError, r"mask_fn .*\(12, 16\).*got \(12, 15\)"),
         (lambda x, i: torch.zeros(12, 16), ValueError, r"mask_fn .*torch.bool, got torch.float32"),
+        (lambda x, i: (torch.eye(16)[:12] > 0).to_sparse(), ValueError, "mask_fn .*dense tensor, got torch.sparse_coo"),
         (lambda x, i: torch.zeros(12, 16, dtype=torch.bool, device=META), ValueError, "mask_fn .*got meta"),
     ],
 )

@@ -414,6 +414,23 @@ def test_a_step_that_shows_nothing_is_refused(change, message):
         check_model(Plain(), golden=step._replace(**change(step)))
 
 
+def test_clean_patches_of_a_step_are_context():
+    class Roles(Plain):
+        """Adds the mean of the context to every velocity, as a model that knows active patches by `active`."""
+
+        def __call__(self, patches, levels, active):
+            clean = ~active.scatter(active.occupied, 16, fill=False)
+            mean = (patches * clean[..., None]).mean((1, 2), keepdim=True)
+            return Prediction(active.gather(patches) * levels[..., None] + mean)
+
+    step = golden_step()
+    z, t, s = GRID.to_patches(step.x), step.levels.clone(), step.next_levels.clone()
+    t[:, 3:], s[:, 3:] = 0, 0
+    mean = z[:, 3:].sum((1, 2), keepdim=True) / (16 * 16)
+    next_x = GRID.to_images(z + (s - t)[..., None] * (z * t[..., None] + mean))
+    ipr_fast.GoldenStep(step.x, t, s, next_x).check(Roles(), None, torch.device("cpu"))
+
+
 def test_levels_of_a_step_may_have_the_grids_shape():
     step = golden_step()
     levels = {name: getattr(step, name).view(5, 4, 4) for name in ("levels", "next_levels")}

@@ -1,12 +1,30 @@
 """refine_batch and generate_batch as their users know them."""
 
+from functools import partial
+
 import pytest
 import torch
+from small_token_models import Lookup
 
 import ipr_fast
-from ipr_fast import Schedule, all_patches, fixed_patches, random_patches
+from ipr_fast import PatchGrid, Prediction, Schedule, TokenSchedule, all_patches, fixed_patches, random_patches
 from ipr_fast.kernels import philox
 from ipr_fast.models.contract import NotFiniteWarning
+
+
+class Fading:
+    """Predicts that every patch is 0."""
+
+    def __init__(self, grid):
+        self.grid = grid
+
+    def __call__(self, patches, levels, active=None):
+        z = patches if active is None else active.gather(patches)
+        return Prediction(z / levels.clamp_min(0.01)[..., None])
+
+
+def overwrite(theirs, iteration, x):
+    theirs.fill_(1)
 
 
 def refine(model, x, mask_fn=None, iters=3, **options):
@@ -26,6 +44,34 @@ def test_the_input_is_left_alone_and_the_output_is_like_it(model, finished):
     assert (out.shape, out.dtype, out.device) == (finished.shape, finished.dtype, finished.device)
     assert not out.requires_grad
     assert not torch.equal(out, finished)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_a_callback_may_write_to_the_callers_samples(backend, finished):
+    """Tokens, and patches that are views of the samples."""
+    single = PatchGrid.of((1, 16), 1)
+    tokens, numbers = finished[:, 0, 0].mul(20).long().remainder(5)[:, :11], finished[:, 0, :1].clone()
+    for model, x, schedule in ((Lookup(), tokens, TokenSchedule(2)), (Fading(single), numbers, Schedule(2))):
+        options = {"model": model, "schedule": schedule, "backend": backend}
+        expected = ipr_fast.refine_batch(x, random_patches(), 3, **options)
+        found = ipr_fast.refine_batch(x, random_patches(), 3, callback=partial(overwrite, x), **options)
+        assert torch.equal(found, expected)
+        known, values = torch.arange(x[0].numel()).expand(12, -1) % 2 == 0, expected.clone()
+        options |= {"known": known, "known_values": values}
+        expected = ipr_fast.generate_batch(12, **options)
+        found = ipr_fast.generate_batch(12, callback=partial(overwrite, values), **options)
+        assert torch.equal(found, expected)
+
+
+def test_known_values_may_be_anything_in_patches_that_are_not_known(model, finished, ragged_known):
+    values = torch.where(ragged_known[..., None], model.grid.to_patches(finished), torch.nan)
+    runs = [
+        ipr_fast.generate_batch(12, model=model, known=ragged_known, known_values=each, backend=backend)
+        for each in (finished, model.grid.to_images(values))
+        for backend in ("torch", "reference")
+    ]
+    assert torch.equal(runs[0], runs[2])
+    assert torch.equal(runs[1], runs[3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -71,7 +71,8 @@ def _pairs(text: str) -> str:
 
 def _budgets(text: str) -> str:
     words = text.split(",")
-    if not all(word.isdecimal() for word in words) or sorted({1, *map(int, words)}) != [*map(int, words)]:
+    budgets = [int(word) for word in words if word.isdecimal()]
+    if len(budgets) < len(words) or budgets[0] != 1 or budgets != sorted(set(budgets)):
         raise typer.BadParameter(f"must be ascending whole numbers from 1 on with commas between, got {text!r}")
     return text
 

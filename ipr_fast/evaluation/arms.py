@@ -111,7 +111,7 @@ class Costs(NamedTuple):
     """Cost of each of B samples up to an iteration, (B,) int64 each.
 
     calls: model calls (NFE). evaluations: patches computed in those calls. rewards: samples that were judged in order
-    to choose among them.
+    to choose among them or their patches.
     """
 
     calls: Tensor
@@ -169,7 +169,7 @@ class Chains:
             self._refine(arm, x, watch, at)
 
     def costs(self, arm: Arm, iteration: int) -> Costs:
-        """Return what the samples have cost after an iteration.
+        """Return what the samples have cost after an iteration; of "violating", what they have cost at most.
 
         `prepare` computes all N patches once a regeneration; a call computes the active ones.
         """
@@ -182,6 +182,7 @@ class Chains:
             begin = tuple(torch.zeros_like(each) for each in begin)
         calls, evaluations = (first + iteration * each for first, each in zip(begin, again, strict=True))
         judged = iteration + 1 if iteration and (arm.accept is not None or arm.policy == "independent") else 0
+        judged += iteration if arm.policy == "violating" else 0
         return Costs(calls, evaluations, torch.full_like(calls, judged))
 
     # ---------------------------------------------------------------------------------------------------- one arm

@@ -43,8 +43,9 @@ ALPHA = 0.25  # the share of patches that an iteration of IPR, or a move of Iter
 LEVELS = (0.5, 0.25, 0.0)  # of IterRef and, but for 0, of FK steering
 RIVAL = "best of N"
 GUIDED = {IterRef: "iterref", Steering: "steering", SVDD: "svdd"}
-METHODS = ("refinement", "violations", *GUIDED.values())  # measured beside the rival; the first two are IPR
+METHODS = ("refinement", "violations", "others", *GUIDED.values())  # measured beside the rival; the first three are IPR
 PATIENCE = 3  # iterations at the violations before a new board
+OTHERS, OTHERS_PATIENCE = 0.4, 5  # the share of cells that are renoised beside those that violate, and its iterations
 
 
 @dataclass(frozen=True)
@@ -179,18 +180,19 @@ class GuidanceExperiment:
         for iteration in list(at):  # all boards were valid
             note(iteration)
 
-    def at_violations(self, arm: str, patience: int | None = None) -> None:
+    def at_violations(self, arm: str, patience: int | None = None, others: float = 0.0) -> None:
         """Add boards whose violating cells are regenerated, at most as many as an iteration of IPR renoises.
 
-        patience: iterations before a new board takes the place of one that is not valid; None for no new boards. A
-        chain's budget is a multiple of its own pass. The rewards are those of a chain that comes to the budget's end.
+        patience: iterations before a new board takes the place of one that is not valid; None for no new boards.
+        others: the share of cells that are regenerated beside those; all violating ones are then. A chain's budget is a
+        multiple of its own pass. The rewards are those of a chain that comes to the budget's end.
         """
         ledger = Ledger(self.passes, self.settings.budgets)
-        policy, rows, sample = violating_patches(self.judge, ALPHA), self.chains, 0
+        policy, rows, sample = violating_patches(self.judge, 1.0 if others else ALPHA, others=others), self.chains, 0
         shortest = int(self._steps("refine_schedule", torch.ones_like(self.passes)).min())
         while len(rows):
             x = self.generate(rows, sample) if sample else self.start
-            calls = self._look(ledger, rows, self.passes[rows], x)
+            calls = self._look(ledger, rows, self.passes[rows], x, others)
             x, rows, calls = x[calls > 0], rows[calls > 0], calls[calls > 0]
             if len(rows):
                 refine_batch(
@@ -198,7 +200,7 @@ class GuidanceExperiment:
                     policy,
                     patience or int(ledger.limits.max()) // shortest,
                     chain_ids=rows + sample * self.settings.count,
-                    callback=partial(self._note_iteration, ledger, rows, calls),
+                    callback=partial(self._note_iteration, ledger, rows, calls, others),
                     schedule=self.schedules["refine_schedule"],
                     **self._clues(rows, "known"),
                     **self.options,
@@ -209,24 +211,29 @@ class GuidanceExperiment:
             judged = int(ledger.judged[number].max())
             self.cells.add(arm, budget, ledger.fewest[number].clone(), budget * self.pass_calls, judged)
 
-    def _note_iteration(self, ledger: Ledger, rows: Tensor, calls: Tensor, iteration: int, x: Tensor) -> Tensor:
+    def _note_iteration(
+        self, ledger: Ledger, rows: Tensor, calls: Tensor, others: float, iteration: int, x: Tensor
+    ) -> Tensor:
         """Note an iteration of so many calls (R,), 0 for boards that are done, and return which are done now (R,).
 
         Writes the calls of the next iteration into `calls`.
         """
         running = calls > 0
-        calls[running] = self._look(ledger, rows[running], calls[running], x[running])
+        calls[running] = self._look(ledger, rows[running], calls[running], x[running], others)
         return calls == 0
 
-    def _look(self, ledger: Ledger, rows: Tensor, calls: Tensor, x: Tensor) -> Tensor:
+    def _look(self, ledger: Ledger, rows: Tensor, calls: Tensor, x: Tensor, others: float) -> Tensor:
         """Note boards x of `rows`, on which calls (R,) were spent; return the calls (R,) of the next iteration.
 
         Those are 0 for valid boards and beyond the last budget.
         """
         report = self.judge(x)
         ledger.note(rows, calls, report.violations)
-        violating = report.violating_cells.flatten(1) & self.free[rows]
-        following = self._steps("refine_schedule", violating.sum(1).minimum(self.most_chosen[rows]))
+        violating, free = (report.violating_cells.flatten(1) & self.free[rows]).sum(1), self.free[rows].sum(1)
+        chosen = violating.minimum(self.most_chosen[rows])
+        if others:
+            chosen = (violating + (others * free).long() * (violating > 0)).minimum(free)
+        following = self._steps("refine_schedule", chosen)
         return following * ledger.affords(rows, following)[-1]
 
     def guided(self, arm: str, budget: int, guidance: Guidance) -> None:
@@ -250,6 +257,9 @@ class GuidanceExperiment:
         if "violations" in methods:
             for arm, patience in (("IPR, at violations", None), ("IPR, at violations, new boards", PATIENCE)):
                 arms[arm] = partial(self.at_violations, arm, patience)
+        if "others" in methods:
+            arm = "IPR, at violations and others, new boards"
+            arms[arm] = partial(self.at_violations, arm, OTHERS_PATIENCE, OTHERS)
         for arm, run in arms.items():
             if not cells.holds(arm, self.settings.budgets[-1]):
                 run()

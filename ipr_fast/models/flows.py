@@ -100,7 +100,7 @@ class DiscreteFlow(Flow):
     are interpolated, linearly in the level.
     """
 
-    levels: Tensor
+    level_bits: Tensor  # of `levels`, int32: a module's cast to another type of floats leaves them
 
     def __init__(self, alphas_bar: Tensor, *, whole: bool = False) -> None:
         super().__init__()
@@ -120,11 +120,17 @@ class DiscreteFlow(Flow):
         a, b = found.sqrt(), (1 - found).sqrt()
         levels = b / (a + b)
         self.whole, self.max_level = checks.boolean("whole", whole), float(levels[-1])
-        self.register_buffer("levels", levels.float(), persistent=False)
+        self.register_buffer("level_bits", levels.float().view(torch.int32), persistent=False)
+
+    @property
+    def levels(self) -> Tensor:
+        """The level of each time: (T,) float32, rising."""
+        return self.level_bits.view(torch.float32)
 
     def time(self, t: Tensor) -> Tensor:
-        above = torch.searchsorted(self.levels, t.contiguous()).clamp_(1, len(self.levels) - 1)
-        low, high = self.levels[above - 1], self.levels[above]
+        levels = self.levels
+        above = torch.searchsorted(levels, t.contiguous()).clamp_(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
         time = above - 1 + ((t - low) / (high - low)).clamp(0, 1)
         return time.round() if self.whole else time
 

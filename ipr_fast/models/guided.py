@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ipr_fast import checks
 from ipr_fast.models import contract
-from ipr_fast.sampling.condition import Condition, Conditioning
+from ipr_fast.sampling.condition import Condition, Conditioning, Layout
 from ipr_fast.sampling.patches import ActivePatches
 from ipr_fast.sampling.prediction import Prediction, patch_dtype
 from ipr_fast.sampling.tokens import TokenPrediction
@@ -46,8 +46,8 @@ class Guided(nn.Module):
         if unconditional is None:
             raise ValueError(f"unconditional must be given, as {checks.name_of(model)} has no attribute of that name")
         none = Condition.of_chain("unconditional", unconditional)
-        self.layout = none.layout
-        for number, (name, tensor) in enumerate(zip(self.layout.names, none.tensors, strict=True)):
+        self._layout = none.layout
+        for number, (name, tensor) in enumerate(zip(none.layout.names, none.tensors, strict=True)):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 where = f"unconditional[{name!r}]" if len(none.tensors) > 1 else "unconditional"
                 raise ValueError(f"{where} must have no NaN")
@@ -66,6 +66,12 @@ class Guided(nn.Module):
         if isinstance(both, Prediction):
             return given._replace(velocity=self._guided(given.velocity, without.velocity))
         return given._replace(logits=self._guided(given.logits, without.logits))
+
+    @property
+    def layout(self) -> Layout:
+        """The form that chains' conditions must have; its types follow a cast of this module."""
+        names = range(len(self._layout.names))
+        return self._layout._replace(dtypes=tuple(getattr(self, f"unconditional_{name}").dtype for name in names))
 
     @property
     def patch_dtype(self) -> torch.dtype:
@@ -99,9 +105,12 @@ class Guided(nn.Module):
         return out if out is not None and made is out.pairs else Pairs(made)
 
     def _guided(self, given: Tensor, without: Tensor) -> Tensor:
-        """Return without + scale (given - without), where that is defined: else, at -inf, the first."""
+        """Return without + scale (given - without); at `without` = -inf that for a scale below 1, else `given`."""
         given, without = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (given, without))
-        return torch.where(without == -torch.inf, given, without + self.scale * (given - without))
+        if not self.scale:
+            return without
+        at_infinity = given if self.scale >= 1 else without
+        return torch.where(without == -torch.inf, at_infinity, without + self.scale * (given - without))
 
     def _both(self, condition: Conditioning) -> Any:
         """Return the condition of both rows of each chain."""

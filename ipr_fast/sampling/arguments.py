@@ -22,6 +22,8 @@ def patch_mask(name: str, value: object, batch: int, grid: Positions, device: to
         raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
     if value.dtype != torch.bool:
         raise ValueError(f"{name} must be of dtype torch.bool, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {value.layout}")
     checks.same_device(name, value, device)
     return value.reshape(shapes[0])
 

@@ -40,8 +40,7 @@ def swap_patches(
     is_tokens = isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2
     grid: TokenPositions | PatchGrid
     if is_tokens:
-        if patch_size != 1:
-            raise ValueError(f"patch_size must be 1 for tokens, got {patch_size}")
+        checks.integer("patch_size: that of tokens", patch_size, 1, 1)
         grid = TokenPositions(x.shape[1])
     else:
         checks.extremes("x", checks.samples("x", x))

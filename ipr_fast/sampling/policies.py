@@ -1,7 +1,7 @@
 """Mask policies: rules, run on the device, for the patches that an iteration renoises.
 
 `refine_batch` takes a policy or any callable `mask_fn(x, iteration)`. A policy chooses among each chain's free patches
-and states in advance how many it chooses at most, so the host never has to read the data.
+and states in advance how many it chooses at most, so the host need not read the data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,14 +30,19 @@ class MaskPolicy(ABC):
     """Base class of mask policies: tensor operations only, without host synchronisation.
 
     `bind` is called once a call of `refine_batch`, before the other two methods.
+
+    varies: True for a policy that often chooses fewer patches than its `sizes`. The host then reads the number in every
+    iteration, and a chain takes the steps for the patches that were chosen.
     """
+
+    varies: ClassVar[bool] = False
 
     @abstractmethod
     def sizes(self, free: Tensor) -> Tensor:
         """Return the largest number of patches that `choose` can return for each chain: (B,) int64.
 
-        free: (B, N) bool, the patches that may be chosen. A chain gets the steps for that many patches, so a patch
-        beyond the number would not be denoised to the end.
+        free: (B, N) bool, the patches that may be chosen. Unless the policy varies a chain gets the steps for that many
+        patches, so a patch beyond the number would not be denoised to the end.
         """
 
     @abstractmethod
@@ -127,11 +132,25 @@ class UncertainPatches(SharePolicy):
 class ViolatingPatches(SharePolicy):
     """See `violating_patches`."""
 
+    varies: ClassVar[bool] = True
+
     judge: Callable[[Tensor], object] = field(kw_only=True)
+    others: float = field(default=0.0, kw_only=True)
     grid: Positions | None = field(default=None, kw_only=True)  # set by `bind`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.number("others", self.others, 0, 1)
 
     def bind(self, grid: Positions, batch: int, device: torch.device) -> ViolatingPatches:
         return replace(super().bind(grid, batch, device), grid=grid)  # type: ignore[return-value, call-arg]
+
+    def sizes(self, free: Tensor) -> Tensor:
+        return (super().sizes(free) + self.num_others(free)).minimum(free.sum(1))
+
+    def num_others(self, free: Tensor) -> Tensor:
+        """Return the largest number (B,) of patches beside those that violate."""
+        return (self.others * free.sum(1)).long()
 
     def choose(
         self, free: Tensor, *, seed: int, iteration: Tensor, chain_ids: Tensor, x: Tensor | None = None
@@ -147,7 +166,11 @@ class ViolatingPatches(SharePolicy):
         if isinstance(found, Tensor) and found is not report and found.ndim > 2:
             found = found.flatten(1)  # cells of a board are positions of a sequence of tokens
         found = patch_mask(name, found, len(x), self.grid, free.device)
-        return choose_patches(PatchChoice(free & found, self.sizes(free), iteration), seed=seed, chain_ids=chain_ids)
+        violating, others = free & found, free & ~found & found.any(1, keepdim=True)
+        choices = (violating, super().sizes(free)), (others, self.num_others(free))
+        chosen = (PatchChoice(*choice, iteration) for choice in choices)
+        first, beside = (choose_patches(choice, seed=seed, chain_ids=chain_ids) for choice in chosen)
+        return first | beside
 
 
 @dataclass(frozen=True)
@@ -211,19 +234,21 @@ def uncertain_patches(ratio: float = 0.25) -> MaskPolicy:
     return UncertainPatches(ratio)
 
 
-def violating_patches(judge: object, ratio: float = 0.25) -> MaskPolicy:
+def violating_patches(judge: object, ratio: float = 0.25, *, others: float = 0.0) -> MaskPolicy:
     """Choose patches that take part in a violation: at most max(1, floor(ratio * free)) random ones of those.
 
     judge: a task of `ipr_fast.tasks` whose reports have `violating_cells`, or a function of the samples (B, ...) that
         returns such a report or a bool mask, (B, N) or (B, *grid_shape), True = violating.
     ratio: in (0, 1]; 1 chooses all of them, in iterations as long as a generation.
+    others: in [0, 1]; floor(others * free) random patches of the rest are chosen beside them.
 
-    A chain without violations keeps its sample, and its random numbers are those of `random_patches`.
+    A chain without violations keeps its sample, and takes no steps. Random numbers are those of `random_patches`. The
+    host reads the numbers of patches, once an iteration.
     """
     judge = judge.judge() if hasattr(judge, "judge") else judge
     if isinstance(judge, type) or not callable(judge):
         raise ValueError(f"judge must be a task or a function of samples, got {checks.name_of(judge)}")
-    return ViolatingPatches(ratio, judge=judge)
+    return ViolatingPatches(ratio, judge=judge, others=others)
 
 
 def num_chosen(ratio: float, free: int) -> int:
@@ -254,7 +279,7 @@ def all_patches() -> MaskPolicy:
 
 
 def _is_ratio(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and bool(0 < float(value) <= 1)
+    return 0 < checks.as_float(value) <= 1
 
 
 def _mask_of_ids(ids: Tensor, num_patches: int) -> Tensor:

@@ -142,8 +142,10 @@ def largest_sigma(before: Tensor, after: Tensor) -> Tensor:
 
 def remasking(value: object) -> Remasking | None:
     """Return a strategy, or the one of a name with its published settings; None for none."""
-    if value is None or isinstance(value, Remasking):
+    if value is None or (isinstance(value, Remasking) and type(value) is not Remasking):
         return value
     if isinstance(value, str) and value in REMASKINGS:
         return REMASKINGS[value]()
-    raise ValueError(f"remask must be None, one of {', '.join(REMASKINGS)}, or a Remasking, got {value!r}")
+    raise ValueError(
+        f"remask must be None, one of {', '.join(REMASKINGS)}, or a strategy of ipr_fast.sampling.remask, got {value!r}"
+    )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast import checks
-from ipr_fast.kernels.philox import MAX_PATCHES
+from ipr_fast.kernels.philox import MAX_PATCHES, MAX_STEPS
 
 
 class ScheduleTables(NamedTuple):
@@ -46,7 +46,7 @@ class ScheduleTables(NamedTuple):
 class Schedule:
     """Steps per patch, and how far the steps of consecutive patches overlap.
 
-    steps_per_patch: denoiser calls that take one patch from noise to clean, an int >= 1.
+    steps_per_patch: denoiser calls that take one patch from noise to clean, an int in [1, 65536].
     overlap: share of a patch's steps that it has in common with the next patch, in [0, 1]. 0 regenerates one patch
         after another; 1 regenerates all at once, which is ordinary parallel diffusion.
     shift: warps the levels t to s t / (1 + (s - 1) t), in [1e-3, 1e3]: above 1 more steps are spent near noise, as
@@ -64,7 +64,9 @@ class Schedule:
     group: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps_per_patch", checks.integer("steps_per_patch", self.steps_per_patch, 1))
+        object.__setattr__(
+            self, "steps_per_patch", checks.integer("steps_per_patch", self.steps_per_patch, 1, MAX_STEPS)
+        )
         object.__setattr__(self, "overlap", checks.number("overlap", self.overlap, 0, 1))
         object.__setattr__(self, "shift", checks.number("shift", self.shift, 1e-3, 1e3))
         object.__setattr__(self, "group", checks.integer("group", self.group, 1, MAX_PATCHES))

@@ -104,7 +104,7 @@ class FunctionSelector:
 
 
 class PolicySelector:
-    """Selects the patches of each iteration by a mask policy, without host synchronisation.
+    """Selects the patches of each iteration by a mask policy; without host synchronisation, unless the policy varies.
 
     most_active: upper bound of the active patches of a chain in any iteration.
     """
@@ -131,6 +131,8 @@ class PolicySelector:
             return Selection(torch.zeros_like(self.free), self.counts, choice)
         asked = {"x": images()} if self.takes_x else {}
         mask = self._choose(iteration, on_device, asked | ({"signals": signals} if self.takes_signals else {}))
+        if self.policy.varies:
+            return Selection(mask, mask.sum(1).cpu(), varies=True)
         return Selection(mask, self.counts, is_whole=self._is_trusted)
 
     def freeze(self, chains: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The definition of a regeneration of tokens, one chain at a time: the specification of what the engine does.
 
-It shares with the engine only the model, the schedule's numbers and the definition of the random numbers.
+It shares with the engine the model, the schedule's numbers, the definition of the random numbers and `draw_tokens`,
+with which tests compare `gumbel_max`.
 """
 
 from __future__ import annotations
@@ -93,12 +94,12 @@ def regenerate_tokens(
         remasked = []
         if strategy is not None and tables.sigma is not None:
             sigma = tables.sigma[count, step]
-            share = torch.ones(len(visible), device="cpu")
+            share = torch.ones(len(visible), dtype=torch.float32, device="cpu")
             if strategy.by_confidence and visible:
                 psi = when_revealed.confidence.tolist()
                 if strategy.by_quality:
                     psi = active.scatter(rating(prediction), len(tokens))[0].tolist()
-                share = torch.tensor([-psi[p] for p in visible], device="cpu").softmax(0)
+                share = torch.tensor([-psi[p] for p in visible], dtype=torch.float32, device="cpu").softmax(0)
             thresholds = [_threshold(part * sigma) for part in share]
             remasked = [p for p, bound in zip(visible, thresholds, strict=True) if numbers.remask[p] < bound]
 

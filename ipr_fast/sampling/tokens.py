@@ -23,6 +23,7 @@ ORDERS = ("random", "confidence", "margin", "entropy")
 NUCLEI = ("covering", "inner")
 MAX_VOCABULARY = 1 << 18
 ROUNDING = 1e-9  # of n alpha(u) in float64, for n up to 2**16
+NUMBERS_AT_ONCE = 1 << 20  # of a table: 8 MiB a temporary tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Vocabulary:
             raise ValueError(f"never must be a tuple of ids, got {self.never!r}")
         for token in self.never:
             checks.integer("never", token, 0, self.size)
+        object.__setattr__(self, "never", tuple(self.never))
         if len(self.forbidden) == self.size:
             raise ValueError(f"never and mask_id must leave a token to sample, got a vocabulary of {self.size} tokens")
 
@@ -210,23 +212,30 @@ class TokenSchedule:
         """Tabulate the schedule for every number of active positions from 0 to `num_positions`."""
         counts = torch.arange(num_positions + 1, device="cpu")
         steps = torch.tensor([self.num_steps(n) for n in range(num_positions + 1)], device="cpu")
-        step, total = torch.arange(int(steps.max()), device="cpu"), steps.clamp_min(1)[:, None]
+        longest = int(steps.max())
+        few = max(1, NUMBERS_AT_ONCE // max(1, longest))
+        parts = [self._rows(*each, longest) for each in zip(counts.split(few), steps.split(few), strict=True)]
+        joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
+        return TokenTables(steps.int(), *joined)
+
+    def _rows(self, counts: Tensor, steps: Tensor, longest: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the rows of `TokenTables` for these numbers of active positions, but for their steps."""
+        step, total, strategy = torch.arange(longest, device="cpu"), steps.clamp_min(1)[:, None], self.remasking
+        visible = counts[:, None] * (step + 1).minimum(total) // total  # floor(n alpha), exactly, where alpha(u) = u
+        if self.reveal == "count" and strategy is None:
+            return visible.int(), None, None
         begun, ended = (((step + k).double() / total).clamp(max=1) for k in (0, 1))
-        strategy = self.remasking or Remasking()
-        before, after = strategy.visible(begun), strategy.visible(ended)
-        sigma = torch.zeros_like(before) if self.remasking is None else strategy.sigma(begun, before, after)
-        replaced = 0.0 if strategy.by_confidence else sigma * before  # as in ReMDM's code, "conf" reveals no more
-        is_count, revealed = self.reveal == "count", after - before + replaced
-        if type(strategy).visible is Remasking.visible:
-            visible = counts[:, None] * (step + 1).minimum(total) // total
-        else:
-            visible = (counts[:, None] * after + ROUNDING).floor()
-        return TokenTables(
-            steps=steps.int(),
-            visible=visible.int() if is_count else None,
-            reveal=None if is_count else (revealed / (1 - before).clamp_min(ROUNDING)).clamp(0, 1).float(),
-            sigma=None if self.remasking is None else sigma.float(),
-        )
+        shares = strategy or Remasking()
+        before, after = shares.visible(begun), shares.visible(ended)
+        sigma = None if strategy is None else strategy.sigma(begun, before, after)
+        remasked = None if sigma is None else sigma.float()
+        if self.reveal == "count":
+            if type(shares).visible is not Remasking.visible:
+                visible = (counts[:, None] * after + ROUNDING).floor()
+            return visible.int(), None, remasked
+        replaced = 0.0 if sigma is None or shares.by_confidence else sigma * before  # of ReMDM's code: none for "conf"
+        revealed = (after - before + replaced) / (1 - before).clamp_min(ROUNDING)
+        return None, revealed.clamp(0, 1).float(), remasked
 
 
 @dataclass(frozen=True)

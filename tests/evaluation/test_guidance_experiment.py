@@ -21,7 +21,11 @@ from ipr_fast.tasks.catalog import task_of
 from ipr_fast.tasks.even_pixels import EvenPixels
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
-AT_VIOLATIONS = ["IPR, at violations", "IPR, at violations, new boards"]
+AT_VIOLATIONS = {  # patience, ratio, others
+    "IPR, at violations": (10**6, 0.25, 0.0),
+    "IPR, at violations, new boards": (guidance.PATIENCE, 0.25, 0.0),
+    "IPR, at violations and others, new boards": (guidance.OTHERS_PATIENCE, 1.0, guidance.OTHERS),
+}
 SETTINGS = GuidanceSettings(count=30, clues=(4, 12), budgets=(1, 2, 5))
 
 
@@ -39,7 +43,7 @@ def results(model):
 def test_every_arm_keeps_to_the_budget_and_counts_its_rewards(results):
     rows = {row["name"]: {cell["budget"]: cell for cell in row["cells"]} for row in results["rows"]}
     methods = ["IPR", "IPR, best so far", "IPR, greedy", "IPR, Metropolis, T = 0.5, best so far", *AT_VIOLATIONS]
-    assert list(rows)[:7] == ["best of N", *methods]
+    assert list(rows)[:8] == ["best of N", *methods]
     assert set(rows) == {"best of N", *methods, "IterRef, T = 0.5", "FK steering, T = 0.5", "SVDD"}
     for name, cells in rows.items():
         for budget, cell in cells.items():
@@ -63,10 +67,10 @@ def test_cells_are_those_of_the_library_calls(model, results):
     assert cells[-1]["calls"] == pytest.approx(experiment.pass_calls + iterations * experiment.iteration_calls)
 
 
-@pytest.mark.parametrize(("name", "patience"), list(zip(AT_VIOLATIONS, (10**6, guidance.PATIENCE), strict=True)))
-def test_boards_refined_at_their_violations_are_those_of_one_chain_at_a_time(name, patience, model, results):
+@pytest.mark.parametrize("name", AT_VIOLATIONS)
+def test_boards_refined_at_their_violations_are_those_of_one_chain_at_a_time(name, model, results):
     """Of a chain's samples and their iterations, all that end within the budget count."""
-    task = TokenSudoku(4)
+    task, (patience, ratio, others) = TokenSudoku(4), AT_VIOLATIONS[name]
     experiment = guidance.GuidanceExperiment(task, model, SETTINGS, Cells({}))
     judge, (cells,) = task.judge(), (row["cells"] for row in results["rows"] if row["name"] == name)
     found, asked = {budget: [] for budget in SETTINGS.budgets}, dict.fromkeys(SETTINGS.budgets, 0)
@@ -78,12 +82,15 @@ def test_boards_refined_at_their_violations_are_those_of_one_chain_at_a_time(nam
             x, spent = generate_batch(1, known_values=values, **options), spent + own_pass
             for iteration in range(patience + 1):
                 seen.append((spent, int(judge(x).violations)))
-                chosen = min(int((judge(x).violating_cells.flatten(1) & ~known).sum()), max(1, own_pass // 4))
+                violating = int((judge(x).violating_cells.flatten(1) & ~known).sum())
+                chosen = min(violating, max(1, int(ratio * own_pass)))
+                chosen = min(chosen + int(others * own_pass), own_pass) if violating else 0
                 spent += chosen
                 if not chosen or iteration == patience or spent > 5 * own_pass:
                     spent -= chosen
                     break
-                x = refine_batch(x, violating_patches(judge), 1, first_iteration=iteration + 1, **options)
+                policy = violating_patches(judge, ratio, others=others)
+                x = refine_batch(x, policy, 1, first_iteration=iteration + 1, **options)
             if seen[-1][1] == 0 or patience > 5 or spent + own_pass > 5 * own_pass:
                 break
         for budget in SETTINGS.budgets:
@@ -152,7 +159,7 @@ def test_a_stopped_measurement_goes_on_from_its_folder(tmp_path, model, monkeypa
     made = []
     monkeypatch.setattr(guidance.GuidanceExperiment, "best_of_n", None)  # it is there
     going_on = measure(found=made.append)
-    assert len(made) == 3 + 2  # SVDD has no budget of two candidates
+    assert len(made) == 4 + 2  # SVDD has no budget of two candidates
     monkeypatch.undo()
     whole = run_guidance_experiment(TokenSudoku(4), model, "random", settings)
     assert going_on == whole
@@ -185,7 +192,7 @@ def test_chosen_methods_are_measured_as_among_all(tmp_path, model, results):
     found = measure("iterref", "svdd")
     assert list(found) == ["best of N", "IterRef, T = 0.5", "SVDD"]
     assert found == {name: whole[name] for name in found}
-    assert measure("steering", "refinement", "violations") == whole
+    assert measure("steering", "refinement", "violations", "others") == whole
 
 
 def test_budgets_of_equally_many_iterations_have_a_cell_each(model):
@@ -200,7 +207,8 @@ def test_budgets_of_equally_many_iterations_have_a_cell_each(model):
 @pytest.mark.parametrize("changed", [{"clues": (16, 16)}, {"methods": ("iterref", "other")}])
 def test_settings_that_measure_nothing_are_refused(changed, model):
     with pytest.raises(
-        ValueError, match=r"^clues: all cells are given|^methods must be some of refinement, violations, iterref"
+        ValueError,
+        match=r"^clues: all cells are given|^methods must be some of refinement, violations, others, iterref",
     ):
         run_guidance_experiment(TokenSudoku(4), model, "random", replace(SETTINGS, **changed))
 
@@ -209,10 +217,13 @@ def test_unknown_methods_are_wrong_usage(capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "guidance", "--methods", "iterref,fk"])
     assert end.value.code == 2
-    assert "none, or some of refinement,violations,iterref,steering,svdd, got 'iterref,fk'" in capsys.readouterr().err
+    assert (
+        "none, or some of refinement,violations,others,iterref,steering,svdd, got 'iterref,fk'"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("budgets", ["2,4", "1,4,2", "1,1", "1,x", ""])
+@pytest.mark.parametrize("budgets", ["2,4", "0,1", "1,4,2", "1,1", "1,x", ""])
 def test_bad_budgets_are_wrong_usage(budgets, capsys):
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "guidance", "--budgets", budgets])

@@ -93,6 +93,29 @@ def test_tokens_that_are_impossible_stay_so(generator):
     assert logits[..., :3].isfinite().all()
 
 
+def test_scale_0_is_the_model_without_its_condition_and_1_with_it(generator):
+    class Never(LabelledTokens):
+        def forward(self, tokens, active=None, *, condition):
+            prediction = super().forward(tokens, active, condition=condition)
+            prediction.logits[..., 4] = -torch.inf
+            prediction.logits[condition == NONE, :, 3] = -torch.inf
+            prediction.logits[condition != NONE, :, 1] = -torch.inf
+            return prediction
+
+    model, arguments = Never(), inputs(Never(), generator)
+    for scale, condition in ((0, NONE.expand(4)), (1, LABELS)):
+        found = Guided(model, scale, NONE)(*arguments, condition=LABELS).logits
+        torch.testing.assert_close(found, model(*arguments, condition=condition).logits, atol=1e-5, rtol=0)
+    between = Guided(model, 0.5, NONE)(*arguments, condition=LABELS).logits
+    assert (between[..., [1, 3, 4]] == -torch.inf).all()
+    assert between[..., [0, 2]].isfinite().all()
+
+
+def test_a_cast_model_takes_conditions_of_its_type():
+    guided = Guided(LabelledBy(dict), 2.0, {"label": NONE, "weight": torch.ones(16)}).to(torch.bfloat16)
+    assert guided.layout.dtypes == (torch.int64, torch.bfloat16)
+
+
 def test_bad_arguments_are_named():
     class Plain(Labelled):
         def forward(self, patches, levels, active=None):

@@ -69,6 +69,14 @@ def test_whole_times_are_the_nearest():
     assert torch.equal(DiscreteFlow(alphas_bar, whole=True).time(t), DiscreteFlow(alphas_bar).time(t).round())
 
 
+def test_a_cast_to_half_precision_leaves_the_levels_of_discrete_times():
+    flow = DiscreteFlow((1 - BETAS).cumprod(0))
+    t = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    expected = flow.time(t)
+    assert torch.equal(flow.to(torch.bfloat16).time(t), expected)
+    assert torch.equal(flow.half().double().time(t), expected)
+
+
 class Network:
     """Predicts x = tanh(z) in the scale of its flow, whatever the time, in one convention.
 

@@ -203,6 +203,21 @@ def test_violating_patches_are_among_those_that_the_judge_names(ratio, finished,
     assert torch.equal(mask.sum(1), violating.sum(1).minimum(sizes))
 
 
+def test_random_others_are_chosen_beside_the_violating_patches(finished, ragged_known):
+    free = ~ragged_known
+    finished[3] = finished[3].abs()  # nothing violates
+    mask, sizes = choose(violating_patches(dark, 1.0, others=0.3), free, x=finished)
+    violating, number = dark(finished) & free, (0.3 * free.sum(1)).long()
+    assert torch.equal(mask & dark(finished), violating)
+    beside = (mask & ~violating).sum(1)
+    assert torch.equal(beside, torch.where(violating.any(1), number.minimum((free & ~violating).sum(1)), 0))
+    assert (mask.sum(1) <= sizes).all()
+    assert (sizes <= free.sum(1)).all()
+    assert beside.max() > 1
+    with pytest.raises(ValueError, match=r"others must be a finite number in \[0, 1\], got 1.5"):
+        violating_patches(dark, others=1.5)
+
+
 def test_violating_patches_leave_chains_without_violations(backend, model, finished, ragged_known):
     options = {"model": model, "known": ragged_known, "schedule": Schedule(2, 0.5)}
     finished[3] = finished[3].abs()
@@ -213,6 +228,18 @@ def test_violating_patches_leave_chains_without_violations(backend, model, finis
     assert (runs[0] - runs[1]).abs().max() < 2e-5
     assert torch.equal(runs[0][3], finished[3])
     assert not torch.equal(runs[0][0], finished[0])
+
+
+def test_chains_take_the_steps_for_the_patches_that_violate(model, finished):
+    """Two patches, where the share of 0.5 would be eight."""
+
+    def few(x):
+        return dark(x) & (torch.arange(16) < 2)
+
+    finished[:] = -finished.abs()
+    calls = Recording(model)
+    refine_batch(finished, violating_patches(few, 0.5), 1, model=calls, schedule=Schedule(3))
+    assert len(calls.calls) == 6
 
 
 @pytest.mark.parametrize("grid", [PatchGrid(1, 16, 16, 4), TokenPositions(16)])

@@ -44,8 +44,9 @@ def test_a_vocabulary_that_cannot_be_is_refused(arguments, problem):
         ({"order": None}, "order must be one of random, confidence, margin, entropy, got None"),
         (
             {"remask": "some"},
-            "remask must be None, one of cap, rescale, conf, loop, forward_backward, quality, or a Remasking",
+            "remask must be None, one of cap, rescale, conf, loop, forward_backward, quality, or a strategy of",
         ),
+        ({"remask": Remasking()}, "remask must be None, one of cap, .*, got Remasking"),
         ({"temperature": -0.1}, "temperature must be 0 or in "),
         ({"temperature": math.inf}, "temperature must be 0 or in "),
         ({"top_p": 0}, r"top_p must be in \(0, 1\], got 0"),

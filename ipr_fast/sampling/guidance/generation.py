@@ -238,16 +238,17 @@ class Generation(ABC):
             self._reward_calls += asked.sum(0)
         return rewards.view(x.shape[:2])
 
-    def choose(self, log_weights: Tensor, rows: int, iteration: int) -> Tensor:
-        """Draw rows (rows, B) of each chain with probabilities proportional to exp(log_weights) (W, B)."""
-        share = log_weights.nan_to_num(-LARGEST, LARGEST, -LARGEST).softmax(0).cumsum(0)
+    def choose(self, gains: Tensor, temperature: float, rows: int, iteration: int) -> Tensor:
+        """Draw rows (rows, B) of each chain with probabilities proportional to exp(gains / temperature) (W, B)."""
+        gains = gains.nan_to_num(-LARGEST, LARGEST, -LARGEST)
+        share = ((gains - gains.amax(0)) / temperature).softmax(0).cumsum(0)
         at = torch.full((), iteration, device=share.device)
         u = log_uniforms(self.seed, at, self.ids[:rows].flatten()).exp().view(rows, self.batch)
         found = torch.searchsorted(share.T.contiguous(), u.T.contiguous(), right=True).T
         return found.clamp_max(len(share) - 1)
 
 
-LARGEST = 1e300  # in place of an infinite logarithm of a weight
+LARGEST = 1e300  # in place of an infinite gain
 
 
 def pick(rows: Tensor, chosen: Tensor) -> Tensor:

@@ -63,12 +63,12 @@ class Steering:
             rows = generation.proceed(rows, done, steps, stretch, stages=1)
             rewards = generation.rewards(generation.completions(rows, steps, iteration))
             gain = (rewards - before).nan_to_num(0.0, torch.inf, -torch.inf)  # 0 where a reward stays infinite
-            weights, done, stretch = gain / self.temperature, steps, iteration + 1
+            done, stretch = steps, iteration + 1
             if level:
                 lost = gain.isneginf().all(0)  # a chain without a particle to go on from keeps them all
-                ancestors = torch.where(lost, own, generation.choose(weights, self.particles, iteration))
+                ancestors = torch.where(lost, own, generation.choose(gain, self.temperature, self.particles, iteration))
                 rows, before = rows.pick(ancestors), torch.where(lost, before, pick(rewards, ancestors))
         self.last = generation.cost
         best = self.returns == "best"
-        chosen = rewards.argmax(0, keepdim=True) if best else generation.choose(weights, 1, iteration)
+        chosen = rewards.argmax(0, keepdim=True) if best else generation.choose(gain, self.temperature, 1, iteration)
         return generation.samples(rows.pick(chosen))[0]

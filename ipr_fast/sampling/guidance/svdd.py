@@ -46,7 +46,7 @@ class SVDD:
             rows = generation.proceed(state.expand(self.candidates), first, last, iteration, stages=1)
             rewards = generation.rewards(generation.completions(rows, last, iteration, asked), asked)
             if self.temperature:
-                chosen = generation.choose(rewards / self.temperature, 1, iteration)
+                chosen = generation.choose(rewards, self.temperature, 1, iteration)
             else:
                 chosen = rewards.nan_to_num(-torch.inf).argmax(0, keepdim=True)
             state = rows.pick(chosen)
