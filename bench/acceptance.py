@@ -4,8 +4,9 @@
     python bench/acceptance.py --report FILE.json  print an earlier measurement
 
 The reward returns numbers that are there already, so this is the cost outside model and reward: the samples that it
-sees, the checks of what it returns, the uniform numbers, the decision, the copies and the counts. Times are CPU times
-of the thread, of both parts of the same iteration: another process on the machine slows both.
+sees, the checks of what it returns, the decision, the copies and the counts. Uniform numbers are drawn for several
+iterations at a time, first in the one that is left out, so the medians are without them. Times are CPU times of the
+thread, of both parts of the same iteration: another process on the machine slows both.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ CACHE = 256 * 2**20  # bytes; more than the second-level cache of any GPU
 MOST_BUFFERS, MOST_CALLS, CALLS_ON_GPU = 64, 1024, 16
 LEAST = 0.002  # seconds of a timed work on a CPU, at least
 NEEDS = 3.0  # seconds of a benchmark, about
-# Tolerance in roundings of the largest value. In bfloat16: of weights and of results, on both sides.
-ROUNDINGS = {torch.float32: 32, torch.bfloat16: 4}
+# Tolerance in roundings of the largest value. Of results in bfloat16: of weights and of results, on both sides.
+ROUNDINGS, ROUNDINGS_BFLOAT16 = 32, 4
 
 
 class Case(NamedTuple):
@@ -137,19 +137,19 @@ def check(operation: Operation, device: torch.device) -> Check:
     found = [tensor.clone() for tensor in operation.run()]
     operation.reset()
     against, expected = ("twin", operation.twin) if device.type == "cuda" else ("definition", operation.definition)
-    roundings = ROUNDINGS[operation.dtype]
     pairs = zip(found, expected(), strict=True)
-    checks = [Check(against, *_apart(ours, theirs, roundings)) for ours, theirs in pairs]
+    checks = [Check(against, *_apart(ours, theirs)) for ours, theirs in pairs]
     return max(checks, key=lambda each: each.difference / max(each.tolerance, 1e-30))
 
 
-def _apart(found: Tensor, expected: Tensor, roundings: int) -> tuple[float, float]:
+def _apart(found: Tensor, expected: Tensor) -> tuple[float, float]:
     """Return the largest difference, infinite if undefined, and its tolerance: 0 for integers."""
     assert found.shape == expected.shape, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     difference = (found.double() - expected.double()).abs().max().nan_to_num(nan=torch.inf).item()
     if not found.is_floating_point():
         return difference, 0.0
     unit = torch.finfo(found.dtype).eps / 2
+    roundings = ROUNDINGS_BFLOAT16 if found.dtype == torch.bfloat16 else ROUNDINGS
     return difference, roundings * unit * max(1.0, expected.double().abs().max().item())
 
 

@@ -7,7 +7,7 @@ Positions are chosen and listed as `renoise` does with patches; then
 
 Shapes: tokens (B, N) int64; free, mask (B, N) bool; index (B, A) int32; count (B,) int32; size, step, chain_ids (B,)
 int64; iteration, seed () int64.
-Bytes that must move: 12 B A of slots and masked tokens, B N of masks.
+Bytes that must move: 12 B A of slots and masked tokens, B N of masks, as many more with a choice.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@
 Shapes: patches (B, N, P) float32; free, mask (B, N) bool; index, start (B, A) int32; level (B, A) float32; size, step,
 chain_ids (B,) int64; iterations, seed () int64.
 A patch's work is a key, its part in log2(N) counts, and noise if it is active: nothing grows with N squared.
-Bytes that must move: 4 B A P of noise for A active patches per chain, 12 B A of slots, B N of masks.
+Bytes that must move: 4 B A P of noise for A active patches per chain, 12 B A of slots, B N of masks, as many
+more with a choice.
 Source: Kang, Yoon, Ahn 2026; random numbers as in philox.py.
 """
 

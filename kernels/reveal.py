@@ -14,8 +14,8 @@ keys6 and keys7 are word 0 of Philox in streams 6 and 7. Without a score, positi
 Shapes: tokens (B, N) int64; index, hidden (B, A) int32, padded with -1; count (B,) int32; drawn (B, A) int64;
 score >= 0, psi, confidence (B, A) float32; step, chain_ids (B,) int64; iteration, seed () int64. The tables are those
 of `TokenTables`, of N + 1 rows.
-Bytes that must move: 24 B A (slots, drawn and present tokens, scores), 4 B A more for `hidden`, and 8 for each token
-that changes.
+Bytes that must move: 24 B A (slots, drawn and present tokens, scores), 4 B A more for each of `hidden`, psi and
+confidence, and 8 for each token that changes.
 Source: Sahoo et al. 2024 (MDLM), Nie et al. 2025 (LLaDA), Wang et al. 2025 (ReMDM).
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from support.records import Measurement, Record
 
-from reporting.tables import BASELINES, TABLES, memory, standing, steps, subject
+from reporting.tables import BASELINES, TABLES, memory, rounds, standing, steps, subject
 from reporting.words import duration, listed, percent, short, table, times
 
 SECTION = "performance"  # the name of its markers
@@ -31,6 +31,7 @@ def _device(measurement: Measurement, measurements: Sequence[Measurement]) -> st
 
 
 def _baselines(measurements: Sequence[Measurement]) -> str:
+    found = [(each, record) for each in measurements for record in each.of("baselines")]
     rows = [
         [
             _device(each, measurements),
@@ -40,8 +41,7 @@ def _baselines(measurements: Sequence[Measurement]) -> str:
             steps(record),
             *(times(record.ratio(name)) if name in record.facts["against"] else "" for name in BASELINES),
         ]
-        for each in measurements
-        for record in each.of("baselines")
+        for each, record in found
     ]
     if not rows:
         return ""
@@ -50,7 +50,7 @@ def _baselines(measurements: Sequence[Measurement]) -> str:
         f"{table(head, rows)}\n\n"
         "Medians over rounds in which both sides take turns, with quartiles; same weights, same threads, same steps of "
         "an iteration (shortened: of how many), float32 where no type is named. *One at a time* is the loop that "
-        "researchers run today."
+        "researchers run today. " + rounds([record for _, record in found])
     )
 
 
@@ -140,7 +140,11 @@ def _tables_of_gpus(measurements: Sequence[Measurement]) -> list[str]:
             head, row, note = TABLES[group]
             rows = [row(record) for record in each.of(group)]
             if each.on_gpu and rows:
-                blocks += [f"{group.capitalize()} on {each.device}:", table(head, rows), note]
+                blocks += [
+                    f"{group.capitalize()} on {each.device}:",
+                    table(head, rows),
+                    f"{note} {rounds(each.of(group))}",
+                ]
     return blocks
 
 

@@ -30,7 +30,8 @@ def report(measurements: Sequence[Measurement]) -> str:
     for group, (head, row, note) in TABLES.items():
         rows = [[name, *row(record)] for name, record in found if record.group == group]
         if rows:
-            blocks += [f"## {group.capitalize()}", table(["measured in", *head], rows), note]
+            of_group = [record for _, record in found if record.group == group]
+            blocks += [f"## {group.capitalize()}", table(["measured in", *head], rows), f"{note} {rounds(of_group)}"]
     others = [(name, record) for name, record in found if record.group not in TABLES]
     if others:
         rows = [[name, record.name, _each(record), _against(record)] for name, record in others]
@@ -74,6 +75,11 @@ def standing(measurement: Measurement) -> str:
 def _on(measurement: Measurement, among: Sequence[Measurement]) -> str:
     """Return the measurement's name if there are several."""
     return measurement.name if len(among) > 1 else ""
+
+
+def rounds(records: Sequence[Record]) -> str:
+    """Say how many rounds the figures of a table have at least."""
+    return f"At least {min(len(record.seconds) for record in records)} rounds."
 
 
 def _each(record: Record) -> str:
@@ -178,7 +184,7 @@ END_TO_END_HEAD = ["model", "type", "sweep of", "chains", "iterations", "alpha",
 BASELINE_HEAD = ["model", "chains", "type", "steps", "ours", *(f"over {name}" for name in BASELINES.values())]
 TABLES = {
     "operations": (
-        [*OPERATION_HEAD, "of a matrix product's rate", "times faster than plain torch"],
+        [*OPERATION_HEAD, "of a matrix product's rate", "times faster than plain torch (attention of all tokens)"],
         _operation,
         "GB/s are the bytes that must move, over the time. All ratios: median [quartiles] over rounds, side by side.",
     ),

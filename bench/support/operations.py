@@ -23,7 +23,8 @@ NORMAL_FLOPS = 5  # per normal: half of two conversions, log, sqrt, cos, sin and
 class Operation(NamedTuple):
     """One call: `run`, `twin` and `definition`, each after `reset`, return tensors that must agree.
 
-    bytes: that must move. dtype: of the arithmetic. plain: the same work in plain torch, as a yardstick.
+    bytes: that must move. dtype: of the arithmetic, or of the logits that it reads. plain: the yardstick, the same work
+    in plain torch, but for partial attention that of all tokens.
     """
 
     run: Callable[[], Iterable[Tensor]]

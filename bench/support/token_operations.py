@@ -90,6 +90,7 @@ def draw_tokens(vocabulary: int, batch: int, device: torch.device, seed: int) ->
         lambda: definitions.categorical(row, 1.0, SEED, step + 1, ITERATION, ids),
         logits.bytes_moved(batch, vocabulary, row.element_size()),
         6 * row.numel(),
+        dtype=row.dtype,
     )
 
 
@@ -108,6 +109,7 @@ def find_threshold(vocabulary: int, batch: int, device: torch.device, seed: int)
         lambda: (definitions.threshold(row, 1.0, TOP_P),),
         logits.bytes_moved(batch, vocabulary, row.element_size()),
         4 * row.numel(),
+        dtype=row.dtype,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ipr_fast.cli.shard_options import ShardOptions, is_plan, run_plan
 from ipr_fast.evaluation.budget_plot import plot_budgets
 from ipr_fast.evaluation.diversity import measure_diversity
 from ipr_fast.evaluation.evaluate import task_for
-from ipr_fast.evaluation.experiments import ARMS, ExperimentSettings, run_experiment
+from ipr_fast.evaluation.experiments import ARMS, COMPARED, ExperimentSettings, run_experiment
 from ipr_fast.evaluation.guidance import METHODS, GuidanceSettings, run_guidance_experiment
 from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
@@ -130,7 +131,8 @@ def run(
         ),
     ] = None,
     compared: Annotated[
-        int | None, option(REFINEMENT, "Iterations of the other arms.", min=1, show_default=str(DEFAULTS.compared))
+        int | None,
+        option(REFINEMENT, "Iterations of the other arms.", min=1, show_default=f"{COMPARED}, or --iters if less"),
     ] = None,
     arms: Annotated[
         str | None,
@@ -227,7 +229,11 @@ def run(
     if out is not None:
         outputs.check_no_folders([out])
         outputs.prepare_folder(out.parent)
-    results = _measure(experiment, given, device, run_options, out)
+    with ExitStack() as held:
+        if keep is not None:
+            outputs.prepare_folder(keep)
+            held.enter_context(outputs.alone_in(keep))
+        results = _measure(experiment, given, device, run_options, out)
     print(report(results))  # first, so that a full disk does not lose it
     if out is not None:
         outputs.write_json(out, results)

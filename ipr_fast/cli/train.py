@@ -30,7 +30,8 @@ from ipr_fast.models.files.checkpoints import StoredModel, load_model
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.tasks.catalog import TASKS, KnownTask
 from ipr_fast.tasks.token_sudoku import TokenSudoku
-from ipr_fast.training.recipe import LARGEST, read_recipe, recipe_names
+from ipr_fast.training.configs import TrainedConfig, make_network
+from ipr_fast.training.recipe import LARGEST, read_recipe, recipe_names, result_files
 from ipr_fast.training.run import CHECKPOINT, EVALUATION, LOG, train
 from ipr_fast.training.run import MODEL as MODEL_FILE
 
@@ -45,7 +46,13 @@ def run(
     ] = None,
     recipe_name: Annotated[
         str | None,
-        one_of(FILES, "NAME", "Train, store and measure as a bundled model is", recipe_names(), "--recipe"),
+        one_of(
+            FILES,
+            "NAME",
+            "A task's network and options for one run; stores and measures its model",
+            recipe_names(),
+            "--recipe",
+        ),
     ] = None,
     mnist: Annotated[
         str | None, option(FILES, "Folder of MNIST's original files: 28x28 cells in place of 8x8.", metavar="PATH")
@@ -74,7 +81,7 @@ def run(
             "Samples to judge in the end, 0 for none.",
             "--evaluate",
             min=0,
-            show_default="256; 2048 with --recipe",
+            show_default="256; the recipe's with --recipe",
         ),
     ] = None,
     iters: Annotated[
@@ -89,8 +96,7 @@ def run(
     """
     device, progress = device_options.checked_device(), device_options.progress
     recipe, start = None if recipe_name is None else read_recipe(recipe_name), _start(init)
-    stored, measured = out / f"{recipe_name}.safetensors", out / f"quality-{recipe_name}.json"
-    results = () if recipe is None else (stored, measured)
+    results: tuple[Path, ...] = () if recipe_name is None else result_files(out, recipe_name)
     outputs.check_no_folders([*(out / name for name in (CHECKPOINT, LOG, MODEL_FILE, EVALUATION)), *results])
     options = given(network, training)
     if resume and (out / CHECKPOINT).exists():
@@ -100,9 +106,12 @@ def run(
     task, settings, config = plan.task, plan.settings, plan.config
     if recipe is not None and iters is not None and isinstance(task, TokenSudoku):
         raise ValueError(f"--iters is not a setting of the experiment on {task.name}, which plans by model calls")
+    if recipe is not None:
+        _check_size(config)
     weights = train(task, settings, out, resume=resume, device=device, config=config, init=start, progress=progress)
     print(f"wrote {weights}")
     if recipe is not None:
+        stored, measured = results
         _store(weights, stored)
         judged = {"count": evaluate_count, "iters": iters, "seed": settings.seed}
         chosen = recipe.evaluate | {name: value for name, value in judged.items() if value is not None}
@@ -128,6 +137,14 @@ def _evaluate(
     for line in describe(results, task, iters):
         print(line)
     _write(weights.with_name(EVALUATION), {"iters": iters, "seed": seed, **results})
+
+
+def _check_size(config: TrainedConfig) -> None:
+    """Raise ValueError for a network whose weights in float16 have more bytes than a recipe's model may."""
+    with torch.device("meta"):
+        size = 2 * sum(weight.numel() for weight in make_network(config).state_dict().values())
+    if size > LARGEST:
+        raise ValueError(f"--recipe: a bundled model must have at most {LARGEST:,} bytes, got {size:,} of weights")
 
 
 def _store(weights: Path, path: Path) -> None:

@@ -41,7 +41,10 @@ def measure_diversity(
 
 
 def coverage(boards: Tensor, judge: BoardJudge) -> dict:
-    """Count the grids that the valid ones of boards (B, 1, H, W) show; compare with uniform draws."""
+    """Count the grids that the valid ones of boards (B, 1, H, W) show; compare with uniform draws.
+
+    Without a valid board chi_square is None.
+    """
     shown = read_boards(boards, judge.reader, 4)
     grids = all_grids(4).flatten(1).to(shown.device)
     valid = shown[check_grids(shown).valid].flatten(1)
@@ -51,6 +54,6 @@ def coverage(boards: Tensor, judge: BoardJudge) -> dict:
         "valid": len(valid),
         "distinct": int((count > 0).sum()),
         "distinct_if_uniform": len(grids) * (1 - (1 - 1 / len(grids)) ** len(valid)),
-        "chi_square": ((count - expected) ** 2 / expected).sum().item(),
+        "chi_square": ((count - expected) ** 2 / expected).sum().item() if len(valid) else None,
         "degrees_of_freedom": len(grids) - 1,
     }

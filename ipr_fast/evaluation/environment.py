@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent
+FILE = Path(__file__)
 
 
 def describe(device: torch.device | None = None, commit: str | None = None) -> dict[str, object]:
@@ -71,13 +71,17 @@ def nvidia_smi() -> dict[str, str]:
 
 
 def current_commit() -> str:
-    """Return the commit of the package's working tree, with "+" where tracked files differ; "unknown" without one."""
+    """Return the commit of the package's working tree, with "+" where tracked files differ; "unknown" without one.
+
+    An installed copy inside a working tree of something else is in none.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=FILE.parent, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", FILE.name)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

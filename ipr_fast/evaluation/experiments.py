@@ -24,6 +24,7 @@ from ipr_fast.tasks.sudoku import DigitSudoku, clues_kept
 
 ONE_PASS = Arm("one pass")
 OTHER_ALPHAS = (0.1, 0.5)
+COMPARED = 20
 ARMS = ("alphas", "fixed", "controls", "clues")  # optional; one pass and alpha 0.25 are always measured
 
 
@@ -32,15 +33,20 @@ class ExperimentSettings:
     """Settings of an experiment on `count` samples.
 
     clues: given cells a board, in digit images that no model has seen; each board's number is uniform in
-    clues[0]..clues[1]. iters: iterations of IPR at alpha 0.25. compared: iterations of the other arms. arms: of ARMS.
+    clues[0]..clues[1]. iters: iterations of IPR at alpha 0.25. compared: iterations of the other arms; None: 20, or
+    iters where that is less. arms: of ARMS.
     """
 
     count: int = 2048
     clues: tuple[int, int] = (0, 0)
     iters: int = 50
-    compared: int = 20
+    compared: int | None = None
     arms: tuple[str, ...] = ARMS
     seed: int = 0
+
+    @property
+    def compared_iters(self) -> int:
+        return min(COMPARED, self.iters) if self.compared is None else self.compared
 
 
 class Cost(NamedTuple):
@@ -118,7 +124,7 @@ class Experiment:
 
     def clue_arms(self) -> list[dict]:
         """One pass and IPR with 0 to N/2 clues a board."""
-        high, compared = self.num_patches // 2, self.settings.compared
+        high, compared = self.num_patches // 2, self.settings.compared_iters
         clued = Experiment(self.task, self.model, replace(self.settings, clues=(0, high)), self.progress)
         arms = ONE_PASS, Arm(f"IPR, alpha 0.25, {compared} iterations", compared)
         return [
@@ -137,7 +143,7 @@ def run_experiment(
 
     name: of the model, for the record. `report.experiment_table` makes a table of the result.
     """
-    experiment, compared, arms = Experiment(task, model, settings, progress), settings.compared, settings.arms
+    experiment, compared, arms = Experiment(task, model, settings, progress), settings.compared_iters, settings.arms
     shown = tuple(sorted({r for r in SHOWN_ITERATIONS if r < settings.iters} | {settings.iters, compared}))
     rows, good_by_iteration = experiment.refinement(0.25, shown)
     calls = rows[shown.index(compared)]["calls"]

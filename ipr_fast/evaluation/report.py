@@ -33,7 +33,7 @@ def experiment_table(results: dict) -> str:
     for row in results["arms"]:
         share, gain = Estimate(*row["share"]), Estimate(*row["gain"])
         calls, evaluations = (f"{row[key]:,}" if key in row else "" for key in ("calls", "evaluations"))
-        change = f"{row['fixed']} / {row['broken']}" if row["fixed"] or row["broken"] else ""
+        change = "" if row["name"].endswith("one pass") else f"{row['fixed']} / {row['broken']}"
         cells = [row["name"], calls, evaluations, share.percent(), gain.points() if change else "", change]
         lines.append(_row([*cells, *(Estimate(*row["means"][name]).plain() for name in means)]))
     with_clues, judged = _with_clues(results["clues"]), _judged(results["judge"])
@@ -52,6 +52,8 @@ def diversity_sentence(results: dict) -> str:
 
     def words(name: str) -> str:
         found = results[name]
+        if not found["valid"]:
+            return "no board is valid"
         return (
             f"{found['valid']:,} valid boards show {found['distinct']} of the 288 grids "
             f"({found['distinct_if_uniform']:.0f} expected of uniform draws; chi-square {found['chi_square']:.0f})"

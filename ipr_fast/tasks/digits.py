@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ def load_digits(split: str, root: str | Path | None = None) -> Digits:
     """Load the "train" or "test" digits: scikit-learn's 8x8, or MNIST's 28x28 if `root` is the folder of its files.
 
     Every fourth of scikit-learn's images is a test image. Raises ValueError for an unknown split or a folder without
-    MNIST's files, MissingExtra or BrokenExtra when scikit-learn cannot be imported.
+    MNIST's files and all ten digits in them, MissingExtra or BrokenExtra when scikit-learn cannot be imported.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
@@ -99,6 +100,9 @@ def _load_mnist(split: str, root: Path) -> Digits:
     labels = _read_idx(root, f"{stem}-labels-idx1-ubyte", rank=1)
     if len(images) != len(labels) or images.shape[1] != images.shape[2]:
         raise ValueError(f"MNIST files in {root}: images {images.shape} and labels {labels.shape} do not fit")
+    found = sorted(set(labels.tolist()))
+    if found != list(range(10)):
+        raise ValueError(f"MNIST files in {root}: {stem} labels must be 0 to 9, each at least once, got {found}")
     return Digits(torch.from_numpy(images).float() / 127.5 - 1, torch.from_numpy(labels).long())
 
 
@@ -109,7 +113,7 @@ def _read_idx(root: Path, name: str, rank: int) -> np.ndarray:
         raise ValueError(f"no MNIST file {name} or {name}.gz in {root}")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable gzip file ({error})") from error
     header = np.frombuffer(data[: 4 * (1 + rank)].ljust(4 * (1 + rank), b"\0"), dtype=">u4")
     if header[0] != 0x0800 + rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import torch
@@ -14,6 +15,11 @@ from ipr_fast.errors import load_reason
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """Return the state that `Trainer.save` wrote, weights included; raise ValueError for any other file."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # the loader does not look at the checksums
+            if damaged is not None:
+                raise ValueError(f"{damaged} is damaged")
         state = dict(torch.load(path, map_location=device, weights_only=True))
         state["step"], state["seconds"] = int(state["step"]), float(state["seconds"])
         state["settings"], state["config"] = dict(state["settings"]), dict(json.loads(state["config"]))

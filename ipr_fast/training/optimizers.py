@@ -19,8 +19,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a model and its symbol head: AdamW, or Muon for the layers' matrices before it.
 
-    Muon orthogonalises each matrix's momentum and scales it to the size of AdamW's updates, so both take one learning
-    rate. Raises ValueError for Muon with torch < 2.9.
+    Muon orthogonalises each matrix's momentum, that of queries, keys and values as one, and scales it to the size of
+    AdamW's updates, so both take one learning rate. Raises ValueError for Muon with torch < 2.9.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers"; the scale of Liu et al. 2025, arXiv 2502.16982.
     """
     matrices = [p for layer in model.layers for p in layer.parameters() if p.ndim == 2] if name == "muon" else []

@@ -18,6 +18,7 @@ from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.policies import random_patches
 from ipr_fast.tasks.base import ReadableTask
 from ipr_fast.training.objective import uniform
+from ipr_fast.training.samples import check_form
 
 SAMPLES = 320  # in which a model's patches are looked for, once as generated and once as refined
 ITERATIONS, RATIO = 4, 0.25  # of the refinement, whose schedule may leave other marks in a patch than generation's
@@ -59,13 +60,15 @@ class OwnPatches(NamedTuple):
 def make_own_patches(model: PatchTransformer, task: ReadableTask, seed: int, *, progress: bool = False) -> OwnPatches:
     """Generate and refine samples of a model, and sort their patches by the symbols that the task reads in them.
 
-    Raises ValueError where it reads none.
+    Raises ValueError where it reads none, and for symbols that are not (B, N) int64 on the samples' device.
     """
     x = generate_batch(SAMPLES, model=model, seed=seed, progress=progress)
     refined = refine_batch(x, random_patches(RATIO), ITERATIONS, model=model, seed=seed, progress=progress)
     samples = torch.cat([x, refined])
-    symbols = task.read_symbols(samples).flatten()
-    own = OwnPatches.of(model.grid.to_patches(samples).flatten(0, 1), symbols, task.num_symbols)
+    symbols, shape = task.read_symbols(samples), (len(samples), model.grid.num_patches)
+    words = "read_symbols() must return"
+    check_form(task, shape, samples.device, symbols, torch.int64, words)  # type: ignore[arg-type]  # it is a Task too
+    own = OwnPatches.of(model.grid.to_patches(samples).flatten(0, 1), symbols.flatten(), task.num_symbols)
     if not len(own.patches):
         raise ValueError("own_patches: the task reads no symbol in the model's samples")
     return own

@@ -12,7 +12,7 @@ from ipr_fast.sampling.prediction import Prediction
 from ipr_fast.tasks.base import SymbolTask, Task
 from ipr_fast.training.objective import Draw, Losses, compute_losses, draw
 from ipr_fast.training.own_patches import OwnPatches
-from ipr_fast.training.samples import check_form, check_values
+from ipr_fast.training.samples import SYMBOLS, check_form, check_symbols, check_values
 
 
 class PatchBatch(NamedTuple):
@@ -58,8 +58,13 @@ class PatchObjective:
         else:
             samples = self.task.sample(batch_size, generator)
         check_form(self.task, (batch_size, *grid.sample_shape), generator.device, samples)
+        if symbols is not None:
+            form = (batch_size, grid.num_patches)
+            check_form(self.task, form, generator.device, symbols, torch.int64, SYMBOLS)
         if not self._has_seen_values:
             check_values(self.task, samples, self.model.value_range)
+            if isinstance(self.task, SymbolTask) and symbols is not None:
+                check_symbols(self.task, symbols, self.task.num_symbols)
             self._has_seen_values = True
         clean = grid.to_patches(samples)
         drawn = draw(clean.shape, generator, self.few_active)

@@ -1,4 +1,7 @@
-"""Recipes: how the bundled models are trained, as TOML files in recipes/."""
+"""Recipes: a task's network and options for one run, as TOML files in recipes/.
+
+The model cards list the commands that made the bundled weights.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,11 @@ class Recipe:
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def result_files(out: Path, name: str) -> tuple[Path, Path]:
+    """Return where a run with a recipe in the folder `out` stores its model, and what is measured of it."""
+    return out / f"{name}.safetensors", out / f"quality-{name}.json"
 
 
 def read_recipe(name: str) -> Recipe:

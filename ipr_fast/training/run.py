@@ -18,6 +18,7 @@ from ipr_fast.models.files.checkpoints import save_model
 from ipr_fast.outputs import alone_in, prepare_folder, replacing
 from ipr_fast.tasks.base import Task
 from ipr_fast.training.configs import TrainedConfig
+from ipr_fast.training.recipe import recipe_names, result_files
 from ipr_fast.training.throughput import product_rate, training_flops
 from ipr_fast.training.trainer import Trainer, TrainSettings
 
@@ -29,6 +30,8 @@ LOG_EVERY = 50, 10.0  # steps or seconds; only then does the host synchronise
 SAVE_EVERY = 60.0  # seconds at most
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     task: Task,
     settings: TrainSettings,
@@ -44,7 +47,8 @@ def train(
 
     Writes checkpoint.pt every `save_every` steps and once a minute, log.jsonl, and model.safetensors at the end.
     resume: continue from the checkpoint in `out`, if there is one. config: of the network (default: the task's).
-    init: a model of this configuration whose weights the run starts from, unless it resumes.
+    init: a model of this configuration whose weights the run starts from, unless it resumes. A run that goes on removes
+    what `ipr-fast train` has made of its earlier weights: evaluation.json, and a recipe's model and quality-NAME.json.
 
     Raises ValueError for an `init` that does not fit, if `out` holds a checkpoint and `resume` is false, if it holds
     weights without a checkpoint, and if another process trains there. After a Ctrl-C it saves the last finished step,
@@ -65,6 +69,9 @@ def train(
             raise ValueError(f"out: {model} exists, without a checkpoint to go on from; choose another folder")
         trainer.begin(progress=progress)
         (out / EVALUATION).unlink(missing_ok=True)  # it describes earlier weights
+        if trainer.step and not trainer.is_done:
+            for path in (path for name in recipe_names() for path in result_files(out, name)):
+                path.unlink(missing_ok=True)
         _cut_log(out / LOG, trainer.step)
         products = float32_products(trainer.device, settings.dtype == "tf32")
         with products, _Bar(trainer, progress) as bar:
@@ -99,7 +106,7 @@ def _append(path: Path, entry: dict) -> None:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return 0
 
 
@@ -113,6 +120,7 @@ def _run(trainer: Trainer, checkpoint: Path, bar: _Bar) -> Iterator[dict]:
         losses = trainer.train_step()
         if compiles:  # the first step does not count
             begun, compiles = time.monotonic() - trainer.seconds, False
+            speed.restart(untimed=1)
         recent.append(torch.stack([*losses]).detach())
         trainer.seconds = time.monotonic() - begun
         bar.update()
@@ -140,13 +148,17 @@ class Speed:
         self._flops = training_flops(trainer.model)
         dtype = torch.bfloat16 if trainer.settings.dtype == "bfloat16" else torch.float32
         self._peak = product_rate(trainer.device, dtype)
-        self._last = time.monotonic()
+        self.restart()
+
+    def restart(self, untimed: int = 0) -> None:
+        """Measure from now on; `untimed` of the next call's steps were before."""
+        self._last, self._untimed = time.monotonic(), untimed
 
     def since_last(self, steps: int) -> dict[str, float]:
-        """Return the speed over the steps since the last call, saving included."""
-        now = time.monotonic()
-        rate = steps * self._batch / (now - self._last)
-        self._last = now
+        """Return the speed over the steps since the last call, saving included; 0 if none was timed."""
+        timed, now = steps - self._untimed, time.monotonic()
+        rate = timed * self._batch / (now - self._last) if timed else 0.0
+        self.restart()
         return {"samples_per_second": round(rate, 1), "share_of_peak": float(f"{rate * self._flops / self._peak:.3g}")}
 
 

@@ -10,18 +10,25 @@ from ipr_fast.sampling.tokens import Vocabulary
 from ipr_fast.tasks.base import Task
 
 ROUNDING = 1e-5  # by which a sample may leave [-1, 1], or in proportion another range: 80 ULPs of float32 at 1
+SYMBOLS = "the symbols of sample_with_symbols() must be"
 
 
 def check_form(
-    task: Task, shape: tuple[int, ...], device: torch.device, samples: object, dtype: torch.dtype = torch.float32
+    task: Task,
+    shape: tuple[int, ...],
+    device: torch.device,
+    samples: object,
+    dtype: torch.dtype = torch.float32,
+    words: str = "sample() must return",
 ) -> None:
-    """Raise ValueError unless samples are a tensor of this shape (B, ...) and dtype on the device."""
+    """Raise ValueError unless samples are a dense tensor of this shape (B, ...) and dtype on the device."""
     wanted = _form(dtype, shape, device)
     came = type(samples).__name__
     if isinstance(samples, Tensor):
         came = _form(samples.dtype, tuple(samples.shape), samples.device)
+        came += f" in {samples.layout}" * (samples.layout != torch.strided)
     if came != wanted:
-        raise ValueError(f"task {task.name}: sample() must return {wanted}, got {came}")
+        raise ValueError(f"task {task.name}: {words} {wanted}, got {came}")
 
 
 def _form(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
@@ -50,3 +57,10 @@ def check_tokens(task: Task, tokens: Tensor, vocabulary: Vocabulary) -> None:
             f"task {task.name}: sample() must return tokens in 0..{vocabulary.size - 1}, none of them the mask "
             f"{vocabulary.mask_id}, got {came}"
         )
+
+
+def check_symbols(task: Task, symbols: Tensor, num_symbols: int) -> None:
+    """Raise ValueError unless all symbols are in 0..num_symbols-1; synchronises with the device."""
+    low, high = symbols.min().item(), symbols.max().item()
+    if low < 0 or high >= num_symbols:
+        raise ValueError(f"task {task.name}: {SYMBOLS} in 0..{num_symbols - 1}, got {low} to {high}")

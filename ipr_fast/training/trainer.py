@@ -87,24 +87,30 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain: dict[str, float] = {}  # Python's numbers in place of NumPy's
         for name in ("batch_size", "save_every"):
-            checks.integer(name, getattr(self, name), 1)
+            plain[name] = checks.integer(name, getattr(self, name), 1)
         if self.steps is not None:
-            checks.integer("steps", self.steps, 1)
+            plain["steps"] = checks.integer("steps", self.steps, 1)
         elif self.minutes is None:
             raise ValueError("steps and minutes must not both be None: the run would have no end")
         for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)
-            if not (value is None and name == "minutes") and not checks.number(name, value, 0) > 0:
+            if value is None and name == "minutes":
+                continue
+            plain[name] = checks.number(name, value, 0)
+            if not plain[name] > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("weight_decay", "symbol_weight", "mean_weight"):
-            checks.number(name, getattr(self, name), 0)
-        for name in ("few_active", "own_patches"):
-            checks.number(name, getattr(self, name), 0, 1)
-        if not checks.number("ema_decay", self.ema_decay, 0, 1) < 1:
+            plain[name] = checks.number(name, getattr(self, name), 0)
+        for name in ("few_active", "own_patches", "ema_decay"):
+            plain[name] = checks.number(name, getattr(self, name), 0, 1)
+        if not plain["ema_decay"] < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        checks.integer("warmup", self.warmup, 0)
-        checks.integer("seed", self.seed, 0, 2**64 - 1)
+        plain["warmup"] = checks.integer("warmup", self.warmup, 0)
+        plain["seed"] = checks.integer("seed", self.seed, 0, 2**64 - 1)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         checks.boolean("compile", self.compile)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
@@ -142,6 +148,9 @@ class Trainer:
         init: nn.Module | None = None,
     ) -> None:
         self.task, self.settings, self.device = task, settings, checks.usable_device("device", device)
+        name = getattr(task, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"task must have a name, a str that is not empty, got {name!r:.80}")
         with torch.random.fork_rng(), torch.device("cpu"):  # the same weights whatever torch's default device is
             torch.manual_seed(settings.seed)
             model = make_network(config_of(task) if config is None else config)
@@ -288,8 +297,15 @@ class Trainer:
 
 
 def make_objective(task: Task, model: TrainedModel, settings: TrainSettings) -> PatchObjective | TokenObjective:
-    """Make the objective of a model, and its head, on the CPU."""
+    """Make the objective of a model, and its head, on the CPU.
+
+    Raises ValueError for a `mean_weight` of tokens, which have no mean.
+    """
     if isinstance(model, TokenTransformer):
+        if settings.mean_weight:
+            raise ValueError(
+                f"mean_weight must be 0 for task {task.name}, whose samples are tokens, got {settings.mean_weight}"
+            )
         return TokenObjective(task, model, settings.few_active)
     return PatchObjective(
         task,

@@ -16,6 +16,7 @@ import ipr_fast
 from ipr_fast import TokenSchedule, load_model, save_model
 from ipr_fast.cli.main import main
 from ipr_fast.models import TokenTransformer, TokenTransformerConfig
+from ipr_fast.outputs import alone_in
 from ipr_fast.tasks.catalog import make_task
 from ipr_fast.tasks.rewards import minus_violations
 from ipr_fast.training import recipe
@@ -192,6 +193,9 @@ def test_repair_and_orders_are_measured_and_reported(weights, tmp_path, capsys):
     command = ("evaluate", "tokens", "--model", weights, "--count", 6, "--clues", 0, 8, "--out", out, "--quiet")
     run(*command, "--keep", tmp_path / "kept")
     table = capsys.readouterr().out
+    with alone_in(tmp_path / "kept"):
+        run(*command, "--keep", tmp_path / "kept", code=1)
+    assert f"{tmp_path / 'kept'}: another run is at work there" in capsys.readouterr().err
     run("evaluate", "--report", out, "--plot", tmp_path / "curve.png")
     assert capsys.readouterr().out in table
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

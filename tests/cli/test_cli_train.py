@@ -218,6 +218,11 @@ def test_a_recipe_is_not_for_another_task(begin, capsys):
     assert "--task must be that of the recipe, even-pixels, got digit-sudoku-4x4" in capsys.readouterr().err
 
 
+def test_a_network_too_large_for_a_recipe_is_refused_before_the_run(begin, capsys):
+    begin("--recipe", "even-pixels", "--width", 480, fails=True)
+    assert "--recipe: a bundled model must have at most 16,777,216 bytes, got " in capsys.readouterr().err
+
+
 def test_init_gives_a_run_its_weights_and_sizes(tmp_path):
     options = ["--steps", 1, "--batch-size", 2, "--evaluate", 0, "--learning-rate", 1e-30, "--quiet"]
     assert main(["train", "--init", "digit-sudoku-4x4", "--out", str(tmp_path), *map(str, options)]) == 0

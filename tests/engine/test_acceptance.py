@@ -70,10 +70,23 @@ def test_a_chain_that_rejects_keeps_its_sample_bit_for_bit(problem):
     assert torch.equal(out, states[-1])
 
 
-def test_half_precision_samples_that_are_never_accepted_keep_their_bits(model, finished):
-    x, calls = finished.half(), itertools.count()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_samples_of_another_type_that_are_never_accepted_keep_their_bits(model, finished, dtype):
+    x, calls = (finished.double() + 1e-9).to(dtype), itertools.count()  # in float64 not representable in float32
     out = refine_batch(x, POLICY, 3, model=model, accept=Metropolis(lambda x: torch.full((len(x),), -next(calls))))
     assert torch.equal(out, x)
+
+
+def test_a_best_sample_of_float64_that_was_the_first_one_keeps_its_bits(model, finished):
+    """Though all proposals are accepted later, as they are as good as each other."""
+    x, calls = finished.double() + 1e-9, itertools.count()
+
+    def reward(x):
+        return torch.full((len(x),), 1.0 if next(calls) == 0 else 0.0)
+
+    rule = Metropolis(reward, 1e300, keep_best=True)
+    assert torch.equal(refine_batch(x, POLICY, 3, model=model, accept=rule), x)
+    assert torch.equal(rule.last.accepted, rule.last.proposed)
 
 
 def test_the_best_sample_is_returned_if_asked_for(problem):

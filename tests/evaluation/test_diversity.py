@@ -30,6 +30,8 @@ def test_every_grid_once_is_even_and_one_grid_again_and_again_is_not():
     assert one["chi_square"] == pytest.approx(288 * 287)
     boards[0] = boards[0, :, :8, :8].repeat(1, 4, 4)  # one digit everywhere
     assert coverage(boards, judge)["valid"] == 287
+    none = coverage(boards[:1], judge)
+    assert (none["valid"], none["distinct_if_uniform"], none["chi_square"]) == (0, 0, None)
 
 
 def test_boards_of_true_digits_are_covered():

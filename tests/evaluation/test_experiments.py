@@ -1,5 +1,7 @@
 """Experiments and their table: every arm, on models of a few weights."""
 
+from dataclasses import replace
+
 import pytest
 from small_models import randomise
 
@@ -86,3 +88,13 @@ def test_the_seed_decides(boards):
     settings = {"count": 4, "iters": 1, "compared": 1, "arms": ()}
     assert measured(boards, **settings) == measured(boards, **settings)
     assert measured(boards, **settings)["arms"] != measured(boards, **settings, seed=1)["arms"]
+
+
+def test_the_other_arms_have_no_more_iterations_than_ipr_unless_they_are_given():
+    settings = ExperimentSettings(iters=3)
+    assert [replace(settings, **more).compared_iters for more in ({}, {"iters": 50}, {"compared": 9})] == [3, 20, 9]
+
+
+def test_few_iterations_are_not_followed_by_more(boards):
+    names = [row["name"] for row in measured(boards, count=2, iters=1, arms=())["arms"]]
+    assert names == ["one pass", "IPR, alpha 0.25, 1 iteration"]

@@ -208,7 +208,7 @@ def test_budgets_of_equally_many_iterations_have_a_cell_each(model):
 def test_settings_that_measure_nothing_are_refused(changed, model):
     with pytest.raises(
         ValueError,
-        match=r"^clues: all cells are given|^methods must be some of refinement, violations, others, iterref",
+        match=r"^clues: all cells are given|^methods must be some of refinement, violations, others",
     ):
         run_guidance_experiment(TokenSudoku(4), model, "random", replace(SETTINGS, **changed))
 

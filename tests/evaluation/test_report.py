@@ -49,6 +49,12 @@ def test_a_row_of_an_experiment_has_cost_share_gain_and_means():
     assert note == f"2,048 boards, seed 3, intervals 95 %. {MEASURED}"
 
 
+def test_only_rows_of_one_pass_have_no_gain():
+    text = report(experiment(arm("one pass"), arm("IPR"), arm("0 to 8 clues: one pass")))
+    gains = [line.split(" | ")[4:6] for line in text.splitlines()[2:5]]
+    assert gains == [["", ""], ["+10.0 points [+5.0, +15.0]", "0 / 0"], ["", ""]]
+
+
 def test_the_note_names_clues_the_judge_and_rows_measured_again():
     text = report(experiment(arm("0 to 8 clues: one pass", commit="def"), clues=(0, 8), judge="judged by eye"))
     assert "| 0 to 8 clues: one pass |  |  |" in text
@@ -96,6 +102,8 @@ def test_the_sentence_on_diversity():
         f"After one pass, {words}; after 20 iterations, {words}. 3.3 % of the cells show another digit than before."
     )
     assert report(results) == expected
+    results["one pass"] = {**counts, "valid": 0, "chi_square": None}
+    assert report(results).startswith(f"After one pass, no board is valid; after 20 iterations, {words}. ")
 
 
 def test_the_table_of_initialisations():

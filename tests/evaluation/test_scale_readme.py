@@ -80,6 +80,14 @@ def test_experiments_of_several_commits_name_theirs():
     assert said.count("Judged by a reader.") == 1
 
 
+def test_a_run_of_which_shards_are_left_is_named():
+    left = {**SUMMARY, "shards": [3, 5]}
+    assert results_section([left]).endswith(" torch 2.13.0. Unfinished: 3 of 5 shards are done.")
+    other = {**SUMMARY, "experiment": "other"}
+    assert results_section([left, other]).endswith(" mine: Unfinished: 3 of 5 shards are done.")
+    assert "Unfinished" not in results_section([other])
+
+
 def test_the_sections_of_a_readme_are_replaced(file, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(
@@ -118,6 +126,11 @@ def test_a_file_without_markers_is_left_alone(tmp_path, text, said):
         ("{", "not a JSON file of `ipr-fast report`"),
         ("[]", "not a JSON file of `ipr-fast report`"),
         ('{"arms": []}', "it has no experiment, comparisons"),
+        (json.dumps({**SUMMARY, "arms": 1}), r"x\.json: not a JSON file of `ipr-fast report` \(TypeError"),
+        *(
+            (json.dumps({key: value for key, value in SUMMARY.items() if key != name}), rf"\(KeyError\('{name}'\)\)")
+            for name in ("judge", "noun", "shards")
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, said):

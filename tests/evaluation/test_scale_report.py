@@ -12,7 +12,7 @@ from ipr_fast.evaluation import intervals
 from ipr_fast.evaluation.scale import folder, records
 from ipr_fast.evaluation.scale.folder import RunFolder, Share
 from ipr_fast.evaluation.scale.pages import Heading, Picture, Table, to_html, to_markdown
-from ipr_fast.evaluation.scale.report import sentence
+from ipr_fast.evaluation.scale.report import p_value, sentence
 from ipr_fast.evaluation.scale.shards import shards_of
 from ipr_fast.evaluation.scale.summary import compare_runs, kept_samples, summarise
 
@@ -148,6 +148,10 @@ def test_texts_are_escaped_and_intervals_stay_whole():
         to_markdown(blocks)
         == '## a < b\n\n| x | <y> |\n| --- | ---: |\n| n | 1.0 % [0.5, 2.0] |\n\n![a "b"](p.png)\n\n&\n'
     )
+
+
+def test_p_values_are_short_and_never_zero():
+    assert [p_value(p) for p in (0.25, 2e-7, 0.0)] == ["0.25", "2e-07", "< 1e-99"]
 
 
 def test_the_exact_test_of_mcnemar_is_binomial():

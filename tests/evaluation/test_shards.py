@@ -1,5 +1,7 @@
 """Runs in shards: rows do not depend on the split, and a run is resumed, refused or repaired as it should be."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from ipr_fast.outputs import alone_in
 from ipr_fast.tasks.even_pixels import EvenPixels
 
 pytest.importorskip("pyarrow")
+import pyarrow
 from small_plans import PLAN, QUICK, rows, run_file, run_plan, write_plan
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -83,6 +86,20 @@ def test_a_damaged_shard_is_made_again(file, whole, tmp_path):
     run_file(file, tmp_path)
     assert rows(tmp_path) == rows(whole)
     assert sorted(tmp_path.glob("*.parquet"))[-1].stat().st_mtime_ns == untouched
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), pyarrow.ArrowMemoryError("no room")])
+def test_a_shard_that_cannot_be_read_now_is_not_removed(file, tmp_path, monkeypatch, error):
+    folder = run_file(file, tmp_path, Share(1, 6))
+    shard = shards_of(folder.plan)[0]
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        folder.is_done(shard)
+    assert folder.file(shard).exists()
 
 
 def test_a_folder_in_the_place_of_a_shard_is_named(file, tmp_path):
@@ -196,6 +213,28 @@ def test_two_drivers_at_once_are_refused_and_two_shares_are_not(file, tmp_path):
         for share in (Share(1, 3), Share(1, 2), Share()):
             with pytest.raises(ValueError, match="another run is at work there"):
                 run_file(file, tmp_path, share)
+
+
+def test_locks_of_a_division_that_was_given_up_refuse_no_job(file, tmp_path):
+    folder = run_file(file, tmp_path, Share(1, 3))
+    with open_run(tmp_path, folder.manifest, Share(1, 2)):
+        run_file(file, tmp_path, Share(2, 2))
+        with pytest.raises(ValueError, match="another run is at work there"):
+            run_file(file, tmp_path, Share(1, 3))
+
+
+def test_a_manifest_that_another_job_writes_at_this_moment_is_no_other_file(file, tmp_path, monkeypatch):
+    manifest, exists = run_file(file, tmp_path / "whole", Share(1, 6)).manifest, Path.exists
+
+    def just_before(path):
+        found = exists(path)
+        if path == tmp_path / "run" / MANIFEST and not found:
+            path.write_text(json.dumps(manifest))
+        return found
+
+    monkeypatch.setattr(Path, "exists", just_before)
+    with open_run(tmp_path / "run", manifest, Share(2, 6)) as folder:
+        assert folder.manifest == manifest
 
 
 def test_shards_are_ranges_of_chains_and_the_seeds_take_turns(file):

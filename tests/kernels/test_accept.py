@@ -38,6 +38,7 @@ def test_every_chain_keeps_the_sample_that_the_rule_says(values, temperature):
     kept_reward, best_reward = torch.randn(60, dtype=torch.float64), torch.randn(60, dtype=torch.float64)
     reward[:6] = torch.tensor([LOW, LOW, HIGH, HIGH, 0.0, LOW])
     kept_reward[:6] = torch.tensor([LOW, 0.0, HIGH, LOW, 0.0, HIGH])
+    reward[6:9] = kept_reward[6:9] = best_reward[6:9]
     best = Kept(values.roll(1, 0), best_reward)
     new, kept, accepted, now_best, improved = decide(values, reward, Kept(old, kept_reward), temperature, best)
     log_u = log_uniforms(5, torch.tensor(3), counters(60)["chain_ids"])
@@ -55,6 +56,7 @@ def test_every_chain_keeps_the_sample_that_the_rule_says(values, temperature):
         assert float(now_best.reward[i]) == (r if better else float(best_reward[i]))
     assert accepted[[0, 2, 3, 4]].all()  # equals, and anything above -infinity
     assert not accepted[[1, 5]].any()
+    assert not improved[6:9].any()  # as good as the best: the first one stays
 
 
 def test_nan_is_never_accepted():

@@ -107,6 +107,12 @@ def test_undefined_uncertainty_keeps_nobody_waiting(value):
     assert start.tolist() == [[0, 2, -1, -1], [0, 2, 4, 6]]
 
 
+def test_an_undefined_uncertainty_counts_as_the_highest():
+    log_variance = torch.tensor([float("nan"), 3.0, float("nan"), -1.0]).repeat(8, 1, 1)
+    start, _ = run_schedule(Schedule(2, 0.0), [4], log_variance, 4)
+    assert start.tolist() == [[4, 2, 6, 0]]
+
+
 def test_ties_of_a_large_overlap_start_together_lowest_uncertainty_first():
     schedule = Schedule(2, 0.9)
     starts = schedule.starts(6)

@@ -1,4 +1,5 @@
 import gzip
+import re
 import struct
 
 import numpy as np
@@ -151,9 +152,20 @@ def test_broken_mnist_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="not an IDX file of 3-dimensional bytes"):
         load_digits("train", tmp_path)
     images.unlink()
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="not a readable gzip file"):
-        load_digits("train", tmp_path)
+    compressed = gzip.compress(bytes(range(256)))
+    for damaged in (b"hello", compressed[:10] + b"\xff" * 50 + compressed[60:]):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a readable gzip file"):
+            load_digits("train", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[], [0, 1, 2, 3, 4, 5, 6, 7, 8], list(range(11))])
+def test_mnist_files_have_all_digits_and_no_others(tmp_path, labels):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((len(labels), 28, 28)))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.array(labels))
+    problem = f"MNIST files in {tmp_path}: t10k labels must be 0 to 9, each at least once, got {labels}"
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        load_digits("test", tmp_path)
 
 
 def test_an_unknown_split_is_refused():

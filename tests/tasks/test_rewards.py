@@ -27,3 +27,10 @@ def test_other_samples_are_refused(shape):
     for reward in (valid_board, minus_violations):
         with pytest.raises(ValueError, match=r"this reward is of Sudoku boards, .*, got \(2, .* of torch.float32"):
             reward(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("x", [[1], None])
+def test_what_is_no_tensor_is_refused(x):
+    for reward in (valid_board, minus_violations):
+        with pytest.raises(ValueError, match=f"this reward is of Sudoku boards, .*, got {type(x).__name__}; "):
+            reward(x)

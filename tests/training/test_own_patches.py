@@ -135,6 +135,13 @@ def test_a_model_whose_patches_show_nothing_is_refused(start, monkeypatch):
         make_own_patches(start, ReadStripes(), seed=3)
 
 
+def test_symbols_of_another_form_are_refused(start, monkeypatch):
+    monkeypatch.setattr(ReadStripes, "read_symbols", lambda self, samples: torch.zeros(len(samples), 3))
+    wanted = r"^task stripes: read_symbols\(\) must return an int64 tensor of shape \(24, 4\) on cpu, got a float32"
+    with pytest.raises(ValueError, match=wanted):
+        make_own_patches(start, ReadStripes(), seed=3)
+
+
 def test_runs_that_cannot_make_own_patches_are_refused(start, few, tmp_path):
     for task, init, problem in (
         (ReadStripes(), None, r"own_patches: needs a model of patches \(init\) whose weights the run starts from"),

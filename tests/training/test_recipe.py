@@ -1,4 +1,4 @@
-"""Recipes of the bundled models."""
+"""Recipes, and the networks and settings that they name."""
 
 from dataclasses import fields, replace
 

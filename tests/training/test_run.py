@@ -86,6 +86,25 @@ def test_what_was_said_of_other_weights_is_gone(tmp_path):
     assert not (tmp_path / "evaluation.json").exists()
 
 
+def test_what_a_recipe_made_of_other_weights_is_gone_once_the_run_goes_on(tmp_path):
+    train(Stripes(), QUICK, tmp_path, progress=False)
+    files = [tmp_path / "quality-even-pixels.json", tmp_path / "even-pixels.safetensors"]
+    for path in files:
+        path.write_text("{}")
+    train(Stripes(), QUICK, tmp_path, resume=True, progress=False)  # has ended
+    assert all(path.exists() for path in files)
+    train(Stripes(), replace(QUICK, steps=41), tmp_path, resume=True, progress=False)
+    assert not any(path.exists() for path in files)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_may_begin_where_gradients_are_off(tmp_path, mode):
+    expected = load_model(train(Stripes(), QUICK, tmp_path / "usual", progress=False))
+    with mode():
+        path = train(Stripes(), QUICK, tmp_path / "off", progress=False)
+    assert same_weights(load_model(path), expected)
+
+
 def test_slow_steps_are_saved_and_logged_by_the_clock(tmp_path, monkeypatch):
     """As if a step took forty seconds."""
     now, saved = [0.0], []
@@ -134,3 +153,5 @@ def test_the_time_to_compile_does_not_count(tmp_path, monkeypatch):
     states.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     assert [state["seconds"] for state in states] == [30, 60]
     assert [state["step"] for state in states] == [1 + 30, 2 + 60]
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {entry["samples_per_second"] for entry in entries} == {settings.batch_size}

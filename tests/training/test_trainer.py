@@ -1,7 +1,9 @@
 """Steps of training: what they learn, their settings, and a task's samples."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from stripes import QUICK, Stripes, SymbolStripes, TokenStripes, same_weights, with_samples
@@ -122,6 +124,7 @@ def test_a_step_never_looks_at_its_data(name, dtype):
         (lambda n: torch.zeros(n + 1, 1, 8, 8), r"a float32 tensor of shape \(17, 1, 8, 8\) on cpu"),
         (lambda n: torch.zeros(n, 8, 8), r"a float32 tensor of shape \(16, 8, 8\) on cpu"),
         (lambda n: torch.zeros(n, 1, 8, 8, device="meta"), r"a float32 tensor of shape \(16, 1, 8, 8\) on meta"),
+        (lambda n: torch.zeros(n, 1, 8, 8).to_sparse(), r"a float32 tensor of shape .* on cpu in torch\.sparse_coo"),
         (lambda n: [0.0] * n, "list"),
     ],
 )
@@ -148,6 +151,29 @@ def test_values_out_of_range_are_refused_in_the_first_step_and_after_a_resume(tm
     resumed.restore(tmp_path / "old" / "checkpoint.pt")
     with pytest.raises(ValueError, match=came):
         resumed.train_step()
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (lambda x: x.float(), r"an int64 tensor of shape \(16, 4\) on cpu, got a float32 tensor"),
+        (lambda x: x[:, :3], r"an int64 tensor of shape \(16, 4\) on cpu, got an int64 tensor of shape \(16, 3\)"),
+        (lambda x: x.tolist(), r"an int64 tensor of shape \(16, 4\) on cpu, got list"),
+        (lambda x: x * 0 + 2, r"in 0\.\.1, got 2 to 2"),
+        (lambda x: x * 0 - 100, r"in 0\.\.1, got -100 to -100"),
+    ],
+)
+def test_symbols_that_are_none_of_the_tasks_are_refused(monkeypatch, change, came):
+    sample = SymbolStripes.sample_with_symbols
+
+    def changed(self, *arguments):
+        samples, symbols = sample(self, *arguments)
+        return samples, change(symbols)
+
+    monkeypatch.setattr(SymbolStripes, "sample_with_symbols", changed)
+    wanted = r"^task stripes: the symbols of sample_with_symbols\(\) must be "
+    with pytest.raises(ValueError, match=f"{wanted}{came}"):
+        Trainer(SymbolStripes(), QUICK).train_step()
 
 
 @pytest.mark.parametrize("device", ["nowhere", "cuda:99", "meta"])
@@ -209,3 +235,25 @@ def test_a_model_trains_in_training_mode_and_its_average_does_not():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TrainSettings(**bad)
+
+
+def test_settings_may_be_numpys_numbers():
+    integers = {"steps": 8, "batch_size": 2, "save_every": 3, "warmup": 0, "seed": 5}
+    others = ("minutes", "learning_rate", "weight_decay", "ema_decay", "clip_norm", "symbol_weight", "mean_weight")
+    numbers = dict.fromkeys((*others, "few_active", "own_patches"), 0.5)
+    given = {name: np.int64(value) for name, value in integers.items()}
+    settings = TrainSettings(**given, **{name: np.float32(value) for name, value in numbers.items()})
+    assert json.loads(json.dumps(asdict(settings))) == asdict(TrainSettings(**integers, **numbers))
+
+
+@pytest.mark.parametrize("name", [None, "", 5])
+def test_a_task_without_a_name_is_refused(name):
+    task = Stripes()
+    task.name = name
+    with pytest.raises(ValueError, match=f"^task must have a name, a str that is not empty, got {name!r}$"):
+        Trainer(task, QUICK)
+
+
+def test_the_mean_of_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"^mean_weight must be 0 for task token-stripes, .*, got 0\.5$"):
+        Trainer(TokenStripes(), replace(QUICK, mean_weight=0.5))

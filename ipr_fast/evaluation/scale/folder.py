@@ -80,7 +80,7 @@ class RunFolder:
         return f"{self.identity} {shard.name}"
 
     def read(self, shard: Shard, wanted: Callable[[str], bool] | None = None) -> Any:
-        """Read a shard's table, or the wanted columns of it. Raises ValueError if its file is not whole."""
+        """Read a shard's table, or the wanted columns of it. Raises as `read_shard` does."""
         return read_shard(self.file(shard), self._name(shard), shard.num_rows(self.plan), wanted)
 
     def finished(self) -> list[Shard]:
@@ -94,7 +94,7 @@ class RunFolder:
         return file.exists()
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether a shard's file is there and whole; a damaged one is removed."""
+        """Whether a shard's file is there and whole; a damaged one is removed. Raises OSError if it cannot be read."""
         if not self._is_there(shard):
             return False
         try:
@@ -127,10 +127,12 @@ def open_run(path: Path, manifest: dict[str, Any], share: Share) -> Iterator[Run
     """
     prepare_folder(path)
     with _alone(path, share):
+        # Listed before the manifest is looked for, which another share may write at this moment.
+        other = next((p.name for p in path.iterdir() if not _is_ours(p.name)), None)
         earlier = _read_manifest(path) if (path / MANIFEST).exists() else None
         if earlier is not None and (share.total > 1 or any(path.glob("*.parquet"))):
             _check_same(path, earlier, manifest)  # without shards, another plan may take its place
-        elif earlier is None and (other := next((p.name for p in path.iterdir() if not _is_ours(p.name)), None)):
+        elif earlier is None and other:
             raise ValueError(f"{path}: holds other files ({other}); choose an empty folder")
         else:
             with replacing(path / MANIFEST, suffix=f".{os.getpid()}{WRITING}") as file:
@@ -151,7 +153,7 @@ def _alone(path: Path, share: Share) -> Iterator[None]:
     with alone_in(path, shared=True), contextlib.ExitStack() as held:
         for other in path.glob("share-*-of-*.lock"):
             if not other.name.endswith(f"-of-{share.total}.lock"):
-                held.enter_context(alone_in(other))  # of another division: nobody may hold it
+                held.enter_context(alone_in(other, shared=True))  # of another division: none of its jobs may be at work
         own = path / f"share-{share.index}-of-{share.total}.lock"
         own.touch()
         with alone_in(own):

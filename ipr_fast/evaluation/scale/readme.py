@@ -8,7 +8,7 @@ from typing import Any
 
 from ipr_fast.evaluation.intervals import Estimate
 from ipr_fast.evaluation.scale.pages import Table, table_lines
-from ipr_fast.evaluation.scale.report import summary_markdown
+from ipr_fast.evaluation.scale.report import summary_markdown, unfinished
 from ipr_fast.outputs import read_json, replace_sections
 
 FILE = "a JSON file of `ipr-fast report`"
@@ -21,6 +21,11 @@ def read_summary(file: Path) -> dict[str, Any]:
     summary = read_json(file, FILE)
     if missing := [name for name in NEEDED if name not in summary]:
         raise ValueError(f"{file}: not {FILE}: it has no {', '.join(missing)}")
+    try:
+        results_section([summary])
+        summary_markdown(summary)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file}: not {FILE} ({error!r})") from error
     return summary
 
 
@@ -86,4 +91,8 @@ def _notes(summaries: Sequence[dict[str, Any]]) -> str:
         where = f"at {summary['commit']} on {summary['processor']}, torch {summary['torch']}"
         places.setdefault(where, []).append(summary["experiment"])
     names = {where: f" ({', '.join(found)})" if len(places) > 1 else "" for where, found in places.items()}
-    return " ".join([*notes, "Measured " + "; ".join(f"{where}{names[where]}" for where in places) + "."])
+    notes.append("Measured " + "; ".join(f"{where}{names[where]}" for where in places) + ".")
+    for summary in summaries:
+        if left := unfinished(summary):
+            notes.append(f"{summary['experiment']}: {left}" if len(summaries) > 1 else left)
+    return " ".join(notes)

@@ -5,7 +5,7 @@
 | `seed`, `chain`, `arm`, `iteration` | which sample |
 | `good`, `measure_NAME` | the judge's verdict |
 | `model_calls`, `evaluations`, `reward_calls` | cost of the sample up to this iteration |
-| `seconds` | time of the shard's arm up to this iteration, divided by its chains |
+| `seconds` | time of the shard's arm up to this iteration, divided by its chains; a shared start is the first arm's |
 | `sample` | the sample's float32 or int64 numbers, of the chains that are kept; else null |
 """
 
@@ -87,6 +87,7 @@ def write_shard(path: Path, table: Any, facts: Mapping[str, str]) -> None:
 def read_shard(path: Path, identity: str, num_rows: int, wanted: Callable[[str], bool] | None = None) -> Any:
     """Read a shard's table, checksums verified. Raises ValueError if the file is damaged or of another run.
 
+    An error of the machine, which says nothing of the file's content, stays an OSError or a MemoryError.
     wanted: whether a column of that name is read; the others are neither read nor verified. None: all.
     """
     pa, parquet = load_pyarrow(), load_parquet()
@@ -96,6 +97,8 @@ def read_shard(path: Path, identity: str, num_rows: int, wanted: Callable[[str],
             names = file.schema_arrow.names
             table = file.read(columns=None if wanted is None else [name for name in names if wanted(name)])
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise
         raise ValueError(f"{path}: a damaged shard ({type(error).__name__}); {AGAIN}") from error
     if found != identity:
         raise ValueError(f"{path}: another shard ({found}), expected {identity}; {AGAIN}")

@@ -77,18 +77,23 @@ def summary_markdown(summary: dict[str, Any]) -> str:
 
 def sentence(summary: dict[str, Any]) -> str:
     """Say what was measured, on how many samples, by whom judged, where."""
-    noun, (done, total) = summary["noun"], summary["shards"]
+    noun, left = summary["noun"], f" {said}" if (said := unfinished(summary)) else ""
     clues = f", {summary['clues'][0]} to {summary['clues'][1]} clues" if summary["clues"][1] else ""
     judge = f" {summary['judge'][0].upper()}{summary['judge'][1:]}." if summary["judge"] else ""
-    unfinished = "" if done == total else f" Unfinished: {done} of {total} shards are done."
     of_seeds = "for each of the seeds" if len(summary["seeds"]) > 1 else "of seed"
     seeds = ", ".join(map(str, summary["seeds"]))
     return (
         f"Model {summary['model']}, {summary['samples']:,} {noun}s {of_seeds} {seeds}{clues}; "
-        f"intervals 95 %.{judge}{unfinished} "
+        f"intervals 95 %.{judge}{left} "
         f"{summary['seconds']:,.0f} s, {100 * summary['outside_engine']:.1f} % of them outside the engine. Measured at "
         f"{summary['commit']} on {summary['processor']}, torch {summary['torch']}."
     )
+
+
+def unfinished(summary: dict[str, Any]) -> str:
+    """Return the sentence on a run of which shards are left; empty for a whole one."""
+    done, total = summary["shards"]
+    return "" if done == total else f"Unfinished: {done} of {total} shards are done."
 
 
 def arm_table(summary: dict[str, Any]) -> Table:
@@ -134,6 +139,8 @@ def seed_table(summary: dict[str, Any]) -> Table:
 
 
 def p_value(p: float) -> str:
+    if p < 1e-99:  # it may be too small for a float
+        return "< 1e-99"
     return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
 
 

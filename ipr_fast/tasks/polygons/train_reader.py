@@ -181,8 +181,8 @@ def train_reader(crops: Crops, generator: torch.Generator) -> ObjectReader:
 def spoiled(scene: Scene, generator: torch.Generator) -> tuple[Scene, Tensor]:
     """Spoil half of some consistent scenes. Returns them, and whether each is still consistent (B,).
 
-    A spoiled one has a wrong digit, one polygon more or fewer than it says, or a polygon with another number of
-    vertices.
+    A spoiled one has one of its two digits changed, that of the polygons or that of the vertices, or one polygon with
+    another number of vertices.
     """
     batch, device = len(scene.numbers), generator.device
 
