@@ -279,6 +279,9 @@ def test_the_tables_of_repair_are_the_committed_ones(model):
         ("violations-digit-sudoku-4x4", 2000),
         ("violations-token-sudoku-9x9", 2000),
         ("violations-digit-sudoku-9x9", 1000),
+        ("others-digit-sudoku-4x4", 2000),
+        ("others-token-sudoku-9x9", 2000),
+        ("others-digit-sudoku-9x9", 500),
     ],
 )
 def test_the_tables_of_guidance_are_the_committed_ones(name, samples):
