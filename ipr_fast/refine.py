@@ -190,7 +190,7 @@ def generate_batch(
     checks.boolean("progress", progress)
     if not batch_size:
         return given
-    values = space.own_values(given, free)
+    values = space.own_values(given, None if known_values is None else free)
     if guidance is not None:
         return _with_warnings(space, *_guided(call, guidance, values, free, progress))
     selected = Selection(free.clone(), free.sum(1).cpu())
@@ -259,8 +259,8 @@ def _iterate(
     progress: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Refine x. Returns the samples and the range (2,) of the first call's variance mix."""
+    original = call.space.own_values(x)
     touched = torch.zeros_like(select.free)
-    original = call.space.own_values(x, touched)
     bar = Pace(x.device, len(iterations), "refine", "iteration", progress, decimals=1)
     with call.engine(original, select.most_active, select.takes_signals) as engine, bar as pace:
 

@@ -65,10 +65,12 @@ class PatchSpace:
             noise == "fixed",
         )
 
-    def own_values(self, x: Tensor, ignored: Tensor) -> Tensor:
+    def own_values(self, x: Tensor, ignored: Tensor | None = None) -> Tensor:
         """Return samples as values of the engine (B, N, P), which user code cannot reach; 0 where ignored (B, N)."""
         patches = self.grid.to_patches(x)
-        return patches.masked_fill(ignored[..., None], patches.new_zeros(()))
+        if ignored is not None:
+            return patches.masked_fill(ignored[..., None], patches.new_zeros(()))
+        return patches.clone() if patches.untyped_storage()._cdata == x.untyped_storage()._cdata else patches
 
     def to_samples(self, values: Tensor, original: Tensor, changed: Tensor) -> Tensor:
         """Return samples with these values where `changed` (B, N), in the type of the original values."""
@@ -133,9 +135,9 @@ class TokenSpace:
             )
         return TokenSampling(schedule, checks.integer("seed", seed, 0, 2**64 - 1))
 
-    def own_values(self, x: Tensor, ignored: Tensor) -> Tensor:
+    def own_values(self, x: Tensor, ignored: Tensor | None = None) -> Tensor:
         """Return samples as values of the engine (B, N), which user code cannot reach; 0 where ignored (B, N)."""
-        return x.masked_fill(ignored, 0)
+        return x.clone() if ignored is None else x.masked_fill(ignored, 0)
 
     def to_samples(self, values: Tensor, original: Tensor, changed: Tensor) -> Tensor:
         """Return samples with these values where `changed` (B, N)."""
