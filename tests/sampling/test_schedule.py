@@ -125,7 +125,7 @@ def test_tables_hold_the_same_numbers():
 
 @pytest.mark.parametrize("bad", [(0, 0.0), (-1, 0.0), (1.5, 0.0), (True, 0.0), ("3", 0.0), (2**16 + 1, 0.0)])
 def test_steps_per_patch_out_of_range(bad):
-    with pytest.raises(ValueError, match="steps_per_patch must be an int in 1..65536"):
+    with pytest.raises(ValueError, match=r"steps_per_patch must be an int in 1..65536"):
         Schedule(*bad)
 
 
