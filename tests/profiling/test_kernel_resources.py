@@ -67,12 +67,13 @@ def fits(launch, target, shared):
     ("target", "shared"),
     [
         ("sm_80", 163),
+        ("sm_90", 227),
         pytest.param("sm_100", 227, marks=OF_3_3),
         pytest.param("gfx942", 64, marks=OF_3_3),
     ],
 )
 def test_the_largest_launch_of_each_kind_fits(launches, target, shared):
-    """`python profiling/kernel_resources.py` compiles all launches for all targets, two minutes for each"""
+    """`python profiling/kernel_resources.py` compiles all launches for all targets, two minutes for each."""
     for launch in largest(launches):
         if not (target.startswith("gfx") and launch.kernel.__name__ == NOT_OF_AMD):
             fits(launch, target, shared)
