@@ -166,11 +166,12 @@ class ViolatingPatches(SharePolicy):
         if isinstance(found, Tensor) and found is not report and found.ndim > 2:
             found = found.flatten(1)  # cells of a board are positions of a sequence of tokens
         found = patch_mask(name, found, len(x), self.grid, free.device)
-        violating, others = free & found, free & ~found & found.any(1, keepdim=True)
-        choices = (violating, super().sizes(free)), (others, self.num_others(free))
-        chosen = (PatchChoice(*choice, iteration) for choice in choices)
-        first, beside = (choose_patches(choice, seed=seed, chain_ids=chain_ids) for choice in chosen)
-        return first | beside
+        violating = free & found
+        chosen = choose_patches(PatchChoice(violating, super().sizes(free), iteration), seed=seed, chain_ids=chain_ids)
+        if not self.others:
+            return chosen
+        rest = PatchChoice(free & ~found & violating.any(1, keepdim=True), self.num_others(free), iteration)
+        return chosen | choose_patches(rest, seed=seed, chain_ids=chain_ids)
 
 
 @dataclass(frozen=True)
