@@ -230,9 +230,8 @@ class GuidanceExperiment:
         report = self.judge(x)
         ledger.note(rows, calls, report.violations)
         violating, free = (report.violating_cells.flatten(1) & self.free[rows]).sum(1), self.free[rows].sum(1)
-        chosen = violating.minimum(self.most_chosen[rows])
-        if others:
-            chosen = (violating + (others * free).long() * (violating > 0)).minimum(free)
+        beside = (others * free).long() * (violating > 0)
+        chosen = (violating.minimum(free if others else self.most_chosen[rows]) + beside).minimum(free)
         following = self._steps("refine_schedule", chosen)
         return following * ledger.affords(rows, following)[-1]
 
