@@ -14,8 +14,19 @@ import torch
 import typer
 
 from ipr_fast import outputs
-from ipr_fast.cli.common import FILES, REFINEMENT, RunOptions, load, model_option, option, path, path_option
+from ipr_fast.cli.common import (
+    FILES,
+    REFINEMENT,
+    STEPS_AND_OVERLAP,
+    RunOptions,
+    load,
+    model_option,
+    option,
+    path,
+    path_option,
+)
 from ipr_fast.cli.factory import is_factory
+from ipr_fast.cli.sampling_options import schedule_of
 from ipr_fast.cli.shard_options import ShardOptions, is_plan, run_plan
 from ipr_fast.evaluation.budget_plot import plot_budgets
 from ipr_fast.evaluation.diversity import measure_diversity
@@ -29,6 +40,7 @@ from ipr_fast.evaluation.scale.plan import plan_names
 from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import DEFAULT_MODEL
+from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 # Experiments, and the options of each.
@@ -36,7 +48,7 @@ OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
     "tokens": ("model", "count", "clues", "keep"),
-    "guidance": ("model", "count", "clues", "budgets", "calls", "methods", "keep"),
+    "guidance": ("model", "count", "clues", "budgets", "calls", "schedule", "methods", "keep"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -172,6 +184,19 @@ def run(
         int | None,
         option(REFINEMENT, "Model calls of a pass of tokens, for guidance.", min=1, show_default="one for each cell"),
     ] = None,
+    schedule: Annotated[
+        tuple[str, str] | None,
+        option(
+            REFINEMENT,
+            "Denoising steps per patch, and how far patches overlap in time, of passes and iterations on images, for "
+            "guidance.",
+            metavar=STEPS_AND_OVERLAP,
+            show_default="the model's",
+        ),
+    ] = None,
+    group: Annotated[
+        int | None, option(REFINEMENT, "Patches that start at a time, with --schedule.", min=1, max=65536)
+    ] = None,
     methods: Annotated[
         str | None,
         option(
@@ -213,6 +238,7 @@ def run(
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "calls": calls,
+        "schedule": _schedule(schedule, group),
         "methods": None if methods is None else _listed(methods),
         "every": every,
         "keep": keep,
@@ -237,6 +263,15 @@ def run(
     print(report(results))  # first, so that a full disk does not lose it
     if out is not None:
         outputs.write_json(out, results)
+
+
+def _schedule(values: tuple[str, str] | None, group: int | None) -> Schedule | None:
+    schedule = schedule_of("--schedule", values)
+    if group is None:
+        return schedule
+    if schedule is None:
+        raise ValueError("--group goes with --schedule")
+    return replace(schedule, group=group)
 
 
 def _measure(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ipr_fast.evaluation.environment import measured_at
 from ipr_fast.evaluation.intervals import Estimate
+from ipr_fast.sampling.schedule import Schedule
 
 SHOWN_ITERATIONS = (1, 2, 5, 10, 20, 50)  # of tables over the iterations
 
@@ -128,6 +129,8 @@ def guidance_table(results: dict) -> str:
     last = {row["name"]: row["cells"][-1] for row in results["rows"]}
     calls = [f"{name} {cell['calls']:,.0f} and {cell['reward_calls']:,.0f}" for name, cell in last.items()]
     note = " The reward is minus the violations. Calls of the model and of the reward for a board, at the last budget: "
+    if "schedule" in results:
+        note = f" {Schedule(**results['schedule'])} for passes and iterations.{note}"
     return _budget_table(results, titles, f"{note}{'; '.join(calls)}.")
 
 
