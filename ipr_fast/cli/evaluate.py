@@ -48,7 +48,10 @@ OPTIONS = {
     "arms": ("model", "count", "clues", "iters", "compared", "arms"),
     "repair": ("model", "count", "iters", "pairs"),
     "tokens": ("model", "count", "clues", "keep"),
-    "guidance": ("model", "count", "clues", "budgets", "calls", "schedule", "methods", "keep"),
+    "guidance": (
+        *("model", "count", "clues", "budgets", "calls", "generate-schedule", "refine-schedule", "group"),
+        *("methods", "keep"),
+    ),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -184,18 +187,21 @@ def run(
         int | None,
         option(REFINEMENT, "Model calls of a pass of tokens, for guidance.", min=1, show_default="one for each cell"),
     ] = None,
-    schedule: Annotated[
+    generate_schedule: Annotated[
         tuple[str, str] | None,
         option(
             REFINEMENT,
-            "Denoising steps per patch, and how far patches overlap in time, of passes and iterations on images, for "
-            "guidance.",
+            "Of a pass of images, for guidance: denoising steps per patch, and how far patches overlap in time.",
             metavar=STEPS_AND_OVERLAP,
             show_default="the model's",
         ),
     ] = None,
+    refine_schedule: Annotated[
+        tuple[str, str] | None,
+        option(REFINEMENT, "The same of an iteration.", metavar=STEPS_AND_OVERLAP, show_default="the model's"),
+    ] = None,
     group: Annotated[
-        int | None, option(REFINEMENT, "Patches that start at a time, with --schedule.", min=1, max=65536)
+        int | None, option(REFINEMENT, "Patches that start at a time, by these schedules.", min=1, max=65536)
     ] = None,
     methods: Annotated[
         str | None,
@@ -238,7 +244,9 @@ def run(
         "pairs": None if pairs is None else tuple(map(int, pairs.split(","))),
         "budgets": None if budgets is None else tuple(map(int, budgets.split(","))),
         "calls": calls,
-        "schedule": _schedule(schedule, group),
+        "generate-schedule": schedule_of("--generate-schedule", generate_schedule),
+        "refine-schedule": schedule_of("--refine-schedule", refine_schedule),
+        "group": group,
         "methods": None if methods is None else _listed(methods),
         "every": every,
         "keep": keep,
@@ -265,13 +273,13 @@ def run(
         outputs.write_json(out, results)
 
 
-def _schedule(values: tuple[str, str] | None, group: int | None) -> Schedule | None:
-    schedule = schedule_of("--schedule", values)
-    if group is None:
-        return schedule
-    if schedule is None:
-        raise ValueError("--group goes with --schedule")
-    return replace(schedule, group=group)
+def _schedules(given: dict[str, Any]) -> dict[str, Schedule]:
+    """Take the schedules of images, and the group of both, out of the given options."""
+    group = given.pop("group", None)
+    found = {name: given.pop(f"{name}-schedule") for name in ("generate", "refine") if f"{name}-schedule" in given}
+    if group is not None and not found:
+        raise ValueError("--group goes with --generate-schedule or --refine-schedule")
+    return {f"{name}_schedule": replace(each, group=group or each.group) for name, each in found.items()}
 
 
 def _measure(
@@ -303,7 +311,7 @@ def _measure(
             progress=progress,
         )
     if experiment == "guidance":
-        guided = GuidanceSettings(seed=seed, **given)
+        guided = GuidanceSettings(seed=seed, **_schedules(given), **given)
         return run_guidance_experiment(task, denoiser, name, guided, progress=progress, folder=folder, found=found)
     if isinstance(denoiser, TokenDenoiser) or isinstance(task, TokenSudoku):
         raise ValueError(f"model: {experiment} is measured on images, got a model of {task.name}; see evaluate tokens")

@@ -53,15 +53,17 @@ class GuidanceSettings:
     """Settings of an experiment on `count` samples.
 
     clues: given cells a board, uniform in clues[0]..clues[1]. budgets: multiples of one pass, ascending, the first 1.
-    calls: of a pass of tokens, and a quarter of them of an iteration. schedule: of passes and iterations of images.
-    Without one the model's are taken. temperature: of Metropolis' rule, IterRef and FK steering, in violations.
+    calls: of a pass of tokens, and a quarter of them of an iteration; None for the model's schedules.
+    generate_schedule, refine_schedule: of passes and of iterations of images; None for the model's. temperature: of
+    Metropolis' rule, IterRef and FK steering, in violations.
     """
 
     count: int = 2000
     clues: tuple[int, int] = (0, 0)
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16)
     calls: int | None = None
-    schedule: Schedule | None = None
+    generate_schedule: Schedule | None = None
+    refine_schedule: Schedule | None = None
     temperature: float = 0.5
     methods: tuple[str, ...] = METHODS
     seed: int = 0
@@ -91,7 +93,7 @@ class GuidanceExperiment:
         if clues is not None:
             self.given = {"known": clues[0].to(self.chains.device), "known_values": clues[1].to(self.chains.device)}
             self.free = ~self.given["known"]
-        self.schedules = schedules_of(model, settings.calls, settings.schedule)
+        self.schedules = schedules_of(model, settings)
         chosen = [num_chosen(ALPHA, n) for n in self.free.sum(1).tolist()]
         self.most_chosen = torch.tensor(chosen, device=self.chains.device)  # patches that an iteration of IPR renoises
         self.passes = self._steps("generate_schedule", self.free.sum(1))
@@ -277,14 +279,17 @@ class GuidanceExperiment:
 
 
 def schedules_of(
-    model: Denoiser | TokenDenoiser, calls: int | None, schedule: Schedule | None
+    model: Denoiser | TokenDenoiser, settings: GuidanceSettings
 ) -> dict[str, Schedule | TokenSchedule | None]:
-    """Return the schedules of a pass and of an iteration; None for the model's. Settings: see `GuidanceSettings`."""
-    if schedule is not None and isinstance(model, TokenDenoiser):
-        raise ValueError("schedule: it is a setting of models of images, got a model of tokens; see calls")
+    """Return the schedules of a pass and of an iteration; None for the model's."""
+    given = {name: getattr(settings, name) for name in ("generate_schedule", "refine_schedule")}
+    calls, for_tokens = settings.calls, isinstance(model, TokenDenoiser)
+    for name, schedule in given.items():
+        if for_tokens and schedule is not None:
+            raise ValueError(f"{name}: it is a setting of models of images, got a model of tokens; see calls")
     if calls is None:
-        return {"generate_schedule": schedule, "refine_schedule": schedule}
-    if not isinstance(model, TokenDenoiser):
+        return given
+    if not for_tokens:
         raise ValueError("calls: they are a setting of models of tokens, got a model of images")
     return {"generate_schedule": TokenSchedule(calls), "refine_schedule": TokenSchedule(max(1, round(ALPHA * calls)))}
 
@@ -340,7 +345,7 @@ def run_guidance_experiment(
     def results() -> dict:
         return {
             **described(task, name, settings.count, settings.clues, settings.seed, experiment.judge.note),
-            **({} if settings.schedule is None else {"schedule": asdict(settings.schedule)}),
+            **{name: each.values for name, each in experiment.schedules.items() if isinstance(each, Schedule)},
             "multiples": settings.budgets,
             "pass_calls": experiment.pass_calls,
             "temperature": settings.temperature,

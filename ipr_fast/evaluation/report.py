@@ -129,9 +129,14 @@ def guidance_table(results: dict) -> str:
     last = {row["name"]: row["cells"][-1] for row in results["rows"]}
     calls = [f"{name} {cell['calls']:,.0f} and {cell['reward_calls']:,.0f}" for name, cell in last.items()]
     note = " The reward is minus the violations. Calls of the model and of the reward for a board, at the last budget: "
-    if "schedule" in results:
-        note = f" {Schedule(**results['schedule'])} for passes and iterations.{note}"
+    for name, what in (("refine_schedule", "iteration"), ("generate_schedule", "pass")):
+        if name in results:
+            note = f" Each {what} by {_schedule(results[name])}.{note}"
     return _budget_table(results, titles, f"{note}{'; '.join(calls)}.")
+
+
+def _schedule(values: list[float]) -> str:
+    return f"`{Schedule(*values)}`"  # type: ignore[arg-type]
 
 
 def _budget_table(

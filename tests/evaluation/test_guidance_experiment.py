@@ -178,29 +178,34 @@ def test_calls_of_a_pass_of_tokens_are_a_setting(model):
     (cells,) = (row["cells"] for row in results["rows"] if row["name"] == "IPR")
     assert cells[-1]["calls"] == 8 + 4 * 2
     with pytest.raises(ValueError, match=r"^calls: they are a setting of models of tokens, got a model of images"):
-        guidance.schedules_of(load_model("digit-sudoku-4x4"), 8, None)
+        guidance.schedules_of(load_model("digit-sudoku-4x4"), settings)
 
 
 def test_a_schedule_of_passes_and_iterations_is_a_setting(tmp_path, capsys):
     pytest.importorskip("sklearn")
     arguments = ["evaluate", "guidance", "--count", "3", "--budgets", "1,4", "--quiet", "--seed", "2"]
-    options = ["--schedule", "2", "0.5", "--group", "3"]
+    options = ["--generate-schedule", "2", "0.5", "--refine-schedule", "3", "0.5", "--group", "3"]
     assert main([*arguments, *options, "--out", str(tmp_path / "guidance.json")]) == 0
     results = json.loads((tmp_path / "guidance.json").read_text())
-    schedule = Schedule(2, 0.5, group=3)
+    schedule, refine_schedule = Schedule(2, 0.5, group=3), Schedule(3, 0.5, group=3)
     assert results["pass_calls"] == schedule.steps(16) == 7
-    assert f" {schedule} for passes and iterations. The reward is " in report(results)
+    words = f" Each pass by `{schedule}`. Each iteration by `{refine_schedule}`. The reward is "
+    assert words in report(results)
     x = generate_batch(3, schedule=schedule, seed=2)
-    x = refine_batch(x, random_patches(), 7, schedule=schedule, seed=2)  # of 3 calls each
+    x = refine_batch(x, random_patches(), 4, schedule=refine_schedule, seed=2)  # of 5 calls each
     (cells,) = (row["cells"] for row in results["rows"] if row["name"] == "IPR")
-    assert cells[-1]["calls"] == 7 + 7 * 3
+    assert cells[-1]["calls"] == 7 + 4 * 5
     violations = DigitSudoku(4).judge()(x).violations.double()
     assert cells[-1]["means"]["violations"][0] == pytest.approx(violations.mean())
     capsys.readouterr()
-    assert main([*arguments, "--group", "3"]) == 1
-    assert capsys.readouterr().err == "ipr-fast evaluate: error: --group goes with --schedule\n"
-    assert main([*arguments, *options, "--model", "token-sudoku-9x9"]) == 1
-    assert "schedule: it is a setting of models of images, got a model of tokens; see calls" in capsys.readouterr().err
+    told = "generate_schedule: it is a setting of models of images, got a model of tokens; see calls"
+    for asked, error in [
+        ([*arguments, "--group", "3"], "error: --group goes with --generate-schedule or --refine-schedule\n"),
+        ([*arguments, *options, "--model", "token-sudoku-9x9"], told),
+        (["evaluate", "arms", *options], "--generate-schedule is not an option of arms"),
+    ]:
+        assert main(asked) == 1
+        assert error in capsys.readouterr().err
 
 
 def test_chosen_methods_are_measured_as_among_all(tmp_path, model, results):
