@@ -37,6 +37,7 @@ from ipr_fast.evaluation.initialisation import compare_initialisations
 from ipr_fast.evaluation.repair import PAIRS, measure_repair
 from ipr_fast.evaluation.report import report
 from ipr_fast.evaluation.scale.plan import plan_names
+from ipr_fast.evaluation.steps import measure_steps
 from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import DEFAULT_MODEL
@@ -52,6 +53,7 @@ OPTIONS = {
         *("model", "count", "clues", "budgets", "calls", "generate-schedule", "refine-schedule", "group"),
         *("methods", "keep"),
     ),
+    "steps": ("model", "count", "clues", "iters"),
     "diversity": ("model", "count", "iters"),
     "initialisation": ("count", "every"),
 }
@@ -106,8 +108,9 @@ def run(
             parser=_experiment,
             help="arms: one pass, IPR and controls; repair: boards with swapped pairs of cells; "
             "tokens: the orders of a model of tokens, and IPR, at equal calls; guidance: methods that use a "
-            "reward, at equal calls; diversity: how evenly boards of 4x4 cells cover all grids; initialisation: how "
-            "soon a model of 9x9 cells learns the rules. In shards, resumed by the same command: "
+            "reward, at equal calls; steps: what the model calls of an iteration buy; diversity: how evenly boards of "
+            "4x4 cells cover all grids; initialisation: how soon a model of 9x9 cells learns the rules. "
+            "In shards, resumed by the same command: "
             f"{', '.join(plan_names())}, or a .toml file of yours.",
         ),
     ] = "arms",
@@ -318,6 +321,9 @@ def _measure(
     if experiment == "arms":
         return run_experiment(task, denoiser, name, replace(DEFAULTS, seed=seed, **given), progress=progress)
     count, iters = given.get("count", DEFAULTS.count), given.get("iters", DIVERSITY_ITERS)
+    if experiment == "steps":
+        clues = given.get("clues", DEFAULTS.clues)
+        return measure_steps(task, denoiser, name, count, iters, clues, seed=seed, progress=progress)
     return measure_diversity(task, denoiser, count, iters, seed=seed, progress=progress)
 
 

@@ -15,6 +15,8 @@ def report(results: dict) -> str:
     """Format a measurement of any experiment. Raises KeyError or TypeError for another dict."""
     if "good_by_iteration" in results:
         return experiment_table(results)
+    if "steps" in results:
+        return steps_table(results)
     if "repair" in results:
         return repair_table(results)
     if "budgets" in results:
@@ -86,6 +88,27 @@ def repair_table(results: dict) -> str:
         "",
         f"Valid boards of {count:,}, all cells free, alpha 0.25, seed {results['seed']}, intervals 95 %."
         f"{_judged(results['judge'])} {measured_at(results['environment'])}",
+    ]
+    return "\n".join(lines)
+
+
+def steps_table(results: dict) -> str:
+    """Format the arms of `steps.measure_steps`."""
+    noun, good, before = results["noun"], results["adjective"], results["steps"][0]
+    titles = [f"steps of {results['iterations']} iterations", "NFE", f"{good} {noun}s", "gain over one pass"]
+    titles += ["fixed / broken", *before["means"], "distance of patches"]
+    lines = [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
+    for row in results["steps"]:
+        share, gain = Estimate(*row["share"]), Estimate(*row["gain"])
+        change = ["", ""] if row is before else [gain.points(), f"{row['fixed']} / {row['broken']}"]
+        means = (Estimate(*mean).plain() for mean in row["means"].values())
+        calls, distance = f"{row['calls']:,.4g}", f"{row['distance']:.3g}"
+        lines.append(_row([row["name"], calls, share.percent(), *change, *means, distance]))
+    lines += [
+        "",
+        f"{results['samples']:,} {noun}s{_with_clues(results['clues'])}, alpha 0.25, seed {results['seed']}, intervals "
+        "95 %. Distance: Fréchet's, of Gaussians fitted to the pixels of patches and of the data's; of other data "
+        f"{results['data_distance']:.2g}.{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

@@ -120,7 +120,10 @@ def test_a_full_disk_does_not_lose_a_measurement(tmp_path, boards, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["speed"], "must be one of arms, repair, tokens, guidance, diversity, initialisation, ablation-noise, "),
+        (
+            ["speed"],
+            "must be one of arms, repair, tokens, guidance, steps, diversity, initialisation, ablation-noise, ",
+        ),
         (["repair", "--pairs", "1,-2"], "must be whole numbers with commas between, got '1,-2'"),
         (["--arms", "alphas,more"], "some of alphas,fixed,controls,clues, got 'alphas,more'"),
         (["--count", "0"], "--count"),
