@@ -34,7 +34,7 @@ from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.models.files.content_hash import content_hash, model_hash
 from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.arguments import free_patches
-from ipr_fast.sampling.policies import num_chosen, random_patches
+from ipr_fast.sampling.policies import MaskPolicy, num_chosen, random_patches, sweep_patches
 from ipr_fast.spaces import space_of
 
 CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
@@ -50,9 +50,27 @@ class RefinementOptions:
     fixed_region: Annotated[
         bool, flag(REFINEMENT, "Renoise the same random patches every iteration.", "--fixed-region")
     ] = False
+    sweep: Annotated[
+        bool, flag(REFINEMENT, "Renoise every patch once in some 1 / alpha iterations, in random order.", "--sweep")
+    ] = False
     noise: Annotated[
         str, one_of(REFINEMENT, "NOISE", "Fresh noise each time, or the initial noise", ("random", "fixed"))
     ] = "random"
+
+    def policy(self) -> MaskPolicy:
+        """Return the policy that chooses an iteration's patches. Raises ValueError for options that exclude others."""
+        if self.sweep and self.fixed_region:
+            raise ValueError("--sweep and --fixed-region exclude each other")
+        return sweep_patches(self.ratio) if self.sweep else random_patches(self.ratio, fixed=self.fixed_region)
+
+    def chosen(self, free: int) -> list[int]:
+        """Return the number of patches that each iteration renoises, of `free` ones."""
+        size = num_chosen(self.ratio, free)
+        if not self.sweep or not free:
+            return [size] * self.iters
+        blocks = -(-free // size)
+        first = self.first_iteration - 1
+        return [min(size, free - size * (iteration % blocks)) for iteration in range(first, first + self.iters)]
 
 
 @dataclass(frozen=True)
@@ -155,8 +173,8 @@ def run(
         "tf32": sampling.tf32,
         "chunk": plan.chunk,
     }
+    policy = refinement.policy()
     with run_folder(Path(f"{out}.partial"), settings, plan, resume=resume) as folder:
-        policy = random_patches(refinement.ratio, fixed=refinement.fixed_region)
         tally = Tally()
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device, tally=tally)
         shown = write(out, dataclasses.replace(samples, images=x), denoiser)
@@ -170,5 +188,5 @@ def _model_calls(refinement: RefinementOptions, arguments: RefineArguments, coun
     space, known = space_of(arguments["model"]), arguments["known"]
     sampling = space.sampling(arguments["schedule"], "refine_schedule", 0.5, 1.0, 0, "random")
     free = free_patches(known, count, space.grid, arguments["chain_ids"].device).sum(1).tolist()
-    steps = sum(sampling.num_steps(num_chosen(refinement.ratio, number)) for number in free)
-    return refinement.iters * steps / max(1, count)
+    steps = {number: sum(map(sampling.num_steps, refinement.chosen(number))) for number in set(free)}
+    return sum(steps[number] for number in free) / max(1, count)

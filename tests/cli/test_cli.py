@@ -81,6 +81,31 @@ def test_refined_pictures_keep_their_16_bits(tmp_path, weights):
     assert not np.array_equal(again[12:], grey[12:])
 
 
+def test_a_sweep_renoises_every_patch_once(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def darkness(x): return -x.flatten(1).mean(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    x, known = torch.rand(3, 1, 16, 16) * 2 - 1, torch.zeros(3, 16, dtype=torch.bool)
+    known[0, :3], known[1, :], known[2, 5] = True, True, True  # 13 free patches, none, 15: sweeps of 5, 0 and 5
+    np.save("x.npy", x)
+    np.save("known.npy", known)
+    arguments = ["refine", "x.npy", "--model", weights, "--iters", "5", "--sweep", "--known", "known.npy", "--quiet"]
+    assert main([*arguments, "--out", "y.npy"]) == 0
+    model = ipr_fast.load_model(weights)
+    expected = ipr_fast.refine_batch(x, ipr_fast.sweep_patches(), 5, model=model, known=known)
+    y = torch.from_numpy(np.load("y.npy"))
+    torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
+    changed = (model.grid.to_patches(y) != model.grid.to_patches(x)).any(-1)
+    assert torch.equal(changed, ~known)
+    capsys.readouterr()
+    assert main([*arguments, "--out", "z.npy", "--schedule", "2", "1", "--accept", "mine:darkness"]) == 0
+    assert f"{2 * 10 / 3:.1f} model calls a sample" in capsys.readouterr().out
+    assert main([*arguments, "--out", "z.npy", "--schedule", "2", "0", "--accept", "mine:darkness"]) == 0
+    assert f"{2 * (13 + 15) / 3:.1f} model calls a sample" in capsys.readouterr().out  # a patch takes two calls
+    assert main([*arguments, "--out", "z.npy", "--fixed-region"]) == 1
+    assert "--sweep and --fixed-region exclude each other" in capsys.readouterr().err
+
+
 def test_info_tells_versions_and_models(capsys, weights):
     assert main(["info"]) == 0
     said = capsys.readouterr().out
