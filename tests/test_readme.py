@@ -291,6 +291,13 @@ def test_the_tables_of_guidance_are_the_committed_ones(name, samples):
     assert report(results) in text("ipr_fast/sampling/guidance")
 
 
+@pytest.mark.parametrize("model", ["digit-sudoku-4x4", "digit-sudoku-9x9"])
+def test_the_tables_of_steps_are_the_committed_ones(model):
+    results = measured(f"steps-{model}.json")
+    assert results["model"] == model
+    assert report(results) in text("ipr_fast/evaluation")
+
+
 def test_the_words_on_diversity_are_the_committed_ones():
     assert report(measured("diversity-digit-sudoku-4x4.json")) in text("ipr_fast/evaluation")
 

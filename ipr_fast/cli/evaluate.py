@@ -143,7 +143,7 @@ def run(
         int | None,
         option(
             REFINEMENT,
-            "Iterations at alpha 0.25; for diversity, all.",
+            "Iterations at alpha 0.25; for diversity and steps, all.",
             min=1,
             show_default=f"{DEFAULTS.iters}; {DIVERSITY_ITERS}",
         ),
@@ -156,7 +156,7 @@ def run(
         str | None,
         option(
             REFINEMENT,
-            f"Arms beside one pass and alpha 0.25, with commas between: {','.join(ARMS)}; or none.",
+            f"Arms beside one pass and alpha 0.25, with commas between: {', '.join(ARMS)}; or none.",
             parser=_some_of(ARMS),
             metavar="ARMS",
             show_default="all",
@@ -210,7 +210,7 @@ def run(
         str | None,
         option(
             REFINEMENT,
-            f"Methods beside best of N, for guidance, with commas between: {','.join(METHODS)}; or none.",
+            f"Methods beside best of N, for guidance, with commas between: {', '.join(METHODS)}; or none.",
             parser=_some_of(METHODS),
             metavar="METHODS",
             show_default="all",
