@@ -279,6 +279,8 @@ def test_the_tables_of_repair_are_the_committed_ones(model):
         ("violations-digit-sudoku-4x4", 2000),
         ("violations-token-sudoku-9x9", 2000),
         ("violations-digit-sudoku-9x9", 1000),
+        ("coarse-digit-sudoku-4x4", 2000),
+        ("coarse-digit-sudoku-9x9", 2000),
         ("others-digit-sudoku-4x4", 2000),
         ("others-token-sudoku-9x9", 2000),
         ("others-digit-sudoku-9x9", 500),
@@ -289,6 +291,17 @@ def test_the_tables_of_guidance_are_the_committed_ones(name, samples):
     assert results["model"] in name
     assert results["samples"] == samples
     assert report(results) in text("ipr_fast/sampling/guidance")
+
+
+def test_the_sentence_on_steps_has_the_measured_numbers():
+    rows = {row["name"]: row for row in measured("steps-digit-sudoku-4x4.json")["steps"]}
+    coarse, fine = rows["1 step, then a sweep of 10"], rows["the model's schedule"]
+    shares = {f"{100 * row['share'][0]:.1f} %" for row in (coarse, fine)}
+    assert len(shares) == 1
+    words = (
+        f"make {shares.pop()} of 4x4 boards valid with {coarse['calls']:.0f} calls, pass included, 20 by the published"
+    )
+    assert f"{words} schedule with {fine['calls']:.0f}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["digit-sudoku-4x4", "digit-sudoku-9x9"])

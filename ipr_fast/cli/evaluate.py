@@ -41,7 +41,6 @@ from ipr_fast.evaluation.steps import measure_steps
 from ipr_fast.evaluation.tokens import TokenExperimentSettings, run_token_experiment
 from ipr_fast.models.token_denoiser import TokenDenoiser
 from ipr_fast.resolve import DEFAULT_MODEL
-from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.tasks.token_sudoku import TokenSudoku
 
 # Experiments, and the options of each.
@@ -276,7 +275,7 @@ def run(
         outputs.write_json(out, results)
 
 
-def _schedules(given: dict[str, Any]) -> dict[str, Schedule]:
+def _schedules(given: dict[str, Any]) -> dict[str, Any]:
     """Take the schedules of images, and the group of both, out of the given options."""
     group = given.pop("group", None)
     found = {name: given.pop(f"{name}-schedule") for name in ("generate", "refine") if f"{name}-schedule" in given}
