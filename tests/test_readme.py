@@ -294,14 +294,18 @@ def test_the_tables_of_guidance_are_the_committed_ones(name, samples):
 
 
 def test_the_sentence_on_steps_has_the_measured_numbers():
-    rows = {row["name"]: row for row in measured("steps-digit-sudoku-4x4.json")["steps"]}
-    coarse, fine = rows["1 step, then a sweep of 10"], rows["the model's schedule"]
-    shares = {f"{100 * row['share'][0]:.1f} %" for row in (coarse, fine)}
-    assert len(shares) == 1
-    words = (
-        f"make {shares.pop()} of 4x4 boards valid with {coarse['calls']:.0f} calls, pass included, 20 by the published"
-    )
-    assert f"{words} schedule with {fine['calls']:.0f}" in (ROOT / "README.md").read_text()
+    def numbers(side, coarse):
+        rows = {row["name"]: row for row in measured(f"steps-digit-sudoku-{side}x{side}.json")["steps"]}
+        both = rows[f"{coarse}, then a sweep of 10"], rows["the model's schedule"]
+        return [word for row in both for word in (f"{100 * row['share'][0]:.1f} %", f"{row['calls']:,.0f}")]
+
+    share, calls, of_published, more = numbers(4, "1 step")
+    assert share == of_published
+    words = f"make {share} of 4x4 boards valid with {calls} calls, pass included, 20 by the published schedule "
+    words += f"with {more}; "
+    share, calls, of_published, more = numbers(9, "2 steps")
+    words += f"of two calls each, {share} of 9x9 boards with {calls}, {of_published} with {more}."
+    assert words in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["digit-sudoku-4x4", "digit-sudoku-9x9"])
