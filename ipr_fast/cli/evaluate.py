@@ -95,7 +95,7 @@ def _budgets(text: str) -> str:
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(text.split(","))
+    return () if text == "none" else tuple(name.strip() for name in text.split(","))
 
 
 def run(
@@ -142,7 +142,7 @@ def run(
         int | None,
         option(
             REFINEMENT,
-            "Iterations at alpha 0.25; for diversity and steps, all.",
+            "Iterations at alpha 0.25; for diversity, all; for steps, before a sweep.",
             min=1,
             show_default=f"{DEFAULTS.iters}; {DIVERSITY_ITERS}",
         ),
@@ -276,12 +276,12 @@ def run(
 
 
 def _schedules(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the schedules of images, and the group of both, out of the given options."""
+    """Take the schedules of images, and the group of both, out of the given options, as settings."""
     group = given.pop("group", None)
     found = {name: given.pop(f"{name}-schedule") for name in ("generate", "refine") if f"{name}-schedule" in given}
     if group is not None and not found:
         raise ValueError("--group goes with --generate-schedule or --refine-schedule")
-    return {f"{name}_schedule": replace(each, group=group or each.group) for name, each in found.items()}
+    return {f"{name}_schedule": replace(each, group=group or 1) for name, each in found.items()}
 
 
 def _measure(
@@ -313,7 +313,8 @@ def _measure(
             progress=progress,
         )
     if experiment == "guidance":
-        guided = GuidanceSettings(seed=seed, **_schedules(given), **given)
+        schedules = _schedules(given)
+        guided = GuidanceSettings(seed=seed, **schedules, **given)
         return run_guidance_experiment(task, denoiser, name, guided, progress=progress, folder=folder, found=found)
     if isinstance(denoiser, TokenDenoiser) or isinstance(task, TokenSudoku):
         raise ValueError(f"model: {experiment} is measured on images, got a model of {task.name}; see evaluate tokens")

@@ -63,15 +63,6 @@ class RefinementOptions:
             raise ValueError("--sweep and --fixed-region exclude each other")
         return sweep_patches(self.ratio) if self.sweep else random_patches(self.ratio, fixed=self.fixed_region)
 
-    def chosen(self, free: int) -> list[int]:
-        """Return the number of patches that each iteration renoises, of `free` ones."""
-        size = num_chosen(self.ratio, free)
-        if not self.sweep or not free:
-            return [size] * self.iters
-        blocks = -(-free // size)
-        first = self.first_iteration - 1
-        return [min(size, free - size * (iteration % blocks)) for iteration in range(first, first + self.iters)]
-
 
 @dataclass(frozen=True)
 class AcceptanceOptions:
@@ -162,7 +153,8 @@ def run(
         "input": content_hash(images),
         "model": model_hash(denoiser, source),
         "known": None if arguments["known"] is None else content_hash(arguments["known"]),
-        **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items()},
+        **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items() if name != "sweep"},
+        **({"sweep": True} if refinement.sweep else {}),  # runs of earlier versions have no such setting
         **{name.replace("_", "-"): value for name, value in dataclasses.asdict(acceptance).items()},
         "stochasticity": sampling.stochasticity,
         "temperature": sampling.temperature,
@@ -188,5 +180,5 @@ def _model_calls(refinement: RefinementOptions, arguments: RefineArguments, coun
     space, known = space_of(arguments["model"]), arguments["known"]
     sampling = space.sampling(arguments["schedule"], "refine_schedule", 0.5, 1.0, 0, "random")
     free = free_patches(known, count, space.grid, arguments["chain_ids"].device).sum(1).tolist()
-    steps = {number: sum(map(sampling.num_steps, refinement.chosen(number))) for number in set(free)}
-    return sum(steps[number] for number in free) / max(1, count)
+    steps = sum(sampling.num_steps(num_chosen(refinement.ratio, number)) for number in free)
+    return refinement.iters * steps / max(1, count)

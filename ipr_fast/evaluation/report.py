@@ -41,7 +41,8 @@ def experiment_table(results: dict) -> str:
         lines.append(_row([*cells, *(Estimate(*row["means"][name]).plain() for name in means)]))
     with_clues, judged = _with_clues(results["clues"]), _judged(results["judge"])
     later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
-    again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
+    later = (row for row in results["steps"] if "commit" in row)
+    again = "".join(f" Row of {row['name']}: measured at {row['commit']}." for row in later)
     lines += [
         "",
         f"{results['samples']:,} {noun}s{with_clues}, seed {results['seed']}, intervals 95 %.{judged} "
@@ -95,20 +96,23 @@ def repair_table(results: dict) -> str:
 def steps_table(results: dict) -> str:
     """Format the arms of `steps.measure_steps`."""
     noun, good, before = results["noun"], results["adjective"], results["steps"][0]
-    titles = [f"steps of {results['iterations']} iterations", "NFE", f"{good} {noun}s", "gain over one pass"]
+    titles = ["steps", "iterations", "NFE", f"{good} {noun}s", "gain over one pass"]
     titles += ["fixed / broken", *before["means"], "distance of patches"]
     lines = [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
     for row in results["steps"]:
         share, gain = Estimate(*row["share"]), Estimate(*row["gain"])
         change = ["", ""] if row is before else [gain.points(), f"{row['fixed']} / {row['broken']}"]
         means = (Estimate(*mean).plain() for mean in row["means"].values())
-        calls, distance = f"{row['calls']:,.4g}", f"{row['distance']:.3g}"
-        lines.append(_row([row["name"], calls, share.percent(), *change, *means, distance]))
+        calls, distance = f"{row['calls']:,.0f}", f"{row['distance']:.3g}"
+        lines.append(_row([row["name"], str(row["iterations"]), calls, share.percent(), *change, *means, distance]))
+    again = "".join(
+        f" Row of {row['name']}: measured at {row['commit']}." for row in results["steps"] if "commit" in row
+    )
     lines += [
         "",
         f"{results['samples']:,} {noun}s{_with_clues(results['clues'])}, alpha 0.25, seed {results['seed']}, intervals "
-        "95 %. Distance: Fréchet's, of Gaussians fitted to the pixels of patches and of the data's; of other data "
-        f"{results['data_distance']:.2g}.{_judged(results['judge'])} {measured_at(results['environment'])}",
+        "95 %. Distance: Fréchet's, squared, of Gaussians fitted to the pixels of patches and of the data's; of other "
+        f"data {results['data_distance']:.2g}.{_judged(results['judge'])} {measured_at(results['environment'])}{again}",
     ]
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ look is the Fréchet distance between Gaussians fitted to their pixels and to th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ipr_fast.evaluation import environment
-from ipr_fast.evaluation.evaluate import draw_clues
+from ipr_fast.evaluation.evaluate import draw_clues, many
 from ipr_fast.evaluation.experiments import compare, described
 from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
@@ -59,7 +60,9 @@ class StepsExperiment:
             self.free, self.known, values = ~given[0], given[0].to(self.device), given[1].to(self.device)
         self.counts = self.free.sum(1).tolist()
         if sum(self.counts) < 2:
-            raise ValueError(f"clues must leave two cells to generate, got {sum(self.counts)} in {count} samples")
+            raise ValueError(
+                f"clues must leave two cells to generate, got {sum(self.counts)} in {many(count, 'sample')}"
+            )
         self.options: dict[str, Any] = {"model": model, "known": self.known, "progress": progress}
         self.start = generate_batch(count, known_values=values, seed=seed, **self.options)
         self.pass_calls = self._mean_calls("generate_schedule", None, self.counts)
@@ -90,6 +93,7 @@ class StepsExperiment:
         patches = self.grid.to_patches(x.cpu())[self.free]
         return {
             "name": name,
+            "iterations": sum(stage.iterations for stage in stages),
             "calls": calls,
             "distance": frechet_distance(fit(patches), self.data),
             **compare(self.before, self.judge(x)),
@@ -121,7 +125,9 @@ def measure_steps(
     """Refine samples by `iters` iterations of the model's schedule and of shorter ones; return rows ready for JSON.
 
     Every coarse arm is measured as it is and with a sweep of fine iterations after it. The last row has the model's
-    schedule again, with no more calls than the shortest of those. name: of the model, for the record.
+    schedule again, for the fewest iterations that take as many calls as any of those.
+
+    name: of the model, for the record.
     """
     experiment = StepsExperiment(task, model, count, clues, seed, progress)
     random, sweep = random_patches(ALPHA), Stage(experiment.sweep, sweep_patches(ALPHA), POLISH)
@@ -129,8 +135,9 @@ def measure_steps(
     for words, schedule in COARSE.items():
         stage = Stage(iters, random, schedule)
         rows += [experiment.row(words, [stage]), experiment.row(f"{words}, then a sweep of 10", [stage, sweep])]
-    fewest = int((rows[-1]["calls"] - experiment.pass_calls) / experiment.iteration_calls(None))
-    rows.append(experiment.row("the model's schedule, for as many calls", [Stage(fewest, random, None)]))
+    coarse = max(row["calls"] for row in rows[2:]) - experiment.pass_calls
+    stage = Stage(math.ceil(coarse / experiment.iteration_calls(None)), random, None)
+    rows.append(experiment.row("the model's schedule, for as many calls", [stage]))
     return {
         **described(task, name, count, clues, seed, experiment.judge.note),
         "iterations": iters,

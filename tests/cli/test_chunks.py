@@ -173,7 +173,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_with_another(tmp_pat
         ("--seed", 1, "--ratio", 0.5): r"ratio 0\.25 \(now 0\.5\), seed 0 \(now 1\)",
         ("--first-iteration", 2): r"first-iteration 1 \(now 2\)",
         ("--fixed-region",): r"fixed-region False \(now True\)",
-        ("--sweep",): r"sweep False \(now True\)",
+        ("--sweep",): r"sweep None \(now True\)",
         ("--noise", "fixed"): r"noise random \(now fixed\)",
         ("--schedule", 2, 1): r"schedule Schedule\(.*overlap=0\.5.*\) \(now Schedule\(.*overlap=1\.0.*\)\)",
         ("--stochasticity", 0.25): r"stochasticity 0\.5 \(now 0\.25\)",
