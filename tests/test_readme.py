@@ -304,8 +304,19 @@ def test_the_sentence_on_steps_has_the_measured_numbers():
     words = f"make {share} of 4x4 boards valid with {calls} calls, pass included, 20 by the published schedule "
     words += f"with {more}; "
     share, calls, of_published, more = numbers(9, "2 steps")
-    words += f"of two calls each, {share} of 9x9 boards with {calls}, {of_published} with {more}."
+    words += f"20 of two calls and a sweep of five, {share} of 9x9 boards with 0 to 26 clues with {calls}, "
+    words += f"{of_published} with {more}."
     assert words in (ROOT / "README.md").read_text()
+
+
+def test_the_words_on_steps_of_even_pixels_are_the_measured_ones():
+    rows = {row["name"]: row["means"] for row in measured("steps-even-pixels.json")["steps"]}
+    before, coarse, swept = (
+        f"{rows[name]['saturation_std'][0]:.3g}" for name in ("one pass", "3 steps", "3 steps, then a sweep of 10")
+    )
+    words = text("ipr_fast/evaluation")
+    assert f"saturation within an image from {float(before):.2g} to {coarse}" in words
+    assert f"leaves it at {swept}" in words
 
 
 @pytest.mark.parametrize("model", ["digit-sudoku-4x4", "digit-sudoku-9x9"])
