@@ -41,8 +41,7 @@ def experiment_table(results: dict) -> str:
         lines.append(_row([*cells, *(Estimate(*row["means"][name]).plain() for name in means)]))
     with_clues, judged = _with_clues(results["clues"]), _judged(results["judge"])
     later = {row["commit"]: row["name"].split(":")[0] for row in results["arms"] if "commit" in row}
-    later = (row for row in results["steps"] if "commit" in row)
-    again = "".join(f" Row of {row['name']}: measured at {row['commit']}." for row in later)
+    again = "".join(f" Rows of {arms}: measured again at {commit}." for commit, arms in later.items())
     lines += [
         "",
         f"{results['samples']:,} {noun}s{with_clues}, seed {results['seed']}, intervals 95 %.{judged} "
@@ -105,9 +104,8 @@ def steps_table(results: dict) -> str:
         means = (Estimate(*mean).plain() for mean in row["means"].values())
         calls, distance = f"{row['calls']:,.0f}", f"{row['distance']:.3g}"
         lines.append(_row([row["name"], str(row["iterations"]), calls, share.percent(), *change, *means, distance]))
-    again = "".join(
-        f" Row of {row['name']}: measured at {row['commit']}." for row in results["steps"] if "commit" in row
-    )
+    later = (row for row in results["steps"] if "commit" in row)
+    again = "".join(f" Row of {row['name']}: measured at {row['commit']}." for row in later)
     lines += [
         "",
         f"{results['samples']:,} {noun}s{_with_clues(results['clues'])}, alpha 0.25, seed {results['seed']}, intervals "
