@@ -53,7 +53,7 @@ class StepsExperiment:
         self.space, self.device = space_of(model), contract.device_of(model) or torch.device("cpu")
         self.grid: Grid = model.grid
         given = draw_clues(task, count, clues, seed)
-        self.free = torch.ones(count, self.grid.num_patches, dtype=torch.bool)
+        self.free = torch.ones(count, self.grid.num_patches, dtype=torch.bool, device="cpu")
         self.known: Tensor | None = None
         values = None
         if given is not None:
