@@ -157,3 +157,13 @@ Space = PatchSpace | TokenSpace
 def space_of(model: Any) -> Space:
     """Return the space of a model's samples."""
     return TokenSpace(model) if contract.is_token_denoiser(model) else PatchSpace(model)
+
+
+def regeneration_calls(space: Space, schedule: Schedule | TokenSchedule | None, default: str, active: Tensor) -> Tensor:
+    """Return the model calls (R,) int64 of regenerations of so many active patches (R,).
+
+    schedule: None for the model's own, which is its attribute `default`.
+    """
+    sampling = space.sampling(schedule, default, 0.5, 1.0, 0, "random")
+    calls = [sampling.num_steps(n) for n in range(space.grid.num_patches + 1)]
+    return torch.tensor(calls, device=active.device)[active]

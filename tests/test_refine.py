@@ -227,6 +227,13 @@ def test_a_call_ends_when_every_chain_is_frozen(model, finished):
     assert calls == [1]
 
 
+def test_50_iterations_by_default(model, finished):
+    seen = []
+    options = {"model": model, "schedule": Schedule(1, 1.0), "callback": lambda i, x: seen.append(i)}
+    ipr_fast.refine_batch(finished[:1], random_patches(), **options)
+    assert seen == list(range(1, 51))
+
+
 def test_non_contiguous_and_gradient_carrying_input(model, finished):
     strided = finished.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
     out = refine(model, strided)

@@ -32,7 +32,7 @@ from ipr_fast.sampling.policies import (
 )
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
-from ipr_fast.spaces import TokenSpace, space_of
+from ipr_fast.spaces import TokenSpace, regeneration_calls, space_of
 from ipr_fast.tasks.base import Judge, Report
 
 POLICIES = ("random", "fixed", "uncertain", "violating", "all", "independent")
@@ -201,9 +201,7 @@ class Chains:
 
     def _regeneration(self, arm: Arm, kind: str, active: Tensor) -> tuple[Tensor, ...]:
         """Return calls and patch evaluations of one regeneration, by the number of active patches (B,)."""
-        sampling = self.space.sampling(self._schedule(arm, kind), f"{kind}_schedule", 0.5, 1.0, self.seed, "random")
-        steps = {n: sampling.num_steps(n) for n in set(active.tolist())}
-        calls = torch.tensor([steps[n] for n in active.tolist()], device="cpu")
+        calls = regeneration_calls(self.space, self._schedule(arm, kind), f"{kind}_schedule", active)
         return calls, self.num_patches + calls * active
 
     def _generated(self, arm: Arm, seed: int) -> Tensor:

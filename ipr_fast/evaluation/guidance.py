@@ -34,7 +34,7 @@ from ipr_fast.sampling.guidance.svdd import SVDD
 from ipr_fast.sampling.policies import num_chosen, random_patches, violating_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
-from ipr_fast.spaces import space_of
+from ipr_fast.spaces import regeneration_calls, space_of
 from ipr_fast.tasks.catalog import KnownTask
 from ipr_fast.tasks.sudoku import DigitSudoku
 from ipr_fast.tasks.token_sudoku import TokenSudoku
@@ -104,9 +104,7 @@ class GuidanceExperiment:
 
     def _steps(self, schedule: str, active: Tensor) -> Tensor:
         """Return the calls (R,) int64 that chains with so many active patches (R,) take."""
-        sampling = space_of(self.model).sampling(self.schedules[schedule], schedule, 0.5, 1.0, 0, "random")
-        steps = [0, *(sampling.num_steps(n) for n in range(1, self.free.shape[1] + 1))]
-        return torch.tensor(steps, device=active.device)[active]
+        return regeneration_calls(space_of(self.model), self.schedules[schedule], schedule, active)
 
     @cached_property
     def start(self) -> Tensor:

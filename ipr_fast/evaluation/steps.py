@@ -22,7 +22,7 @@ from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.patches import Grid
 from ipr_fast.sampling.policies import MaskPolicy, num_chosen, random_patches, sweep_patches
 from ipr_fast.sampling.schedule import Schedule
-from ipr_fast.spaces import space_of
+from ipr_fast.spaces import regeneration_calls, space_of
 from ipr_fast.tasks.catalog import KnownTask
 
 ALPHA = 0.25
@@ -58,30 +58,22 @@ class StepsExperiment:
         values = None
         if given is not None:
             self.free, self.known, values = ~given[0], given[0].to(self.device), given[1].to(self.device)
-        self.counts = self.free.sum(1).tolist()
-        if sum(self.counts) < 2:
-            raise ValueError(
-                f"clues must leave two cells to generate, got {sum(self.counts)} in {many(count, 'sample')}"
-            )
+        free = int(self.free.sum())
+        if free < 2:
+            raise ValueError(f"clues must leave two cells to generate, got {free} in {many(count, 'sample')}")
+        counts = self.free.sum(1)
+        self.chosen = torch.tensor([num_chosen(ALPHA, n) for n in counts.tolist()], device="cpu")
+        # The iterations in which `sweep_patches` has chosen every free patch of every chain.
+        self.sweep = int((counts / self.chosen.clamp_min(1)).ceil().max())
         self.options: dict[str, Any] = {"model": model, "known": self.known, "progress": progress}
         self.start = generate_batch(count, known_values=values, seed=seed, **self.options)
-        self.pass_calls = self._mean_calls("generate_schedule", None, self.counts)
+        self.pass_calls = float(regeneration_calls(self.space, None, "generate_schedule", counts).double().mean())
         self.before = self.judge(self.start)
         self.data = fit(self._data_patches(seed + 1))
 
     def iteration_calls(self, schedule: Schedule | None) -> float:
         """Return the mean model calls of an iteration."""
-        return self._mean_calls("refine_schedule", schedule, [num_chosen(ALPHA, n) for n in self.counts])
-
-    def _mean_calls(self, kind: str, schedule: Schedule | None, active: list[int]) -> float:
-        sampling = self.space.sampling(schedule, kind, 0.5, 1.0, 0, "random")
-        calls = {n: sampling.num_steps(n) for n in set(active)}
-        return sum(calls[n] for n in active) / len(active)
-
-    @property
-    def sweep(self) -> int:
-        """The iterations in which `sweep_patches` has chosen every free patch of every chain."""
-        return max(-(-n // num_chosen(ALPHA, n)) for n in self.counts if n)
+        return float(regeneration_calls(self.space, schedule, "refine_schedule", self.chosen).double().mean())
 
     def row(self, name: str, stages: list[Stage]) -> dict:
         """Refine by the stages, each with random numbers of its own, and return the arm's row."""

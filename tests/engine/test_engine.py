@@ -214,8 +214,16 @@ def test_an_iteration_never_looks_at_the_data(model, finished, ragged_known, net
         bool(ragged_known.any())  # the watch would notice
 
 
-@pytest.mark.parametrize("network", ["transformer", "unet"])
-@pytest.mark.parametrize("policy", [random_patches(0.3), random_patches(fixed=True), fixed_patches([1, 2, 7])], ids=str)
+@pytest.mark.parametrize(
+    ("network", "policy"),
+    [
+        ("transformer", random_patches(0.3)),
+        ("transformer", random_patches(fixed=True)),
+        ("transformer", fixed_patches([1, 2, 7])),
+        ("unet", random_patches(0.3)),
+    ],
+    ids=str,
+)
 def test_an_iteration_runs_on_tensors_without_data(model, finished, ragged_known, network, policy):
     """On tensors without values: no look at the data, no copy to or from the host, nothing made on the wrong device."""
     model = (copy.deepcopy(model) if network == "transformer" else small_unet()).to("meta")

@@ -12,7 +12,7 @@ MODELS = {
     "transformer": lambda: PatchTransformer(PatchTransformerConfig(1, 16, 4, width=32, depth=2, num_heads=2)),
     "pixels": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, pixel_width=5)),
     "clean": lambda: PatchTransformer(PatchTransformerConfig(3, 16, 4, width=32, depth=1, num_heads=2, output="clean")),
-    "unet": lambda: SRMUNet(SRMUNetConfig(3, 12, 4, (32, 32), (False, True), 1, 32, 32, 16)),
+    "unet": lambda: SRMUNet(SRMUNetConfig(3, 8, 4, (32, 32), (False, True), 1, 32, 32, 16)),
     "sequence": lambda: PatchTransformer(PatchTransformerConfig(2, (42,), 6, width=32, depth=1, num_heads=2)),
     "wide": lambda: PatchTransformer(PatchTransformerConfig(1, (4, 9), (2, 3), 32, 1, 2, pixel_width=5)),
     "video": lambda: PatchTransformer(PatchTransformerConfig(1, (4, 6, 6), (2, 2, 3), 32, 1, 2)),
@@ -22,7 +22,7 @@ MODELS = {
 RUNS = [
     ("transformer", Schedule(1, 0.0)),
     ("transformer", Schedule(3, 0.8)),
-    ("pixels", Schedule(2, 0.5)),
+    ("pixels", Schedule(1, 0.5)),
     ("clean", Schedule(2, 0.5)),
     ("unet", Schedule(1, 0.9)),
     ("sequence", Schedule(2, 0.5)),
@@ -41,7 +41,7 @@ def test_the_engine_equals_the_reference(name, schedule, device, generator, monk
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape, generator=generator)
     model, batch, grid = model.to(device), 5, model.grid
-    number = torch.tensor([0, grid.num_patches, grid.num_patches - 1, 2, 5])[:, None]  # "wide unet" has four patches
+    number = torch.tensor([0, grid.num_patches, grid.num_patches - 1, 2, 5])[:, None]  # UNets have four patches
     known = (torch.rand(batch, grid.num_patches, generator=generator).argsort(1).argsort(1) < number).to(device)
     values = torch.randn(batch, *grid.sample_shape, generator=generator).clamp(-1, 1).to(device)
 
