@@ -181,11 +181,5 @@ def compare(before: Report, after: Report) -> dict:
         "good": int(after.good.sum()),
         "share": intervals.share(after.good),
         **intervals.paired_changes(before.good, after.good),
-        "means": {name: _mean(values) for name, values in after.measures().items()},
+        "means": {name: intervals.mean(values) for name, values in after.measures().items()},
     }
-
-
-def _mean(values: Tensor) -> intervals.Estimate:
-    """The mean of a measure, whose interval ends at 0 as no measure is negative."""
-    value, low, high = intervals.mean(values)
-    return intervals.Estimate(value, max(0.0, low), high)

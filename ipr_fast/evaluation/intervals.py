@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; low and high are None where too few samples tell none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def percent(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.value:.1f} %" + self._interval(lambda x: f"{100 * x:.1f}")
 
     def points(self) -> str:
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.value:+.1f} points" + self._interval(lambda x: f"{100 * x:+.1f}")
 
     def plain(self) -> str:
-        value, low, high = (f"{x:#.3g}".removesuffix(".") for x in self)
-        return f"{value} [{low}, {high}]"
+        return _short(self.value) + self._interval(_short)
+
+    def _interval(self, written: Callable[[float], str]) -> str:
+        return "" if self.low is None or self.high is None else f" [{written(self.low)}, {written(self.high)}]"
 
 
 def share(successes: Tensor) -> Estimate:
@@ -84,10 +86,23 @@ def paired_changes(before: Tensor, after: Tensor) -> dict:
 
 
 def mean(values: Tensor) -> Estimate:
-    """The mean of numbers (B,), with the normal approximation's interval; without end for fewer than two."""
-    n = values.numel()
+    """The mean of numbers (B,) from 0 on, with the normal approximation's interval; with none for fewer than two."""
+    value, n = values.double().mean().item(), values.numel()
+    return _mean(value, values.double().std().item() if n > 1 else math.nan, n)
+
+
+def mean_of(total: float, squares: float, n: int) -> Estimate:
+    """The mean of n numbers with these sums of themselves and of their squares, as `mean` has it."""
+    value = total / n
+    return _mean(value, math.sqrt(max(0.0, squares - n * value**2) / max(1, n - 1)), n)
+
+
+def _mean(value: float, deviation: float, n: int) -> Estimate:
     if n < 2:
-        return Estimate(values.double().mean().item(), -math.inf, math.inf)
-    deviation, centre = (x.item() for x in torch.std_mean(values.double()))
+        return Estimate(value, None, None)
     half = Z * deviation / math.sqrt(n)
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate(value, max(0.0, value - half), value + half)
+
+
+def _short(value: float) -> str:
+    return f"{value:#.3g}".removesuffix(".")

@@ -146,9 +146,9 @@ def plot_good(path: str | Path, good: Tensor, noun: str, *, title: str, first: s
     first: what the samples were before the iterations.
     """
     pyplot = load_pyplot()
-    shares = [intervals.share(v) for v in good]
-    value, low, high = ([100 * s[i] for s in shares] for i in range(3))
-    steps = range(len(shares))
+    shares = torch.tensor([intervals.share(v) for v in good], dtype=torch.float64, device="cpu")
+    value, low, high = (100 * shares.T).tolist()
+    steps = range(len(value))
     figure, axis = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
     axis.fill_between(steps, low, high, color=GREEN, alpha=0.18, linewidth=0, label="95 % interval")
     reached = f"refined: {value[-1]:.1f} % after {steps[-1]}"

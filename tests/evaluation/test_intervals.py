@@ -53,7 +53,10 @@ def test_a_mean_has_its_interval():
     value, low, high = intervals.mean(values)
     half = intervals.Z * (5 / 3) ** 0.5 / 2
     assert (value, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
-    assert intervals.mean(torch.tensor([7])) == (7.0, -float("inf"), float("inf"))
+    assert intervals.mean_of(10.0, 30.0, 4) == pytest.approx((value, low, high))
+    assert intervals.mean(torch.tensor([0, 1, 0, 0])).low == 0  # no measure is negative
+    assert intervals.mean(torch.tensor([7])) == intervals.mean_of(7.0, 49.0, 1) == (7.0, None, None)
+    assert intervals.mean(torch.tensor([7])).plain() == "7.00"
     assert intervals.Estimate(0.12345, 0.1, 0.15).plain() == "0.123 [0.100, 0.150]"
     assert intervals.Estimate(512.0, 8.0, 0.0).plain() == "512 [8.00, 0.00]"
 

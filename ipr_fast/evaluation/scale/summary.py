@@ -5,7 +5,6 @@ Shards are read one after another and only sums are kept, so memory does not gro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,14 +147,10 @@ class Sums:
             "good": self.good,
             "share": self.share(),
             **{name: total / self.n for name, total in self.costs.items()},
-            "means": {name.removeprefix(MEASURE): self._mean(*sums) for name, sums in self.measures.items()},
+            "means": {
+                name.removeprefix(MEASURE): intervals.mean_of(*sums, self.n) for name, sums in self.measures.items()
+            },
         }
-
-    def _mean(self, total: float, squares: float) -> Estimate:
-        mean = total / self.n
-        variance = max(0.0, squares - self.n * mean**2) / max(1, self.n - 1)
-        half = intervals.Z * math.sqrt(variance / self.n)
-        return Estimate(mean, max(0.0, mean - half), mean + half)
 
 
 def total(each: list[Sums]) -> Sums:
