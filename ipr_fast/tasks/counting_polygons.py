@@ -104,14 +104,18 @@ class CountingPolygons:
 
     def sample_with_scenes(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Scene]:
         """Draw the images of `sample`, and what they show."""
+        scene = self.sample_scenes(batch_size, generator)
+        return self.draw(scene, generator), scene
+
+    def sample_scenes(self, batch_size: int, generator: torch.Generator) -> Scene:
+        """Draw what images show, but not the images."""
         checks.integer("batch_size", batch_size, 0)
         device = generator.device
         polygons = torch.randint(1, self.most_polygons + 1, (batch_size,), generator=generator, device=device)
         vertices = torch.randint(
             FEWEST_VERTICES, MOST_VERTICES + 1, (batch_size, 1), generator=generator, device=device
         )
-        scene = self._scenes(polygons, vertices.expand(-1, self.most_polygons), generator)
-        return self.draw(scene, generator), scene
+        return self._scenes(polygons, vertices.expand(-1, self.most_polygons), generator)
 
     def _scenes(self, polygons: Tensor, vertices: Tensor, generator: torch.Generator) -> Scene:
         return draw_scenes(polygons, vertices, generator)

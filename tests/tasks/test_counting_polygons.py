@@ -38,7 +38,7 @@ def test_numbers_are_uniform_and_the_digits_say_them():
     """Hoeffding: of 2,000 images, a share is off by 0.065 with probability 1e-7."""
     vertices, polygons, numbers = [], [], []
     for seed in range(4):
-        scene = TASK.sample_with_scenes(500, seeded(seed))[1]
+        scene = TASK.sample_scenes(500, seeded(seed))
         first, there = scene.vertices[:, 0], scene.vertices > 0
         assert ((scene.vertices == first[:, None]) | ~there).all()
         vertices.append(first), polygons.append(scene.polygons), numbers.append(scene.numbers)
@@ -143,7 +143,7 @@ def test_the_note_says_the_stored_accuracy():
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_wrong_digit_is_judged_wrong(which):
-    scene = TASK.sample_with_scenes(64, seeded(8))[1]
+    scene = TASK.sample_scenes(64, seeded(8))
     numbers = scene.numbers.clone()
     numbers[:, which] = numbers[:, which] % 9 + 1
     changed = scene._replace(numbers=numbers)
@@ -157,7 +157,7 @@ def test_a_wrong_digit_is_judged_wrong(which):
 
 
 def test_one_polygon_of_other_vertices_is_seen():
-    scene = TASK.sample_with_scenes(64, seeded(10))[1]
+    scene = TASK.sample_scenes(64, seeded(10))
     scene = scene._replace(vertices=scene.vertices.clone())
     scene.vertices[:, 0] = (scene.vertices[:, 0] - 2) % 5 + 3
     images = TASK.draw(scene, seeded(11))
@@ -170,7 +170,7 @@ def test_one_polygon_of_other_vertices_is_seen():
 
 def test_spoiled_scenes_are_half_of_them():
     """Spoiled in three of six ways; some of the changes say the same in the other order, or leave one polygon."""
-    scene = TASK.sample_with_scenes(600, seeded(12))[1]
+    scene = TASK.sample_scenes(600, seeded(12))
     changed, good = spoiled(scene, seeded(13))
     same = (changed.numbers == scene.numbers).all(1) & (changed.vertices == scene.vertices).all(1)
     assert good[same].all()

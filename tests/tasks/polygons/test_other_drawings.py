@@ -22,7 +22,7 @@ image_of, draw_of, font_of = (pytest.importorskip(f"PIL.{name}") for name in ("I
 
 
 def scenes(count, seed):
-    return CountingPolygons().sample_with_scenes(count, torch.Generator().manual_seed(seed))[1]
+    return CountingPolygons().sample_scenes(count, torch.Generator().manual_seed(seed))
 
 
 def drawn_by_pillow(scene, digits=True):
