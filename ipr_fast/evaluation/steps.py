@@ -116,14 +116,18 @@ def measure_steps(
 ) -> dict:
     """Refine samples by `iters` iterations of the model's schedule and of shorter ones; return rows ready for JSON.
 
-    Every coarse arm is measured as it is and with a sweep of fine iterations after it. The last row has the model's
-    schedule again, for the fewest iterations that take as many calls as any of those.
+    Every coarse arm is measured as it is and with a sweep of fine iterations after it; the sweep alone is a control.
+    The last row has the model's schedule again, for the fewest iterations that take as many calls as any of those.
 
     name: of the model, for the record.
     """
     experiment = StepsExperiment(task, model, count, clues, seed, progress)
     random, sweep = random_patches(ALPHA), Stage(experiment.sweep, sweep_patches(ALPHA), POLISH)
-    rows = [experiment.row("one pass", []), experiment.row("the model's schedule", [Stage(iters, random, None)])]
+    rows = [
+        experiment.row("one pass", []),
+        experiment.row("the model's schedule", [Stage(iters, random, None)]),
+        experiment.row("a sweep of 10", [sweep]),
+    ]
     for words, schedule in COARSE.items():
         stage = Stage(iters, random, schedule)
         rows += [experiment.row(words, [stage]), experiment.row(f"{words}, then a sweep of 10", [stage, sweep])]
