@@ -167,6 +167,11 @@ def name_of(function: object) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
 
 
+def instance_or_class(value: object) -> str:
+    """Return the name of a user's object, and that it is a class where an instance is due, for a message."""
+    return f"the class {value.__qualname__}" if isinstance(value, type) else name_of(value)
+
+
 def described(value: object) -> str:
     """Return a tensor's shape and dtype, or the type of anything else, for a message."""
     return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -234,6 +234,10 @@ def _guided(
     bar = Pace(values.device, guidance.stages(steps), "generate", "stage", progress, decimals=1)
     with span("generate_batch"), bar as pace, call.generation(guidance, values, free, pace.step) as generation:
         x = guidance.generate(generation)
+        shape, dtype = (len(values), *call.space.sample_shape), call.space.dtype
+        if not isinstance(x, Tensor) or tuple(x.shape) != shape or x.dtype != dtype:
+            name = f"guidance: {type(guidance).__name__}.generate"
+            raise ValueError(f"{name} must return samples {shape} of {dtype}, got {checks.described(x)}")
         user_code.check_eval_mode(call.space.model)
         return x, generation.engine.mix_range
 
@@ -274,7 +278,7 @@ def _iterate(
 
         acceptor = None
         if accept is not None:
-            acceptor = Acceptor(accept, engine.values, x, call.chain_ids, call.sampling.seed, iterations[0])
+            acceptor = Acceptor(accept, engine.values, samples(), call.chain_ids, call.sampling.seed, iterations[0])
             mode = user_code.EvalMode(call.space.model)
         for iteration in iterations:
             with span("iteration"):

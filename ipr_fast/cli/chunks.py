@@ -73,6 +73,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: dict, plan: ChunkPlan) -> None:
         self.path, self.settings, self.plan = path, settings, plan
         self.saved: dict[int, int] = {}  # chunk: its saved iteration
+        self.goes_on = False  # a run that was stopped
         self._run = content_hash(json.dumps(settings, sort_keys=True))
 
     def save(self, chunk: int, snapshot: Snapshot) -> None:
@@ -142,6 +143,7 @@ def run_folder(path: Path, settings: dict, plan: ChunkPlan, *, resume: bool) -> 
             existed = False
         if existed and not resume:
             raise ValueError(f"{path}: holds an unfinished run; pass --resume to go on with it, or remove the folder")
+        folder.goes_on = existed
         if existed:
             folder.check()
         try:

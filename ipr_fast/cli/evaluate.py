@@ -229,13 +229,6 @@ def run(
 
     Example: ipr-fast evaluate --count 64 --out quality.json
     """
-    if report_file is not None:
-        print(read_report(report_file))
-        if plot is not None:
-            draw_plot(report_file, plot)
-        return
-    if plot is not None:
-        raise ValueError("--plot draws the measurement of --report")
     given = {
         "model": model,
         "count": count,
@@ -254,6 +247,17 @@ def run(
         "keep": keep,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if report_file is not None:
+        others = [*([] if out is None else ["out"]), *given, *shard_options.given()]
+        if others:
+            raise ValueError(f"--{others[0]} does not go with --report, which measures nothing")
+        text = read_report(report_file)
+        if plot is not None:
+            draw_plot(report_file, plot)
+        print(text)
+        return
+    if plot is not None:
+        raise ValueError("--plot draws the measurement of --report")
     has = ("model", "count", *vars(shard_options)) if is_plan(experiment) else OPTIONS[experiment]
     for name in (*given, *shard_options.given()):
         if name not in has:
@@ -331,18 +335,17 @@ def draw_plot(file: Path, out: Path) -> None:
     """Draw the shares by budget of the measurement in a file. Raises ValueError for one without budgets."""
     results = json.loads(file.read_bytes())
     if "rows" not in results:
-        raise ValueError(f"--plot: {file}: is not a measurement by model calls, of tokens or guidance")
+        raise ValueError(f"--plot: {file}: not a measurement by model calls, of tokens or guidance")
     outputs.prepare_folder(out.parent)
     plot_budgets(out, results)
 
 
 def read_report(file: Path) -> str:
     """The report of a measurement in a file. Raises ValueError for a file of anything else."""
+    measurement = "a measurement of ipr-fast evaluate"
     try:
-        return report(json.loads(file.read_bytes()))
-    except OSError as error:
-        raise ValueError(f"--report: {file}: {error.strerror}") from error
-    except ValueError as error:  # not JSON: its repr would hold the whole file
-        raise ValueError(f"--report: {file}: not a measurement of ipr-fast evaluate ({error})") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"--report: {file}: not a measurement of ipr-fast evaluate ({error!r})") from error
+        return report(outputs.read_json(file, measurement))
+    except KeyError as error:
+        raise ValueError(f"{file}: not {measurement} (it has no {error})") from error
+    except (TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{file}: not {measurement} ({error})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -101,8 +101,15 @@ class AcceptanceOptions:
                 if given:
                     raise ValueError(f"--{name} needs --accept, the reward")
             return None
-        reward, temperature = reward_from(self.accept), self.accept_temperature or 0.0
-        return Metropolis(reward, checks.number("--accept-temperature", temperature, 0), keep_best=self.keep_best)
+        reward = reward_from(self.accept)
+        temperature = checks.number("--accept-temperature", self.settings["accept-temperature"], 0)
+        return Metropolis(reward, temperature, keep_best=self.keep_best)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, by the names of the options."""
+        temperature = self.accept_temperature or (None if self.accept is None else 0.0)
+        return {"accept": self.accept, "accept-temperature": temperature, "keep-best": self.keep_best}
 
 
 def run(
@@ -156,7 +163,7 @@ def run(
         "known": None if arguments["known"] is None else content_hash(arguments["known"]),
         **{name.replace("_", "-"): value for name, value in dataclasses.asdict(refinement).items() if name != "sweep"},
         **({"sweep": True} if refinement.sweep else {}),  # runs of earlier versions have no such setting
-        **{name.replace("_", "-"): value for name, value in dataclasses.asdict(acceptance).items()},
+        **acceptance.settings,
         "stochasticity": sampling.stochasticity,
         "temperature": sampling.temperature,
         "seed": run_options.seed,
@@ -172,7 +179,8 @@ def run(
         x = refine_in_chunks(images, policy, arguments, folder=folder, device=device, tally=tally)
         shown = write(out, dataclasses.replace(samples, images=x), denoiser)
     if arguments["accept"] is not None:
-        print(f"{tally}; {_model_calls(refinement, arguments, len(images)):,.1f} model calls a sample")
+        since = "since the run was resumed: " if folder.goes_on else ""
+        print(f"{since}{tally}; {_model_calls(refinement, arguments, len(images)):,.1f} model calls a sample")
     tell(out, x, f"refined samples{shown}")
 
 

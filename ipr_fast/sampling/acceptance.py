@@ -56,7 +56,7 @@ class Metropolis:
         self, reward: Reward, temperature: float | Callable[[int], float] = 0.0, *, keep_best: bool = False
     ) -> None:
         self.reward, self.keep_best = callable_reward(reward), checks.boolean("keep_best", keep_best)
-        self.temperature = temperature if callable(temperature) else checks.number("temperature", temperature, 0)
+        self.temperature = temperature if callable(temperature) else _temperature(temperature)
         self.last: Acceptance | None = None
 
     def __repr__(self) -> str:
@@ -73,22 +73,29 @@ class Metropolis:
         return checks.number(f"{name} in iteration {iteration}", value, 0)
 
 
+def _temperature(value: float) -> float:
+    try:
+        return checks.number("temperature", value, 0)
+    except ValueError as error:
+        raise ValueError(f"{error}; a function of the iteration is a schedule") from None
+
+
 def check_rule(accept: object) -> None:
     """Raise ValueError for an `accept` that is neither a rule nor None."""
     if accept is not None and not isinstance(accept, Metropolis):
         hint = ", make it with ipr_fast.Metropolis(reward, temperature)" if callable(accept) else ""
-        raise ValueError(f"accept must be an ipr_fast.Metropolis, got {checks.name_of(accept)}{hint}")
+        raise ValueError(f"accept must be an ipr_fast.Metropolis, got {checks.instance_or_class(accept)}{hint}")
 
 
 class Acceptor:
     """The chains of a call: their samples and rewards, and the best ones.
 
-    values: (B, N, ...) the engine's, before the first iteration; x: the samples.
+    values: (B, N, ...) the engine's, before the first iteration; x: the samples, which the reward may keep.
     """
 
     def __init__(self, rule: Metropolis, values: Tensor, x: Tensor, chain_ids: Tensor, seed: int, first: int) -> None:
         self.rule, self.chain_ids, self.seed = rule, chain_ids, seed_tensor(seed, values.device)
-        self.kept = Kept(values.clone(), rewards_of(rule.reward, x, first))
+        self.kept = Kept(values.clone(), rewards_of(rule.reward, x, first, "the call before iteration"))
         self.best = Kept(*(each.clone() for each in self.kept)) if rule.keep_best else None
         batch, device = len(values), values.device
         self._accepted, self._improved = torch.zeros(2, batch, dtype=torch.bool, device=device)

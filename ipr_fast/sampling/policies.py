@@ -246,9 +246,9 @@ def violating_patches(judge: object, ratio: float = 0.25, *, others: float = 0.0
     A chain without violations keeps its sample, and takes no steps. Random numbers are those of `random_patches`. The
     host reads the numbers of patches, once an iteration.
     """
-    judge = judge.judge() if hasattr(judge, "judge") else judge
+    judge = judge.judge() if hasattr(judge, "judge") and not isinstance(judge, type) else judge
     if isinstance(judge, type) or not callable(judge):
-        raise ValueError(f"judge must be a task or a function of samples, got {checks.name_of(judge)}")
+        raise ValueError(f"judge must be a task or a function of samples, got {checks.instance_or_class(judge)}")
     return ViolatingPatches(ratio, judge=judge, others=others)
 
 

@@ -16,8 +16,8 @@ Reward = Callable[[Tensor], Tensor]  # of samples (B, ...): (B,) real numbers, h
 
 def callable_reward(reward: Reward) -> Reward:
     """Return a reward. Raises ValueError if it cannot be called."""
-    if not callable(reward):
-        raise ValueError(f"reward must be callable, got {type(reward).__name__}")
+    if not callable(reward) or isinstance(reward, type):
+        raise ValueError(f"reward must be a function of samples, got {checks.instance_or_class(reward)}")
     return reward
 
 

@@ -90,7 +90,10 @@ def test_every_recorded_measurement_is_printed(name, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--report", "absent.json"], "--report: absent.json: No such file"),
+        (["--report", "absent.json"], "absent.json: not a measurement of ipr-fast evaluate (No such file"),
+        (["--report", RESULTS / "guard.json", "--out", "x.md"], "--out does not go with --report, which measures"),
+        (["--report", RESULTS / "guard.json", "--count", "5"], "--count does not go with --report"),
+        (["--report", RESULTS / "guard.json", "--samples"], "--samples does not go with --report"),
         (["--report", RESULTS / "guard.json"], "not a measurement of ipr-fast evaluate"),
         (["--report", RESULTS / "waves.json"], "not a measurement of ipr-fast evaluate"),
         (["--out", "/"], "/: is a folder"),

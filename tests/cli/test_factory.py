@@ -264,7 +264,9 @@ def test_samples_are_accepted_by_a_reward(options, rule, monkeypatch, capsys):
     assert ("another up to iteration 2 of 3" in said) == ("--keep-best" not in options)
     assert refine("mine:make", "--accept", "mine:make", "--resume", out="again.npy") == 1
     assert "a run of other settings: accept mine:brightness (now mine:make)" in capsys.readouterr().err
-    assert refine("mine:make", *accept, "--resume", out="again.npy") == 0
+    explicit = accept if options else [*accept, "--accept-temperature", "0"]  # the default is the same run
+    assert refine("mine:make", *explicit, "--resume", out="again.npy") == 0
+    assert "since the run was resumed: accepted" in capsys.readouterr().out
     assert np.array_equal(np.load("again.npy"), np.load("out.npy"))
 
 
@@ -276,8 +278,14 @@ def test_samples_are_accepted_by_a_reward(options, rule, monkeypatch, capsys):
         (["--accept", "mine:absent"], "--accept mine:absent: mine has no absent"),
         (["--accept", "mine:number"], "--accept mine:number must be a function of samples (B, ...), got int"),
         (["--accept", "mine:Net"], "--accept mine:Net must be a function of samples (B, ...), got a class"),
-        (["--accept", "mine:raises"], "reward raises raised TypeError in iteration 1: raises() takes 0 positional"),
-        (["--accept", "mine:absent_file"], "reward absent_file raised FileNotFoundError in iteration 1: no such file"),
+        (
+            ["--accept", "mine:raises"],
+            "reward raises raised TypeError in the call before iteration 1: raises() takes 0 positional",
+        ),
+        (
+            ["--accept", "mine:absent_file"],
+            "reward absent_file raised FileNotFoundError in the call before iteration 1: no such file",
+        ),
         (["--accept", "mine:brightness", "--accept-temperature", "-1"], "--accept-temperature must be a finite number"),
         (["--accept-temperature", "0"], "--accept-temperature needs --accept, the reward"),
         (["--keep-best"], "--keep-best needs --accept, the reward"),

@@ -282,7 +282,7 @@ def writing(x):
 @pytest.mark.parametrize(
     ("reward", "error", "message"),
     [
-        (broken, RuntimeError, r"reward broken raised KeyError in iteration 1: 'no board'"),
+        (broken, RuntimeError, r"reward broken raised KeyError in the call before iteration 1: 'no board'"),
         (writing, ValueError, r"reward writing writes into its input `x`"),
         (
             lambda x: brightness(x)[:3],
@@ -290,7 +290,7 @@ def writing(x):
             r"must return real numbers of shape \(12,\), got \(3,\) of torch.float32",
         ),
         (lambda x: brightness(x)[:, None], ValueError, r"shape \(12,\), got \(12, 1\)"),
-        (lambda x: 1.0, ValueError, r"shape \(12,\), got float in iteration 1"),
+        (lambda x: 1.0, ValueError, r"shape \(12,\), got float in the call before iteration 1"),
         (
             lambda x: brightness(x).to("meta"),
             ValueError,
@@ -301,7 +301,7 @@ def writing(x):
         (
             lambda x: brightness(x) * math.nan,
             ValueError,
-            r"must not return NaN, got NaN for 12 of 12 samples in iteration 1",
+            r"must not return NaN, got NaN for 12 of 12 samples in the call before iteration 1",
         ),
     ],
 )
@@ -310,10 +310,19 @@ def test_a_reward_that_breaks_its_contract_is_named(problem, reward, error, mess
         refine(problem, Metropolis(reward, 1.0))
 
 
+def test_a_reward_that_writes_past_torch_does_not_reach_the_callers_samples(problem):
+    """No version of a tensor tells of it."""
+    x, kept = problem[0], problem[0].clone()
+    refine(problem, Metropolis(lambda x: brightness(x.data.fill_(0.5)), 1.0))
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Metropolis(3.0), r"^reward must be callable, got float"),
+        (lambda: Metropolis(3.0), r"^reward must be a function of samples, got float"),
+        (lambda: Metropolis(torch.nn.Flatten), r"^reward must be a function of samples, got the class Flatten"),
+        (lambda: Metropolis(brightness, [1, 0.5]), r"got \[1, 0.5\]; a function of the iteration is a schedule"),
         (lambda: Metropolis(brightness, -1), r"^temperature must be a finite number >= 0, got -1"),
         (lambda: Metropolis(brightness, math.inf), r"^temperature must be a finite number >= 0, got inf"),
         (lambda: Metropolis(brightness, "hot"), r"^temperature must be a finite number >= 0, got 'hot'"),
@@ -351,6 +360,8 @@ def test_a_reward_that_puts_the_model_into_training_mode_is_found(finished):
 def test_what_is_no_rule_is_refused(problem):
     with pytest.raises(ValueError, match=r"^accept must be an ipr_fast.Metropolis, got brightness, make it with"):
         refine(problem, brightness)
+    with pytest.raises(ValueError, match=r"^accept must be an ipr_fast.Metropolis, got the class Metropolis, make it"):
+        refine(problem, Metropolis)
     with pytest.raises(ValueError, match=r"^accept must be an ipr_fast.Metropolis, got float"):
         refine(problem, 0.5)
 

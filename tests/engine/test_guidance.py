@@ -323,7 +323,7 @@ def test_particles_that_all_lose_at_a_level_are_kept_without_a_weight(partial):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: IterRef(3.0), r"^reward must be callable, got float"),
+        (lambda: IterRef(3.0), r"^reward must be a function of samples, got float"),
         (lambda: IterRef(mean, -1), r"^temperature must be a finite number >= 0, got -1"),
         (lambda: IterRef(mean, levels=()), r"^levels must be distinct and at least one, got \(\)"),
         (lambda: IterRef(mean, levels=(1,)), r"^levels must be numbers in \[0, 1\), got \(1,\); at level 1 nothing"),
@@ -356,6 +356,42 @@ def test_a_guidance_of_the_users_without_a_width_is_named():
         generate_batch(1, model=Lookup(), guidance=Own())
 
 
+@pytest.mark.parametrize(
+    ("reward", "returned", "message"),
+    [
+        (
+            mean,
+            lambda samples: samples,
+            r"Own.generate must return samples \(3, 11\) of torch.int64, got \(1, 3, 11\) of",
+        ),
+        (mean, lambda samples: samples[0].float(), r"must return samples .* got \(3, 11\) of torch.float32"),
+        (mean, lambda samples: None, r"must return samples .* got NoneType"),
+        (None, lambda samples: samples[0], r"^guidance.reward must be callable, got NoneType"),
+    ],
+)
+def test_what_a_guidance_of_the_users_returns_is_checked(reward, returned, message):
+    class Own:
+        width = 1
+
+        def stages(self, steps):
+            return 1
+
+        def generate(self, generation):
+            return returned(generation.samples(generation.start))
+
+    Own.reward = staticmethod(reward) if reward else None
+    with pytest.raises(ValueError, match=message):
+        generate_batch(3, model=Lookup(), guidance=Own())
+
+
+def test_a_guidance_of_more_rows_than_its_width_is_named():
+    class Wide(BestOfN):
+        width = 2
+
+    with pytest.raises(ValueError, match="guidance: it has 2 rows a chain, its width, got states of 4"):
+        generate_batch(3, model=Lookup(), guidance=Wide(mean, 4))
+
+
 def test_an_error_of_a_reward_names_the_step():
     def fails(x):
         raise KeyError("no")
@@ -368,8 +404,11 @@ def test_an_error_of_a_reward_names_the_step():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": mean}, r"^guidance must be such as ipr_fast.IterRef\(reward, ...\), got mean"),
-        ({"guidance": IterRef}, r"^guidance must be such as ipr_fast.IterRef\(reward, ...\), got IterRef"),
+        ({"guidance": mean}, r"^guidance must be an object such as ipr_fast.IterRef\(reward, ...\), got mean"),
+        (
+            {"guidance": IterRef},
+            r"^guidance must be an object such as ipr_fast.IterRef\(reward, ...\), got the class IterRef",
+        ),
         ({"schedule": TokenSchedule(remask="cap")}, r'^guidance: BestOfN needs a schedule that reveals by "count"'),
         ({"schedule": TokenSchedule(reveal="independent")}, r"^guidance: BestOfN needs a schedule"),
         ({"guidance": BestOfN(mean, 2**40)}, r"^guidance.width must be an int in 1..4294967296, got 1099511627776"),

@@ -256,6 +256,8 @@ def test_the_task_of_boards_names_the_cells(grid):
 def test_judges_that_do_not_fit_are_named(model, finished):
     with pytest.raises(ValueError, match="judge must be a task or a function of samples, got int"):
         violating_patches(3)
+    with pytest.raises(ValueError, match="judge must be a task or a function of samples, got the class EvenPixels"):
+        violating_patches(EvenPixels)
     with pytest.raises(ValueError, match="ratio must be a number"):
         violating_patches(dark, 0.0)
     with pytest.raises(ValueError, match="violating_patches: HueJudge: its EvenPixelsReport has no violating_cells"):

@@ -116,10 +116,13 @@ class PartEngine(Protocol):
 def check_guidance(guidance: object, schedule: object) -> None:
     """Raise ValueError for what is no guidance, and for schedules that it cannot be applied to."""
     if not all(hasattr(guidance, name) for name in ("generate", "stages")) or isinstance(guidance, type):
-        raise ValueError(f"guidance must be such as ipr_fast.IterRef(reward, ...), got {checks.name_of(guidance)}")
+        name = checks.instance_or_class(guidance)
+        raise ValueError(f"guidance must be an object such as ipr_fast.IterRef(reward, ...), got {name}")
     missing = [f"`{name}`" for name in ("width", "reward") if not hasattr(guidance, name)]
     if missing:
         raise ValueError(f"guidance: {checks.name_of(guidance)} must have {' and '.join(missing)}, see Guidance")
+    if not callable(guidance.reward):  # type: ignore[attr-defined]
+        raise ValueError(f"guidance.reward must be callable, got {type(guidance.reward).__name__}")  # type: ignore[attr-defined]
     checks.integer("guidance.width", guidance.width, 1, MAX_CHAIN_ID + 1)  # type: ignore[attr-defined]
     counts = not isinstance(schedule, TokenSchedule) or (schedule.reveal == "count" and schedule.remask is None)
     if not counts:
@@ -188,6 +191,8 @@ class Generation(ABC):
         stages: how much of the progress bar that is.
         """
         shape, engine = states.values.shape[:2], self.engine
+        if shape[0] > self.width:
+            raise ValueError(f"guidance: it has {self.width} rows a chain, its width, got states of {shape[0]}")
         rows = shape[0] * self.batch
         self._standing = int(last.max())
         begin, number = (torch.zeros(self.width * self.batch, dtype=torch.int64, device="cpu") for _ in range(2))

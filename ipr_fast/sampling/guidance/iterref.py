@@ -39,7 +39,8 @@ class IterRef:
     reward: called as reward(x) with samples (M, ...), of some rows of some chains; returns (M,) real numbers, higher is
         better.
     temperature: >= 0; 0 takes what is as good or better.
-    levels: in [0, 1), the shares of the steps that are still to do; 0 refines finished samples.
+    levels: in [0, 1), the shares of the steps that are still to do, to the nearest step; 0 refines finished samples.
+        Where no step is done yet there is nothing to move; levels of one step have the moves of each.
     moves, noise_steps: >= 1.
     candidates: 1..moves, how many proposals are drawn at once, in further lanes. They are tried in order, each as a
         move; after an acceptance those left are dropped, since they were drawn from the state before. The law is the
