@@ -78,7 +78,7 @@ def refine_batch(
     noise: "random" renoises a patch with new noise in each iteration, "fixed" with that of `generate_batch` for the
         same seed and chain ids.
     max_chains: how many chains run at a time, >= 1; the others wait. "auto": as many as fit into free memory, on a CPU
-        at most 10,000 patches, since more are slower.
+        at most 10,000 patches, since more are slower. It may call the model with a few rows first, to count memory.
     tf32: let a GPU multiply float32 in TF32. The network computes in the dtype of its weights (`load_model`).
     backend: "auto" uses CUDA graphs if x is on a GPU; "graphs" requires them, "torch" runs without; "reference" is the
         slow definition of the algorithm, one chain at a time.
