@@ -284,6 +284,7 @@ def test_the_tables_of_repair_are_the_committed_ones(model):
         ("others-digit-sudoku-4x4", 2000),
         ("others-token-sudoku-9x9", 2000),
         ("others-digit-sudoku-9x9", 500),
+        ("others-coarse-digit-sudoku-9x9", 2000),
     ],
 )
 def test_the_tables_of_guidance_are_the_committed_ones(name, samples):
