@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from ipr_fast import checks, files
@@ -35,7 +34,7 @@ from ipr_fast.models.files.checkpoints import bundled_model_for
 from ipr_fast.models.files.content_hash import content_hash, model_hash
 from ipr_fast.sampling.acceptance import Metropolis
 from ipr_fast.sampling.arguments import free_patches
-from ipr_fast.sampling.policies import MaskPolicy, num_chosen, random_patches, sweep_patches
+from ipr_fast.sampling.policies import MaskPolicy, random_patches, sizes_chosen, sweep_patches
 from ipr_fast.spaces import regeneration_calls, space_of
 
 CHUNK_ON_CPU, CHUNK_ON_GPU = 256, 4096  # samples that are saved together
@@ -187,7 +186,7 @@ def run(
 def _model_calls(refinement: RefinementOptions, arguments: RefineArguments, count: int) -> float:
     """Return the mean number of model calls of a sample, of all iterations."""
     space, known = space_of(arguments["model"]), arguments["known"]
-    free = free_patches(known, count, space.grid, arguments["chain_ids"].device).sum(1).tolist()
-    chosen = torch.tensor([num_chosen(refinement.ratio, number) for number in free], device="cpu")
+    free = free_patches(known, count, space.grid, arguments["chain_ids"].device).sum(1)
+    chosen = sizes_chosen(refinement.ratio, space.grid.num_patches, free.device)[free]
     calls = regeneration_calls(space, arguments["schedule"], "refine_schedule", chosen)
     return refinement.iters * int(calls.sum()) / max(1, count)

@@ -25,8 +25,8 @@ from ipr_fast.sampling.patches import PatchGrid
 from ipr_fast.sampling.policies import (
     MaskPolicy,
     all_patches,
-    num_chosen,
     random_patches,
+    sizes_chosen,
     uncertain_patches,
     violating_patches,
 )
@@ -95,9 +95,10 @@ class Arm:
             return violating_patches(judge, self.ratio)
         return all_patches() if self.policy == "all" else random_patches(self.ratio, fixed=self.policy == "fixed")
 
-    def chosen(self, free: int) -> int:
-        """Return how many of `free` patches an iteration regenerates at most."""
-        return free if self.policy in ("all", "independent") else num_chosen(self.ratio, free)
+    def chosen(self, free: Tensor, num_patches: int) -> Tensor:
+        """Return how many of the free patches (B,), of `num_patches`, an iteration regenerates at most."""
+        whole = self.policy in ("all", "independent")
+        return free if whole else sizes_chosen(self.ratio, num_patches, free.device)[free]
 
 
 class Given(NamedTuple):
@@ -146,7 +147,7 @@ class Chains:
         self._boards, self._progress = boards, progress
         self._starts: dict[tuple, tuple[Tensor, Report]] = {}
         free = [self.num_patches] * len(ids) if given is None else (~given.known).sum(1).tolist()
-        self._free = torch.tensor(free, device="cpu")
+        self._free = torch.tensor(free, dtype=torch.int64, device="cpu")
 
     def start(self, arm: Arm) -> tuple[Tensor, Report]:
         """Return the samples (B, ...) that an arm refines, and the judge's report on them."""
@@ -175,7 +176,7 @@ class Chains:
         """
         free = self._free if arm.swapped is None else torch.full_like(self._free, self.num_patches)
         begin = self._regeneration(arm, "generate", free)
-        again = self._regeneration(arm, "refine", torch.tensor([arm.chosen(n) for n in free.tolist()], device="cpu"))
+        again = self._regeneration(arm, "refine", arm.chosen(free, self.num_patches))
         if arm.policy == "independent":
             again = begin
         if arm.swapped is not None:

@@ -31,7 +31,7 @@ from ipr_fast.sampling.guidance.generation import Guidance
 from ipr_fast.sampling.guidance.iterref import IterRef
 from ipr_fast.sampling.guidance.steering import Steering
 from ipr_fast.sampling.guidance.svdd import SVDD
-from ipr_fast.sampling.policies import num_chosen, random_patches, violating_patches
+from ipr_fast.sampling.policies import random_patches, sizes_chosen, violating_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.sampling.tokens import TokenSchedule
 from ipr_fast.spaces import regeneration_calls, space_of
@@ -94,17 +94,16 @@ class GuidanceExperiment:
             self.given = {"known": clues[0].to(self.chains.device), "known_values": clues[1].to(self.chains.device)}
             self.free = ~self.given["known"]
         self.schedules = schedules_of(model, settings)
-        chosen = [num_chosen(ALPHA, n) for n in self.free.sum(1).tolist()]
-        self.most_chosen = torch.tensor(chosen, device=self.chains.device)  # patches that an iteration of IPR renoises
-        self.passes = self._steps("generate_schedule", self.free.sum(1))
+        # Model calls of a pass and of an iteration, (N + 1,) each, by the number of active patches.
+        numbers, space = torch.arange(task.side**2 + 1, device=self.chains.device), space_of(model)
+        self.calls = {kind: regeneration_calls(space, each, kind, numbers) for kind, each in self.schedules.items()}
+        # Patches that an iteration of IPR renoises.
+        self.most_chosen = sizes_chosen(ALPHA, task.side**2, self.chains.device)[self.free.sum(1)]
+        self.passes = self.calls["generate_schedule"][self.free.sum(1)]
         self.pass_calls = float(self.passes.double().mean())
-        self.iteration_calls = float(self._steps("refine_schedule", self.most_chosen).double().mean())
+        self.iteration_calls = float(self.calls["refine_schedule"][self.most_chosen].double().mean())
         if not self.pass_calls or not self.iteration_calls:
             raise ValueError(f"clues: all cells are given on boards of {settings.clues[1]} clues")
-
-    def _steps(self, schedule: str, active: Tensor) -> Tensor:
-        """Return the calls (R,) int64 that chains with so many active patches (R,) take."""
-        return regeneration_calls(space_of(self.model), self.schedules[schedule], schedule, active)
 
     @cached_property
     def start(self) -> Tensor:
@@ -190,7 +189,7 @@ class GuidanceExperiment:
         """
         ledger = Ledger(self.passes, self.settings.budgets)
         policy, rows, sample = violating_patches(self.judge, 1.0 if others else ALPHA, others=others), self.chains, 0
-        shortest = int(self._steps("refine_schedule", torch.ones_like(self.passes)).min())
+        shortest = int(self.calls["refine_schedule"][1])
         while len(rows):
             x = self.generate(rows, sample) if sample else self.start
             calls = self._look(ledger, rows, self.passes[rows], x, others)
@@ -233,7 +232,7 @@ class GuidanceExperiment:
         violating, free = (report.violating_cells.flatten(1) & self.free[rows]).sum(1), self.free[rows].sum(1)
         beside = (others * free).long() * (violating > 0)
         chosen = (violating.minimum(free if others else self.most_chosen[rows]) + beside).minimum(free)
-        following = self._steps("refine_schedule", chosen)
+        following = self.calls["refine_schedule"][chosen]
         return following * ledger.affords(rows, following)[-1]
 
     def guided(self, arm: str, budget: int, guidance: Guidance) -> None:

@@ -104,13 +104,11 @@ def steps_table(results: dict) -> str:
         means = (Estimate(*mean).plain() for mean in row["means"].values())
         calls, distance = f"{row['calls']:,.0f}", f"{row['distance']:.3g}"
         lines.append(_row([row["name"], str(row["iterations"]), calls, share.percent(), *change, *means, distance]))
-    later = (row for row in results["steps"] if "commit" in row)
-    again = "".join(f" Row of {row['name']}: measured at {row['commit']}." for row in later)
     lines += [
         "",
         f"{results['samples']:,} {noun}s{_with_clues(results['clues'])}, alpha 0.25, seed {results['seed']}, intervals "
         "95 %. Distance: Fréchet's, squared, of Gaussians fitted to the pixels of patches and of the data's; of other "
-        f"data {results['data_distance']:.2g}.{_judged(results['judge'])} {measured_at(results['environment'])}{again}",
+        f"data {results['data_distance']:.2g}.{_judged(results['judge'])} {measured_at(results['environment'])}",
     ]
     return "\n".join(lines)
 

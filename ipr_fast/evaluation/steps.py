@@ -20,7 +20,7 @@ from ipr_fast.models import contract
 from ipr_fast.models.denoiser import Denoiser
 from ipr_fast.refine import generate_batch, refine_batch
 from ipr_fast.sampling.patches import Grid
-from ipr_fast.sampling.policies import MaskPolicy, num_chosen, random_patches, sweep_patches
+from ipr_fast.sampling.policies import MaskPolicy, random_patches, sizes_chosen, sweep_patches
 from ipr_fast.sampling.schedule import Schedule
 from ipr_fast.spaces import regeneration_calls, space_of
 from ipr_fast.tasks.catalog import KnownTask
@@ -62,7 +62,7 @@ class StepsExperiment:
         if free < 2:
             raise ValueError(f"clues must leave two cells to generate, got {free} in {many(count, 'sample')}")
         counts = self.free.sum(1)
-        self.chosen = torch.tensor([num_chosen(ALPHA, n) for n in counts.tolist()], device="cpu")
+        self.chosen = sizes_chosen(ALPHA, self.grid.num_patches, "cpu")[counts]
         # The iterations in which `sweep_patches` has chosen every free patch of every chain.
         self.sweep = int((counts / self.chosen.clamp_min(1)).ceil().max())
         self.options: dict[str, Any] = {"model": model, "known": self.known, "progress": progress}

@@ -70,8 +70,7 @@ class SharePolicy(MaskPolicy):
             raise ValueError(f"ratio must be a number in (0, 1], got {self.ratio!r}")
 
     def bind(self, grid: Positions, batch: int, device: torch.device) -> SharePolicy:
-        sizes = [num_chosen(self.ratio, n) for n in range(grid.num_patches + 1)]
-        return replace(self, size_of=torch.tensor(sizes, device=device))
+        return replace(self, size_of=sizes_chosen(self.ratio, grid.num_patches, device))
 
     def sizes(self, free: Tensor) -> Tensor:
         assert self.size_of is not None, "bind is called before"
@@ -255,6 +254,11 @@ def violating_patches(judge: object, ratio: float = 0.25, *, others: float = 0.0
 def num_chosen(ratio: float, free: int) -> int:
     """Return the number of patches that `random_patches(ratio)` chooses of `free` ones."""
     return max(1, math.floor(ratio * free)) if free else 0
+
+
+def sizes_chosen(ratio: float, num_patches: int, device: torch.device | str) -> Tensor:
+    """Return `num_chosen` of every number of free patches from 0 to N: (N + 1,) int64."""
+    return torch.tensor([num_chosen(ratio, n) for n in range(num_patches + 1)], device=device)
 
 
 def fixed_patches(patches: Tensor | Sequence[int]) -> MaskPolicy:

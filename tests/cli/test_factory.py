@@ -270,6 +270,13 @@ def test_samples_are_accepted_by_a_reward(options, rule, monkeypatch, capsys):
     assert np.array_equal(np.load("again.npy"), np.load("out.npy"))
 
 
+def test_no_samples_are_accepted_without_a_call(capsys):
+    np.save("x.npy", np.zeros((0, *np.load("x.npy").shape[1:]), np.float32))
+    assert refine("mine:make", "--accept", "mine:brightness") == 0
+    said = "accepted 0 of 0 proposals; the reward judged 0 samples; 0.0 model calls a sample\n"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
